@@ -1,0 +1,203 @@
+"""Every configuration key that MaskFormer adds to Detectron2, with its meaning, unit and range."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+from maskformer.structures import InputError
+
+
+def add_maskformer_config(cfg: CfgNode) -> None:
+    """Add MaskFormer's keys and defaults to a Detectron2 config, in place.
+
+    Args:
+        cfg: what ``detectron2.config.get_cfg()`` gave.
+    """
+    add_deeplab_config(cfg)  # poly schedule, INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
+    _add_input_keys(cfg.INPUT)
+    _add_solver_keys(cfg.SOLVER)
+    _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
+    cfg.MODEL.MASK_FORMER = _mask_former_keys()
+
+
+def _add_input_keys(node: CfgNode) -> None:
+    # Which mapper turns an annotated image into a training example; see maskformer/data/mappers.
+    node.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # SSD colour jitter (brightness, contrast, saturation, hue) during training.
+    node.COLOR_AUG_SSD = False
+    # Training crops are padded bottom/right to a multiple of this, in pixels; < 1: no padding.
+    node.SIZE_DIVISIBILITY = -1
+
+
+def _add_solver_keys(node: CfgNode) -> None:
+    # "ADAMW" or "SGD".
+    node.OPTIMIZER = "ADAMW"
+    # Weight decay of embeddings (queries); normalisation layers have SOLVER.WEIGHT_DECAY_NORM.
+    node.WEIGHT_DECAY_EMBED = 0.0
+    # The backbone learns at BASE_LR times this.
+    node.BACKBONE_MULTIPLIER = 0.1
+
+
+def _add_head_keys(node: CfgNode) -> None:
+    # C, the width of mask and pixel embeddings.
+    node.MASK_DIM = 256
+    # Encoder layers on the coarsest feature, in TransformerEncoderPixelDecoder.
+    node.TRANSFORMER_ENC_LAYERS = 0
+    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder".
+    node.PIXEL_DECODER_NAME = "BasePixelDecoder"
+
+
+def _mask_former_keys() -> CfgNode:
+    node = CfgNode()
+    # Loss.
+    node.DEEP_SUPERVISION = True  # a loss on every decoder layer, not only the last
+    node.NO_OBJECT_WEIGHT = 0.1  # weight of the class "no object" in the cross-entropy
+    node.DICE_WEIGHT = 1.0  # of the dice loss and cost; the class weight is 1
+    node.MASK_WEIGHT = 20.0  # of the focal loss and cost
+    # Transformer.
+    node.NHEADS = 8
+    node.DROPOUT = 0.1  # probability, 0..1
+    node.DIM_FEEDFORWARD = 2048
+    node.ENC_LAYERS = 0  # encoder layers between input and decoder
+    node.DEC_LAYERS = 6
+    node.PRE_NORM = False  # normalise before each block instead of after it
+    node.HIDDEN_DIM = 256  # D
+    node.NUM_OBJECT_QUERIES = 100  # Q: the most segments one image can have
+    node.TRANSFORMER_IN_FEATURE = "res5"  # what queries attend to: a backbone feature or "transformer_encoder"
+    node.ENFORCE_INPUT_PROJ = False  # a 1x1 convolution before the transformer even where widths agree
+    # The network input is padded to a multiple of this, in pixels; 0: only to the batch's largest image;
+    # < 0: the backbone's own.
+    node.SIZE_DIVISIBILITY = 32
+    node.TEST = CfgNode()
+    node.TEST.SEMANTIC_ON = True  # return "sem_seg"
+    node.TEST.PANOPTIC_ON = False  # return "panoptic_seg"
+    node.TEST.INSTANCE_ON = False  # return "instances"
+    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # panoptic: the least class probability of a kept query, 0..1
+    node.TEST.OVERLAP_THRESHOLD = 0.0  # panoptic: the least visible fraction of a kept segment, 0..1
+    # Crop padding and resize masks to the original size before, not after, classes are decided; always so for
+    # panoptic and instance output.
+    node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    return node
+
+
+def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
+    """Detectron2's and our defaults, then a file, then options; the device is "auto" unless they name one.
+
+    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load too.
+
+    Args:
+        path: YAML file; "" for the defaults alone.
+        options: KEY VALUE KEY VALUE ..., as on the command line.
+
+    Raises:
+        InputError: the file cannot be read, or a key or the type of a value is wrong.
+    """
+    cfg = get_cfg()
+    add_maskformer_config(cfg)
+    cfg.MODEL.DEVICE = "auto"  # an available accelerator, else the CPU; see engine/accelerator.py
+    if path:
+        content = _read_yaml_with_base(path)
+        _check_keys(content, cfg, path)
+        content.pop("VERSION", None)
+        with _explained(path):
+            cfg.merge_from_other_cfg(CfgNode(content))
+    if len(options) % 2:
+        raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
+    for key, value in zip(options[::2], options[1::2]):
+        _check_key(key, cfg, "the command line")
+        with _explained("the command line"):
+            cfg.merge_from_list([key, value])
+    return cfg
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, AssertionError, SyntaxError) as error:
+        raise InputError(f"In {source}: {error}") from error
+
+
+def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:
+    for key, value in content.items():
+        _check_key(prefix + str(key), cfg, source)
+        if isinstance(value, dict):
+            _check_keys(value, cfg, source, f"{prefix}{key}.")
+
+
+def _check_key(key: str, cfg: CfgNode, source: str) -> None:
+    node = cfg
+    for depth, part in enumerate(key.split("."), start=1):
+        if not isinstance(node, CfgNode) or part not in node:
+            seen = ".".join(key.split(".")[:depth])
+            known = list(_key_names(cfg))
+            close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f" Close to it: {', '.join(close)}." if close else ""
+            raise InputError(f"Configuration key {seen} in {source} does not exist.{hint}")
+        node = node[part]
+
+
+def _key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, CfgNode):
+            yield from _key_names(value, f"{prefix}{key}.")
+
+
+# One shape of text, read as data, never evaluated: [int(x * 0.1 * 512) for x in range(5, 21)]
+_SIZE_LIST = re.compile(
+    r"\[\s*int\(\s*x\s*\*\s*(?P<step>\d+(?:\.\d+)?)\s*\*\s*(?P<size>\d+)\s*\)\s+for\s+x\s+in\s+"
+    r"range\(\s*(?P<start>\d+)\s*,\s*(?P<stop>\d+)\s*\)\s*\]"
+)
+
+
+class _ConfigLoader(yaml.SafeLoader):
+    """Plain YAML, and the one tag that configuration files of the original repository carry."""
+
+
+def _construct_size_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
+    arguments = loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else []
+    match = _SIZE_LIST.fullmatch(str(arguments[0]).strip()) if len(arguments) == 1 else None
+    if match is None:
+        raise yaml.constructor.ConstructorError(
+            None, None, "a Python expression is not read from a configuration file; write the list of numbers", node.start_mark
+        )
+    step, size = float(match["step"]), int(match["size"])
+    return [int(x * step * size) for x in range(int(match["start"]), int(match["stop"]))]
+
+
+_ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_size_list)
+
+
+def _read_yaml_with_base(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = _ConfigLoader(file).get_single_data() or {}
+    except OSError as error:
+        raise InputError(f"Configuration file {path} cannot be read: {error.strerror}. Check --config-file and _BASE_.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"Configuration file {path} is not plain YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"Configuration file {path} holds a {type(content).__name__}, expected keys and values.")
+    base = content.pop("_BASE_", None)
+    if base is None:
+        return content
+    base_path = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    return _merge(_read_yaml_with_base(base_path), content)
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both_nodes = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_nodes else value
+    return merged

@@ -1,0 +1,79 @@
+"""Instance inference: the most probable (query, class) pairs, each with a binary mask and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from .resize import Geometry
+
+
+def instance_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    geometry: Geometry,
+    *,
+    thing_class_ids: Collection[int] | None,
+    max_instances: int,
+) -> Instances:
+    """Detect instances.
+
+    Args:
+        class_logits: (Q,K+1) logits.
+        mask_logits: (Q,h,w) logits.
+        geometry: the image's sizes.
+        thing_class_ids: classes that have instances; None: all.
+        max_instances: N at most.
+
+    Returns:
+        ``Instances`` of the original size, best first: ``pred_masks`` (N,height,width) bool, ``pred_boxes`` around
+        them (x0, y0, x1, y1), ``scores`` (N,) class probability times the mean mask probability inside the mask,
+        ``pred_classes`` (N,) 0..K-1.
+
+    Source: Mask2Former (arXiv 2112.01527), section 4, "Instance segmentation"; MaskFormer has no instance output.
+    """
+    class_scores, queries, classes = top_pairs(class_logits, thing_class_ids, max_instances)
+    masks, mask_scores = _masks_and_scores(mask_logits, queries, geometry)
+    scores = class_scores * mask_scores
+    order = scores.argsort(descending=True, stable=True)
+    result = Instances(geometry.output_size)
+    result.pred_masks = masks[order]
+    result.pred_boxes = BitMasks(result.pred_masks).get_bounding_boxes()
+    result.scores = scores[order]
+    result.pred_classes = classes[order]
+    return result
+
+
+def top_pairs(
+    class_logits: Tensor, thing_class_ids: Collection[int] | None, max_instances: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The most probable (query, class) pairs among classes that have instances.
+
+    Returns:
+        Three (N,): class probability, query, class (0..K-1); most probable first.
+    """
+    class_probs = class_logits.softmax(-1)[:, :-1]
+    num_classes = class_probs.shape[1]
+    candidates = torch.arange(num_classes, device=class_probs.device)
+    if thing_class_ids is not None:
+        candidates = torch.tensor(sorted(thing_class_ids), dtype=torch.int64, device=class_probs.device)
+    pair_probs = class_probs[:, candidates].flatten()
+    scores, pairs = pair_probs.topk(min(max_instances, len(pair_probs)))
+    queries = torch.div(pairs, max(len(candidates), 1), rounding_mode="floor")
+    return scores, queries, candidates[pairs % max(len(candidates), 1)]
+
+
+def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """(N,height,width) bool masks and the (N,) mean probability inside each; every query is upsampled once."""
+    used, position = queries.unique(return_inverse=True)
+    masks = torch.empty((len(used), *geometry.output_size), dtype=torch.bool, device=mask_logits.device)
+    scores = mask_logits.new_zeros(len(used))
+    for slot in range(len(used)):
+        logits = geometry.restore(geometry.upsample(mask_logits[used[slot]][None]))[0]
+        masks[slot] = logits > 0
+        inside = masks[slot].sum()
+        scores[slot] = (logits.sigmoid() * masks[slot]).sum() / inside.clamp(min=1)
+    return masks[position], scores[position]

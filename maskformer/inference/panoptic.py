@@ -1,0 +1,123 @@
+"""Panoptic inference: each pixel belongs to one segment, or to none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from maskformer.structures import PanopticResult
+
+from .resize import Geometry
+
+_NOBODY = -1
+
+
+def panoptic_inference(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    geometry: Geometry,
+    *,
+    thing_class_ids: Collection[int],
+    object_mask_threshold: float,
+    overlap_threshold: float,
+) -> PanopticResult:
+    """Assign each pixel to the kept query with the largest score * sigmoid(mask), then drop hidden segments.
+
+    Only kept queries are upsampled, one at a time, so memory does not grow with Q.
+
+    Args:
+        class_logits: (Q,K+1) logits.
+        mask_logits: (Q,h,w) logits.
+        geometry: the image's sizes.
+        thing_class_ids: classes whose segments stay apart; segments of one stuff class merge.
+        object_mask_threshold: a query is kept if its best class is not "no object" and more probable than this.
+        overlap_threshold: a segment is dropped if its visible fraction is below this.
+
+    Source: MaskFormer, section 3.4, "General inference".
+    """
+    kept = kept_queries(class_logits, object_mask_threshold)
+    scores, classes = class_logits.softmax(-1)[kept].max(-1)
+    owner, visible_area, predicted_area = assign_pixels(
+        scores, lambda slot: geometry.restore(geometry.upsample(mask_logits[kept[slot]][None]))[0], geometry.output_size
+    )
+    segment_of_slot, segments_info = merge_segments(
+        classes.tolist(), visible_area.tolist(), predicted_area.tolist(), thing_class_ids, overlap_threshold
+    )
+    # The last entry serves pixels of nobody: index -1.
+    segment_ids = torch.tensor([*segment_of_slot, 0], dtype=torch.int32, device=owner.device)
+    return PanopticResult(segment_ids[owner], segments_info)
+
+
+def kept_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
+    """Indices (N,) of queries whose best class is not "no object" and whose probability exceeds the threshold."""
+    scores, classes = class_logits.softmax(-1).max(-1)
+    is_object = classes != class_logits.shape[-1] - 1
+    return (is_object & (scores > object_mask_threshold)).nonzero()[:, 0]
+
+
+def assign_pixels(
+    scores: Tensor, mask_logits_of: Callable[[int], Tensor], size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A running arg-max of score * sigmoid(mask) over kept queries; on ties the first wins.
+
+    Args:
+        scores: (N,) of the kept queries.
+        mask_logits_of: slot 0..N-1 -> its (height,width) logits.
+        size: (height, width).
+
+    Returns:
+        ``owner`` (height,width) int64, the slot of each pixel or -1 where there is none; ``visible_area`` (N,) pixels
+        owned; ``predicted_area`` (N,) pixels where sigmoid(mask) >= 0.5.
+    """
+    owner = torch.full(size, _NOBODY, dtype=torch.int64, device=scores.device)
+    best = torch.full(size, -1.0, dtype=scores.dtype, device=scores.device)
+    predicted_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    for slot in range(len(scores)):
+        mask_probs = mask_logits_of(slot).sigmoid()
+        predicted_area[slot] = (mask_probs >= 0.5).sum()
+        weighted = mask_probs * scores[slot]
+        is_better = weighted > best
+        owner.masked_fill_(is_better, slot)
+        best = torch.maximum(best, weighted)
+    visible_area = torch.zeros_like(predicted_area)
+    for slot in range(len(scores)):
+        visible_area[slot] = (owner == slot).sum()
+    return owner, visible_area, predicted_area
+
+
+def merge_segments(
+    classes: list[int],
+    visible_area: list[int],
+    predicted_area: list[int],
+    thing_class_ids: Collection[int],
+    overlap_threshold: float,
+) -> tuple[list[int], list[dict]]:
+    """Number the segments that stay, in order of queries; one number for all segments of a stuff class.
+
+    Args:
+        classes: class of each kept query.
+        visible_area: pixels that it owns.
+        predicted_area: pixels that it claims.
+        thing_class_ids: see ``panoptic_inference``.
+        overlap_threshold: see ``panoptic_inference``.
+
+    Returns:
+        The segment id of each kept query, 0 where it is dropped; and ``segments_info``.
+    """
+    segment_ids, segments_info, stuff_ids = [], [], {}
+    for category, visible, predicted in zip(classes, visible_area, predicted_area):
+        if visible == 0 or predicted == 0 or visible / predicted < overlap_threshold:
+            segment_ids.append(0)
+            continue
+        is_thing = category in thing_class_ids
+        if not is_thing and category in stuff_ids:
+            segment_ids.append(stuff_ids[category])
+            continue
+        segment_id = len(segments_info) + 1
+        segments_info.append({"id": segment_id, "isthing": is_thing, "category_id": category})
+        segment_ids.append(segment_id)
+        if not is_thing:
+            stuff_ids[category] = segment_id
+    return segment_ids, segments_info

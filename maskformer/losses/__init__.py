@@ -1,0 +1,14 @@
+"""The set prediction loss: functional (focal and dice), matcher, criterion."""
+
+from .criterion import SetCriterion
+from .functional import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
+from .matcher import HungarianMatcher
+
+__all__ = [
+    "HungarianMatcher",
+    "SetCriterion",
+    "dice_loss",
+    "pairwise_dice_cost",
+    "pairwise_focal_cost",
+    "sigmoid_focal_loss",
+]

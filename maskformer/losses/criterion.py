@@ -1,0 +1,132 @@
+"""SetCriterion: match queries with targets, then a class loss on every query and mask losses on matched ones."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskformer.structures import MaskPredictions, Match, Targets
+
+from .functional import MatchedMaskLosses
+from .matcher import HungarianMatcher
+from .precision import without_autocast
+
+
+class SetCriterion(nn.Module):
+    """The loss of a set of predictions, on every supervised layer.
+
+    Args:
+        num_classes: K.
+        matcher: pairs queries with targets.
+        no_object_weight: weight of "no object" in the cross-entropy; classes weigh 1.
+        class_weight: of ``loss_ce``.
+        mask_weight: of ``loss_mask`` (focal).
+        dice_weight: of ``loss_dice``.
+
+    Source: MaskFormer, section 3.2, equation 2; deep supervision as in DETR, section 3.2.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        matcher: HungarianMatcher,
+        no_object_weight: float = 0.1,
+        class_weight: float = 1.0,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.matcher = matcher
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        class_weights = torch.ones(num_classes + 1)
+        class_weights[-1] = no_object_weight
+        self.register_buffer("empty_weight", class_weights)  # named as in the released weights
+
+    def forward(self, predictions: MaskPredictions, targets: list[Targets]) -> dict[str, Tensor]:
+        """Compute the weighted losses.
+
+        Args:
+            predictions: L layers of B images.
+            targets: B images; masks padded to the network input, on the predictions' device.
+
+        Returns:
+            ``loss_ce``, ``loss_mask`` and ``loss_dice`` of the last layer; those of earlier layers end in ``_0``,
+            ``_1``, ... Each is a scalar already multiplied by its weight.
+        """
+        matches = self.matcher(predictions, targets)
+        pairs = _index_pairs(matches, targets).to(predictions.mask_logits.device)
+        with without_autocast(predictions.mask_logits) as precise:
+            class_losses = self._class_losses(precise(predictions.class_logits), pairs, targets)
+            focal_losses, dice_losses = self._mask_losses(precise(predictions.mask_logits), pairs, targets)
+        losses = {
+            "loss_ce": self.class_weight * class_losses,
+            "loss_mask": self.mask_weight * focal_losses,
+            "loss_dice": self.dice_weight * dice_losses,
+        }
+        return _name_by_layer(losses)
+
+    def _class_losses(self, class_logits: Tensor, pairs: Tensor, targets: list[Targets]) -> Tensor:
+        """(L,): cross-entropy of (L,B,Q,K+1) logits over all queries of a layer, a weighted mean."""
+        layers, images, queries, rows = pairs
+        labels = torch.cat([target.labels for target in targets])
+        target_classes = torch.full(class_logits.shape[:3], self.num_classes, device=class_logits.device)
+        target_classes[layers, images, queries] = labels[rows]
+        weight = self.empty_weight.to(class_logits.dtype)
+        return torch.stack(
+            [
+                F.cross_entropy(layer_logits.flatten(0, 1), layer_classes.flatten(), weight)
+                for layer_logits, layer_classes in zip(class_logits, target_classes)
+            ]
+        )
+
+    def _mask_losses(self, mask_logits: Tensor, pairs: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
+        """Two (L,): focal and dice of the matched of (L,B,Q,h,w) logits, each over the number of masks."""
+        layers, images, queries, rows = pairs
+        masks = torch.cat([target.masks for target in targets])
+        focal, dice = MatchedMaskLosses.apply(mask_logits[layers, images, queries], masks, rows)
+        by_layer = (len(mask_logits), len(rows) // len(mask_logits))  # each layer matches as many pairs
+        num_masks = average_num_masks(sum(len(target.labels) for target in targets), mask_logits.device)
+        return focal.view(by_layer).sum(1) / num_masks, dice.view(by_layer).sum(1) / num_masks
+
+
+def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
+    """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
+    average = torch.as_tensor(float(num_masks), device=device)
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(average)
+        average = average / comm.get_world_size()
+    return average.clamp(min=1)
+
+
+def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:
+    """(4, pairs) int64: layer, image and query of each matched pair, and its target's row in the batch's targets."""
+    first_rows = [0]
+    for target in targets:
+        first_rows.append(first_rows[-1] + len(target.labels))
+    columns = [
+        torch.stack(
+            [
+                torch.full_like(match.query_indices, layer),
+                torch.full_like(match.query_indices, image),
+                match.query_indices,
+                match.target_indices + first_rows[image],
+            ]
+        )
+        for layer, layer_matches in enumerate(matches)
+        for image, match in enumerate(layer_matches)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def _name_by_layer(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Spread (L,) losses: the last layer keeps the name, earlier ones get a suffix."""
+    named = {name: values[-1] for name, values in losses.items()}
+    for name, values in losses.items():
+        named.update({f"{name}_{layer}": value for layer, value in enumerate(values[:-1])})
+    return named

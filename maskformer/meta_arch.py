@@ -1,0 +1,214 @@
+"""MaskFormer: normalise -> network -> losses (training) or results (inference). Wiring only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.structures import BitMasks, ImageList, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference
+from maskformer.losses import HungarianMatcher, SetCriterion
+from maskformer.modeling import MaskFormerHead
+from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Which results a model gives, and how; the keys are those of ``MODEL.MASK_FORMER.TEST``.
+
+    Attributes:
+        semantic_on: give "sem_seg".
+        panoptic_on: give "panoptic_seg".
+        instance_on: give "instances".
+        object_mask_threshold: see ``panoptic_inference``.
+        overlap_threshold: see ``panoptic_inference``.
+        restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
+        max_instances: see ``instance_inference``.
+        thing_class_ids: contiguous ids of classes with instances; None where the dataset does not tell.
+    """
+
+    semantic_on: bool = True
+    panoptic_on: bool = False
+    instance_on: bool = False
+    object_mask_threshold: float = 0.0
+    overlap_threshold: float = 0.0
+    restore_masks_first: bool = False
+    max_instances: int = 100
+    thing_class_ids: Collection[int] | None = None
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Segments images semantically, panoptically and by instance, with one set of masks and classes.
+
+    Args:
+        backbone: images -> features.
+        sem_seg_head: features -> ``MaskPredictions``.
+        criterion: predictions and targets -> losses.
+        pixel_mean: three values in the images' channel order, 0..255.
+        pixel_std: likewise.
+        size_divisibility: inputs are padded to a multiple of it, in pixels; 0: only to the batch's largest image;
+            < 0: the backbone's own.
+        inference: which results to give.
+
+    Source: MaskFormer (arXiv 2107.06278), section 3.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: MaskFormerHead,
+        criterion: SetCriterion,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int = 32,
+        inference: InferenceOptions | None = None,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.inference = inference or InferenceOptions()
+        # Not persistent: released checkpoints do not hold them.
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that a configuration describes."""
+        backbone = build_backbone(cfg)
+        node = cfg.MODEL.MASK_FORMER
+        matcher = HungarianMatcher(mask_weight=node.MASK_WEIGHT, dice_weight=node.DICE_WEIGHT)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": SetCriterion(
+                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+                matcher=matcher,
+                no_object_weight=node.NO_OBJECT_WEIGHT,
+                mask_weight=node.MASK_WEIGHT,
+                dice_weight=node.DICE_WEIGHT,
+            ),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": node.SIZE_DIVISIBILITY,
+            "inference": _inference_options(cfg),
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are moved to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Train on, or segment, a batch.
+
+        Args:
+            batched_inputs: one dict an image: ``image`` (3, rows, columns); to train, ``instances`` with ``gt_classes``
+                (G,) and ``gt_masks`` (``SegmentMasks``, ``BitMasks`` or a (G, rows, columns) tensor); to infer, ``height``
+                and ``width`` of the result, the image's own where absent.
+
+        Returns:
+            Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
+            (K,height,width) scores, ``panoptic_seg`` ((height,width) int32 map, segments_info) and ``instances``.
+        """
+        images = self._normalise(batched_inputs)
+        padded_size = tuple(images.tensor.shape[-2:])
+        if self.training:
+            targets = [self._targets(example, padded_size) for example in batched_inputs]
+            return self.criterion(self._predict(images), targets)
+        class_logits, mask_logits = self._predict(images).final
+        return [
+            self._results(image_class_logits, image_mask_logits, _geometry(example, image_size, padded_size))
+            for image_class_logits, image_mask_logits, example, image_size in zip(
+                class_logits, mask_logits, batched_inputs, images.image_sizes
+            )
+        ]
+
+    def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        images = [(example["image"].to(self.device) - self.pixel_mean) / self.pixel_std for example in batched_inputs]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def _predict(self, images: ImageList) -> MaskPredictions:
+        return self.sem_seg_head(self.backbone(images.tensor))
+
+    def _targets(self, example: dict[str, Any], padded_size: tuple[int, int]) -> Targets:
+        if "instances" not in example:
+            raise InputError(
+                f"{example.get('file_name', 'A training image')} comes without 'instances': "
+                "INPUT.DATASET_MAPPER_NAME must name a mapper of MaskFormer."
+            )
+        instances: Instances = example["instances"].to(self.device)
+        masks = instances.gt_masks
+        rows, columns = masks.image_size if isinstance(masks, (SegmentMasks, BitMasks)) else masks.shape[-2:]
+        padding = (0, padded_size[1] - columns, 0, padded_size[0] - rows)
+        if isinstance(masks, SegmentMasks):  # pad the id map, not G masks
+            masks = masks.pad(padding).tensor
+        else:
+            masks = F.pad(getattr(masks, "tensor", masks).bool(), padding)
+        return Targets(labels=instances.gt_classes, masks=masks)
+
+    def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
+        """One image's results from (Q,K+1) and (Q,h,w) logits."""
+        options, results = self.inference, {}
+        if options.semantic_on:
+            restore_masks_first = options.restore_masks_first or options.panoptic_on or options.instance_on
+            results["sem_seg"] = semantic_inference(
+                class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first
+            )
+        if options.panoptic_on:
+            panoptic = panoptic_inference(
+                class_logits,
+                mask_logits,
+                geometry,
+                thing_class_ids=options.thing_class_ids or (),
+                object_mask_threshold=options.object_mask_threshold,
+                overlap_threshold=options.overlap_threshold,
+            )
+            results["panoptic_seg"] = (panoptic.segment_map, panoptic.segments_info)
+        if options.instance_on:
+            results["instances"] = instance_inference(
+                class_logits,
+                mask_logits,
+                geometry,
+                thing_class_ids=options.thing_class_ids,
+                max_instances=options.max_instances,
+            )
+        return results
+
+
+def _inference_options(cfg: CfgNode) -> InferenceOptions:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    return InferenceOptions(
+        semantic_on=test.SEMANTIC_ON,
+        panoptic_on=test.PANOPTIC_ON,
+        instance_on=test.INSTANCE_ON,
+        object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
+        overlap_threshold=test.OVERLAP_THRESHOLD,
+        restore_masks_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
+        max_instances=cfg.TEST.DETECTIONS_PER_IMAGE,
+        thing_class_ids=_thing_class_ids(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST),
+    )
+
+
+def _thing_class_ids(dataset_names: Sequence[str]) -> frozenset[int] | None:
+    if not dataset_names:
+        return None
+    thing_ids = MetadataCatalog.get(dataset_names[0]).get("thing_dataset_id_to_contiguous_id")
+    return None if thing_ids is None else frozenset(thing_ids.values())
+
+
+def _geometry(example: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Geometry:
+    output_size = (example.get("height", image_size[0]), example.get("width", image_size[1]))
+    return Geometry(padded_size=padded_size, image_size=tuple(image_size), output_size=output_size)

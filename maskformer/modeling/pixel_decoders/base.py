@@ -1,0 +1,100 @@
+"""BasePixelDecoder: backbone features -> per-pixel embeddings at stride 4.
+
+    res5 (1/32) -> layer_4 ----------------+
+    res4 (1/16) -> adapter_3 -> (+ upsampled) -> layer_3 ---+
+    res3 (1/8)  -> adapter_2 -> (+ upsampled) -> layer_2 ---+
+    res2 (1/4)  -> adapter_1 -> (+ upsampled) -> layer_1 -> mask_features (B,C,h,w)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class BasePixelDecoder(nn.Module):
+    """A top-down feature pyramid that ends in one embedding a pixel.
+
+    Args:
+        input_shape: backbone feature name -> channels and stride.
+        convs_dim: channels of the pyramid.
+        mask_dim: C.
+        norm: name of a normalisation ("GN", ...); "" for none, then convolutions have a bias.
+
+    Source: MaskFormer, section 3.3 "Pixel-level module" and 4.1.
+    """
+
+    encoded_channels: int | None = None  # channels of the second result; None: there is none
+
+    @configurable
+    def __init__(self, input_shape: dict[str, ShapeSpec], *, convs_dim: int, mask_dim: int, norm: str = ""):
+        super().__init__()
+        self.feature_names = sorted(input_shape, key=lambda name: input_shape[name].stride)  # finest first
+        self._norm = norm
+        channels = [input_shape[name].channels for name in self.feature_names]
+        # adapter_i, layer_i (1 is the finest) and mask_features are the names of the released weights.
+        for index, in_channels in enumerate(channels[:-1], start=1):
+            self.add_module(f"adapter_{index}", self._convolution(in_channels, convs_dim, kernel_size=1))
+            self.add_module(f"layer_{index}", self._convolution(convs_dim, convs_dim, kernel_size=3, relu=True))
+        self._add_coarsest_layer(channels[-1], convs_dim)
+        self.mask_features = Conv2d(convs_dim, mask_dim, kernel_size=3, padding=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        """Read ``MODEL.SEM_SEG_HEAD``."""
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: shape for name, shape in input_shape.items() if name in head.IN_FEATURES},
+            "convs_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+        }
+
+    def _add_coarsest_layer(self, in_channels: int, convs_dim: int) -> None:
+        self.add_module(
+            f"layer_{len(self.feature_names)}", self._convolution(in_channels, convs_dim, kernel_size=3, relu=True)
+        )
+
+    def _convolution(self, in_channels: int, out_channels: int, *, kernel_size: int, relu: bool = False) -> Conv2d:
+        convolution = Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            padding=kernel_size // 2,
+            bias=self._norm == "",
+            norm=get_norm(self._norm, out_channels),
+            activation=F.relu if relu else None,
+        )
+        weight_init.c2_xavier_fill(convolution)
+        return convolution
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Decode backbone features.
+
+        Args:
+            features: name -> (B, channels, rows, columns).
+
+        Returns:
+            ``pixel_embeddings`` (B,C,h,w) on the grid of the finest feature, and what a transformer encoder made of
+            the coarsest feature (B,D,rows,columns), which this decoder has none of.
+        """
+        pyramid = self._layer(len(self.feature_names))(features[self.feature_names[-1]])
+        return self._top_down(pyramid, features), None
+
+    def _top_down(self, pyramid: Tensor, features: dict[str, Tensor]) -> Tensor:
+        for index in range(len(self.feature_names) - 1, 0, -1):
+            lateral = self.get_submodule(f"adapter_{index}")(features[self.feature_names[index - 1]])
+            pyramid = lateral + F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest")
+            pyramid = self._layer(index)(pyramid)
+        return self.mask_features(pyramid)
+
+    def _layer(self, index: int) -> nn.Module:
+        return self.get_submodule(f"layer_{index}")

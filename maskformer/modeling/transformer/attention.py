@@ -1,0 +1,64 @@
+"""What every transformer layer is made of: residual blocks, multi-head attention and the feed-forward network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ResidualLayer(nn.Module):
+    """A transformer layer: residual blocks, each normalised before (pre-norm) or after (post-norm).
+
+    Args:
+        dim: D, the width of the layer.
+        dim_feedforward: hidden width of the feed-forward network.
+        dropout: probability, on every block's output and inside the feed-forward network.
+        pre_norm: normalise a block's input instead of its sum with the residual.
+    """
+
+    def __init__(self, *, dim: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        # linear1, linear2, norm1, ... are the names of the released weights.
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
+        """Add a block's output to its input; shapes stay."""
+        if self.pre_norm:
+            return x + self.dropout(block(norm(x)))
+        return norm(x + self.dropout(block(x)))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two linear maps with a ReLU between, on the last axis (D)."""
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+
+
+def multi_head_attention(dim: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
+    """Multi-head attention over (B, tokens, D)."""
+    return nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
+
+
+def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention without its weights, which lets PyTorch choose its fastest kernel.
+
+    Args:
+        attention: the projections.
+        query: (B, targets, D).
+        key: (B, sources, D).
+        value: (B, sources, D).
+
+    Returns:
+        (B, targets, D).
+    """
+    return attention(query, key, value, need_weights=False)[0]
+
+
+def initialise_matrices(module: nn.Module) -> None:
+    """Draw every matrix of a transformer from Xavier's uniform distribution; vectors keep their defaults."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

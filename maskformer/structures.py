@@ -1,0 +1,147 @@
+"""The small frozen data classes that cross layers, and the legend of letters.
+
+Letters used in every docstring of this package:
+
+    B  images of a batch               G  ground-truth segments of one image
+    Q  queries                         L  supervised decoder layers
+    K  classes, "no object" left out   D  transformer width
+    C  mask-embedding width            H, W  padded network input, in pixels
+    h, w  mask grid (stride 4)         height, width  an image's own size
+
+One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), ``class_probs``, ``mask_probs``,
+``pixel_embeddings`` (B,C,h,w), ``mask_embeddings`` (B,Q,C). Sizes are (height, width) everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: a file, a value or a configuration key.
+
+    The message is complete by itself (file, value seen, value expected, key to change); the command line prints it
+    without a traceback.
+    """
+
+
+@dataclass(frozen=True)
+class MaskPredictions:
+    """What the network says, one entry a supervised decoder layer; the last layer is the answer.
+
+    Attributes:
+        class_logits: (L,B,Q,K+1) logits; index K is "no object".
+        mask_logits: (L,B,Q,h,w) logits.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+
+    @property
+    def final(self) -> tuple[Tensor, Tensor]:
+        """The last layer's ``class_logits`` (B,Q,K+1) and ``mask_logits`` (B,Q,h,w)."""
+        return self.class_logits[-1], self.mask_logits[-1]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The ground-truth segments of one image.
+
+    Attributes:
+        labels: (G,) int64, classes 0..K-1.
+        masks: (G,H,W) bool, padded with False to the network input.
+    """
+
+    labels: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which query answers for which target, in one image and one layer; all other queries say "no object".
+
+    Attributes:
+        query_indices: (min(Q,G),) int64, ascending.
+        target_indices: (min(Q,G),) int64, the target of each of those queries.
+    """
+
+    query_indices: Tensor
+    target_indices: Tensor
+
+
+@dataclass(frozen=True)
+class PanopticResult:
+    """A panoptic segmentation of one image.
+
+    Attributes:
+        segment_map: (height, width) int32; 0 is void, other values are the ``id`` of a segment.
+        segments_info: one dict a segment: ``id`` (from 1), ``isthing``, ``category_id`` (0..K-1).
+    """
+
+    segment_map: Tensor
+    segments_info: list[dict[str, Any]]
+
+
+class SegmentMasks:
+    """G disjoint binary masks, stored as one id map and expanded only where they are needed.
+
+    It takes one or two bytes a pixel from the data worker to the device, however many segments there are, and stands
+    where Detectron2 has ``BitMasks`` (``Instances.gt_masks``): ``len``, ``to``, ``tensor``, indexing by segment.
+
+    Args:
+        segment_map: (H,W) integers; 0 is no segment, g + 1 belongs to segment g.
+        num_segments: G.
+    """
+
+    def __init__(self, segment_map: Tensor, num_segments: int):
+        self.segment_map = segment_map
+        self._segment_ids = torch.arange(1, num_segments + 1, device=segment_map.device)
+
+    @classmethod
+    def _of(cls, segment_map: Tensor, segment_ids: Tensor) -> SegmentMasks:
+        masks = cls(segment_map, 0)
+        masks._segment_ids = segment_ids
+        return masks
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return tuple(self.segment_map.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the id map lives."""
+        return self.segment_map.device
+
+    @property
+    def tensor(self) -> Tensor:
+        """(G,H,W) bool: the expanded masks, made anew at each call."""
+        ids = self._segment_ids.to(self.segment_map.dtype)
+        return self.segment_map[None] == ids[:, None, None]
+
+    def to(self, *args: Any, **kwargs: Any) -> SegmentMasks:
+        """The same masks on another device; arguments as in ``Tensor.to``."""
+        return self._of(self.segment_map.to(*args, **kwargs), self._segment_ids.to(*args, **kwargs))
+
+    def pad(self, padding: tuple[int, int, int, int]) -> SegmentMasks:
+        """The same masks on a larger image: (left, right, top, bottom) pixels that belong to no segment."""
+        return self._of(F.pad(self.segment_map, padding), self._segment_ids)
+
+    def nonempty(self) -> Tensor:
+        """(G,) bool: which segments have a pixel."""
+        return torch.isin(self._segment_ids, self.segment_map.unique().to(self._segment_ids))
+
+    def __getitem__(self, index: Any) -> SegmentMasks:
+        """Some of the segments, by integer, slice, boolean (G,) or index tensor."""
+        return self._of(self.segment_map, self._segment_ids[index].reshape(-1))
+
+    def __len__(self) -> int:
+        return len(self._segment_ids)
+
+    def __repr__(self) -> str:
+        return f"SegmentMasks(num_segments={len(self)}, image_size={self.image_size})"

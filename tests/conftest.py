@@ -1,0 +1,25 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def samples_root() -> Path:
+    """Real annotated images in the datasets' own layouts: $MASKFORMER_SAMPLES, else ../shared/samples."""
+    root = Path(os.environ.get("MASKFORMER_SAMPLES", REPOSITORY.parent / "shared" / "samples"))
+    if not root.is_dir():
+        pytest.skip(f"no real samples in {root}; set MASKFORMER_SAMPLES")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

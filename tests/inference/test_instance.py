@@ -1,0 +1,65 @@
+"""Instance inference: by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskformer.inference import Geometry, instance_inference
+from maskformer.inference.instance import top_pairs
+
+SIZE = Geometry(padded_size=(2, 3), image_size=(2, 3), output_size=(2, 3))
+CLASS_LOGITS = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.5, 0.4]]).log()
+LOG_3 = torch.tensor(3.0).log()  # probability 3/4
+MASK_LOGITS = torch.stack(
+    [
+        torch.tensor([[1.0, 1.0, -1.0], [-1.0, -1.0, -1.0]]) * LOG_3,
+        torch.tensor([[-1.0, -1.0, -1.0], [-1.0, 1.0, 1.0]]) * 100,
+    ]
+)
+
+
+def detect(**options):
+    options = {"thing_class_ids": None, "max_instances": 10, **options}
+    return instance_inference(CLASS_LOGITS, MASK_LOGITS, SIZE, **options)
+
+
+def test_score_is_class_probability_times_mean_probability_inside_the_mask():
+    instances = detect(max_instances=2)
+    # Query 0 as class 0: 0.6 * 3/4; query 1 as class 1: 0.5 * 1. Best first.
+    torch.testing.assert_close(instances.scores, torch.tensor([0.5, 0.45]))
+    assert instances.pred_classes.tolist() == [1, 0]
+    assert instances.pred_masks[1].tolist() == [[True, True, False], [False, False, False]]
+
+
+def test_boxes_enclose_masks():
+    assert detect(max_instances=2).pred_boxes.tensor.tolist() == [[1, 1, 3, 2], [0, 0, 2, 1]]
+
+
+def test_only_things_are_detected_when_the_dataset_tells():
+    assert detect(thing_class_ids={1}).pred_classes.tolist() == [1, 1]
+
+
+def test_a_dataset_without_things_has_no_instances():
+    assert len(detect(thing_class_ids=frozenset())) == 0
+
+
+def test_one_query_can_answer_for_two_classes():
+    scores, queries, classes = top_pairs(CLASS_LOGITS, None, 3)
+    assert list(zip(queries.tolist(), classes.tolist())) == [(0, 0), (1, 1), (0, 1)]
+    assert scores.tolist() == pytest.approx([0.6, 0.5, 0.3])
+
+
+def test_an_empty_mask_scores_zero():
+    instances = instance_inference(
+        CLASS_LOGITS[:1], torch.full((1, 2, 3), -5.0), SIZE, thing_class_ids=None, max_instances=1
+    )
+    assert instances.scores.tolist() == [0.0] and not instances.pred_masks.any()
+
+
+def test_masks_have_the_size_of_the_original_image():
+    geometry = Geometry(padded_size=(8, 8), image_size=(6, 8), output_size=(30, 40))
+    instances = instance_inference(
+        CLASS_LOGITS, torch.randn(2, 2, 2), geometry, thing_class_ids=None, max_instances=5
+    )
+    assert instances.image_size == (30, 40) and instances.pred_masks.shape[1:] == (30, 40)

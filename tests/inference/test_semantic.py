@@ -1,0 +1,52 @@
+"""Semantic inference: by hand, and the order of resizing and summing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference_cases import REFERENCE, read_json
+from torch.nn.functional import interpolate
+
+from maskformer.inference import Geometry, semantic_inference
+from maskformer.inference.semantic import semantic_scores
+
+
+def test_scores_of_two_queries_and_one_pixel_are_worked_by_hand():
+    class_probs = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])  # the last is "no object"
+    mask_logits = torch.tensor([[[0.0]], [[float("inf")]]])  # mask probabilities 1/2 and 1
+    scores = semantic_scores(class_probs.log(), mask_logits)
+    torch.testing.assert_close(scores[:, 0, 0], torch.tensor([0.5 * 0.5 + 0.2, 0.25 * 0.5 + 0.2]))
+
+
+@pytest.mark.parametrize("name", [case["name"] for case in read_json("panoptic", "cases.json")])
+def test_scores_are_the_reference(name):
+    arrays = np.load(REFERENCE / "panoptic" / "cases.npz")
+    scores = semantic_scores(*(torch.as_tensor(arrays[f"{name}_{part}"]) for part in ("mask_cls", "mask_pred")))
+    torch.testing.assert_close(scores, torch.as_tensor(arrays[f"{name}_semantic"]), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("restore_masks_first", [False, True])
+def test_padding_is_cropped_and_the_size_restored(restore_masks_first):
+    class_logits, mask_logits = torch.randn(4, 3), torch.randn(4, 8, 8)
+    geometry = Geometry(padded_size=(32, 32), image_size=(20, 30), output_size=(40, 45))
+    actual = semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
+
+    def resize(x, size):
+        return interpolate(x[None], size, mode="bilinear", align_corners=False)[0]
+
+    masks = resize(mask_logits, (32, 32))
+    if restore_masks_first:
+        expected = semantic_scores(class_logits, resize(masks[:, :20, :30], (40, 45)))
+    else:
+        expected = resize(semantic_scores(class_logits, masks)[:, :20, :30], (40, 45))
+    torch.testing.assert_close(actual, expected)
+    assert actual.shape == (2, 40, 45)
+
+
+def test_permuting_queries_changes_nothing():
+    class_logits, mask_logits = torch.randn(5, 4), torch.randn(5, 3, 3)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    torch.testing.assert_close(
+        semantic_scores(class_logits[order], mask_logits[order]), semantic_scores(class_logits, mask_logits)
+    )

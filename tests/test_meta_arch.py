@@ -1,0 +1,136 @@
+"""MaskFormer as a whole: inputs, padding, switches, learning."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from reference_cases import build_case, reference_config
+
+from maskformer.structures import InputError, SegmentMasks
+
+
+@pytest.fixture(scope="module")
+def case():
+    return build_case("base", torch.float32)
+
+
+@pytest.fixture
+def model(case):
+    return case.model.eval()
+
+
+def example(height: int, width: int, seed: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return {"image": torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)}
+
+
+@torch.no_grad()
+def test_a_batch_of_two_equals_two_singles(model):
+    batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
+    together = model(batch)
+    for one, result in zip(batch, together):
+        torch.testing.assert_close(model([one])[0]["sem_seg"], result["sem_seg"], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_result_has_the_size_asked_for_else_the_images_own(model):
+    image = example(50, 70)
+    assert model([image])[0]["sem_seg"].shape == (5, 50, 70)
+    assert model([{**image, "height": 100, "width": 90}])[0]["sem_seg"].shape == (5, 100, 90)
+
+
+@pytest.mark.parametrize("divisibility", [0, 32, 64])
+def test_input_is_padded_bottom_right_with_zeros(model, divisibility, monkeypatch):
+    monkeypatch.setattr(model, "size_divisibility", divisibility)
+    images = model._normalise([example(50, 70), example(33, 80)])
+    expected = {0: (50, 80), 32: (64, 96), 64: (64, 128)}[divisibility]
+    assert images.tensor.shape[-2:] == expected
+    assert images.image_sizes == [(50, 70), (33, 80)]
+    assert images.tensor[0, :, 50:].abs().sum() == images.tensor[0, :, :, 70:].abs().sum() == 0
+
+
+def test_normalisation_is_by_mean_and_deviation(model):
+    pixel = {"image": torch.tensor([123, 116, 104], dtype=torch.uint8).view(3, 1, 1)}
+    normalised = model._normalise([pixel]).tensor[0, :, 0, 0]
+    expected = torch.tensor([(123 - 123.675) / 58.395, (116 - 116.28) / 57.12, (104 - 103.53) / 57.375])
+    torch.testing.assert_close(normalised, expected)
+
+
+@pytest.mark.parametrize("kind", ["id map", "bit masks", "tensor"])
+def test_every_kind_of_mask_gives_the_same_targets(model, kind):
+    id_map = torch.tensor([[0, 1], [2, 1], [2, 2]], dtype=torch.uint8)
+    masks = SegmentMasks(id_map, 2)
+    instances = Instances((3, 2))
+    instances.gt_classes = torch.tensor([4, 1])
+    instances.gt_masks = {"id map": masks, "bit masks": BitMasks(masks.tensor), "tensor": masks.tensor}[kind]
+    targets = model._targets({"instances": instances}, (4, 5))
+    assert targets.labels.tolist() == [4, 1] and targets.masks.shape == (2, 4, 5)
+    assert torch.equal(targets.masks[:, :3, :2], masks.tensor)
+    assert targets.masks.sum() == masks.tensor.sum()  # nothing in the padding
+
+
+def test_training_without_instances_says_which_key_to_change(model):
+    model.train()
+    with pytest.raises(InputError, match=r"a\.jpg.*INPUT\.DATASET_MAPPER_NAME"):
+        model([{**example(32, 32), "file_name": "a.jpg"}])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("on", ["semantic", "panoptic", "instance"])
+def test_only_what_is_switched_on_is_given(on):
+    cfg = reference_config("base")
+    for task in ("SEMANTIC", "PANOPTIC", "INSTANCE"):
+        cfg.MODEL.MASK_FORMER.TEST[f"{task}_ON"] = task.lower() == on
+    results = build_model(cfg).eval()([example(32, 40)])[0]
+    assert list(results) == [{"semantic": "sem_seg", "panoptic": "panoptic_seg", "instance": "instances"}[on]]
+
+
+def test_panoptic_output_resizes_masks_before_classes_are_decided(case):
+    cfg = reference_config("base")
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
+    with_panoptic = build_model(cfg).eval()
+    cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True
+    before = build_model(cfg).eval()
+    before.load_state_dict(with_panoptic.state_dict())
+    image = {**example(50, 70), "height": 80, "width": 99}
+    with torch.no_grad():
+        assert torch.equal(with_panoptic([image])[0]["sem_seg"], before([image])[0]["sem_seg"])
+
+
+def test_gradients_reach_every_trainable_parameter(case):
+    model = case.model.train()
+    model.zero_grad()
+    sum(model(case.batch).values()).backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+@pytest.mark.slow
+def test_one_image_overfits():
+    """A thin network learns the segments of one image by heart: the loss falls by five times, the labels are right."""
+    torch.manual_seed(3)
+    model = build_model(reference_config("base")).train()
+    id_map = torch.zeros(64, 64, dtype=torch.uint8)
+    id_map[:32], id_map[32:, :20], id_map[32:, 20:] = 1, 2, 3
+    image = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    for segment, colour in enumerate([(250, 20, 20), (20, 240, 30), (30, 30, 250)], start=1):
+        image[:, id_map == segment] = torch.tensor(colour, dtype=torch.uint8)[:, None]
+    instances = Instances((64, 64))
+    instances.gt_classes, instances.gt_masks = torch.tensor([2, 0, 4]), SegmentMasks(id_map, 3)
+    batch = [{"image": image, "instances": instances}]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = sum(model(batch).values())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    with torch.no_grad():
+        labels = model(batch)[0]["sem_seg"].argmax(0)
+    assert losses[-1] < losses[0] / 5
+    assert (labels == torch.tensor([0, 2, 0, 4])[id_map.long()]).float().mean() > 0.95

@@ -1,0 +1,50 @@
+"""SegmentMasks: one id map that stands for G masks."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+
+from maskformer.structures import SegmentMasks
+
+ID_MAP = torch.tensor([[0, 1], [3, 3]], dtype=torch.uint8)  # segment 1 (id 2) has no pixel
+
+
+def test_masks_are_expanded_from_the_id_map():
+    masks = SegmentMasks(ID_MAP, 3)
+    assert masks.tensor.tolist() == [
+        [[False, True], [False, False]],
+        [[False, False], [False, False]],
+        [[False, False], [True, True]],
+    ]
+    assert len(masks) == 3 and masks.image_size == (2, 2)
+
+
+def test_nonempty_tells_segments_with_pixels():
+    assert SegmentMasks(ID_MAP, 3).nonempty().tolist() == [True, False, True]
+
+
+def test_indexing_selects_segments():
+    masks = SegmentMasks(ID_MAP, 3)
+    for index in (torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)):
+        assert torch.equal(masks[index].tensor, masks.tensor[index])
+    assert torch.equal(masks[2].tensor, masks.tensor[[2]])
+
+
+def test_padding_belongs_to_no_segment():
+    padded = SegmentMasks(ID_MAP, 3)[1:].pad((0, 2, 0, 1))
+    assert padded.tensor.shape == (2, 3, 4)
+    assert torch.equal(padded.tensor[:, :2, :2], SegmentMasks(ID_MAP, 3).tensor[1:])
+    assert not padded.tensor[:, 2:].any() and not padded.tensor[:, :, 2:].any()
+
+
+def test_size_between_processes_does_not_grow_with_the_number_of_segments():
+    few, many = (len(pickle.dumps(SegmentMasks(torch.zeros(64, 64, dtype=torch.uint8), n))) for n in (1, 100))
+    assert many - few < 100 * 8 + 100
+
+
+def test_more_than_255_segments_fit_an_int_map():
+    id_map = torch.arange(300, dtype=torch.int32).view(15, 20)
+    masks = SegmentMasks(id_map, 299)
+    assert masks.tensor.sum((1, 2)).tolist() == [1] * 299
