@@ -92,7 +92,8 @@ def _mask_former_keys() -> CfgNode:
 def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and our defaults, then a file, then options; the device is "auto" unless they name one.
 
-    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load too.
+    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
+    too.
 
     Args:
         path: YAML file; "" for the defaults alone.
@@ -169,7 +170,10 @@ def _construct_size_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
     match = _SIZE_LIST.fullmatch(str(arguments[0]).strip()) if len(arguments) == 1 else None
     if match is None:
         raise yaml.constructor.ConstructorError(
-            None, None, "a Python expression is not read from a configuration file; write the list of numbers", node.start_mark
+            None,
+            None,
+            "a Python expression is not read from a configuration file; write the list of numbers",
+            node.start_mark,
         )
     step, size = float(match["step"]), int(match["size"])
     return [int(x * step * size) for x in range(int(match["start"]), int(match["stop"]))]
@@ -183,7 +187,9 @@ def _read_yaml_with_base(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             content = _ConfigLoader(file).get_single_data() or {}
     except OSError as error:
-        raise InputError(f"Configuration file {path} cannot be read: {error.strerror}. Check --config-file and _BASE_.") from error
+        raise InputError(
+            f"Configuration file {path} cannot be read: {error.strerror}. Check --config-file and _BASE_."
+        ) from error
     except yaml.YAMLError as error:
         raise InputError(f"Configuration file {path} is not plain YAML: {error}") from error
     if not isinstance(content, dict):

@@ -62,6 +62,9 @@ class MaskFormer(nn.Module):
     Source: MaskFormer (arXiv 2107.06278), section 3.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     @configurable
     def __init__(
         self,
@@ -115,9 +118,9 @@ class MaskFormer(nn.Module):
         """Train on, or segment, a batch.
 
         Args:
-            batched_inputs: one dict an image: ``image`` (3, rows, columns); to train, ``instances`` with ``gt_classes``
-                (G,) and ``gt_masks`` (``SegmentMasks``, ``BitMasks`` or a (G, rows, columns) tensor); to infer, ``height``
-                and ``width`` of the result, the image's own where absent.
+            batched_inputs: one dict an image: ``image`` (3, rows, columns); to train, ``instances`` with
+                ``gt_classes`` (G,) and ``gt_masks`` (``SegmentMasks``, ``BitMasks`` or a (G, rows, columns) tensor);
+                to infer, ``height`` and ``width`` of the result, the image's own where absent.
 
         Returns:
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
@@ -161,7 +164,8 @@ class MaskFormer(nn.Module):
 
     def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         """One image's results from (Q,K+1) and (Q,h,w) logits."""
-        options, results = self.inference, {}
+        options = self.inference
+        results: dict[str, Any] = {}
         if options.semantic_on:
             restore_masks_first = options.restore_masks_first or options.panoptic_on or options.instance_on
             results["sem_seg"] = semantic_inference(
@@ -211,4 +215,4 @@ def _thing_class_ids(dataset_names: Sequence[str]) -> frozenset[int] | None:
 
 def _geometry(example: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Geometry:
     output_size = (example.get("height", image_size[0]), example.get("width", image_size[1]))
-    return Geometry(padded_size=padded_size, image_size=tuple(image_size), output_size=output_size)
+    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size)

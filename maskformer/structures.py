@@ -111,7 +111,8 @@ class SegmentMasks:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W)."""
-        return tuple(self.segment_map.shape)
+        height, width = self.segment_map.shape
+        return height, width
 
     @property
     def device(self) -> torch.device:

@@ -53,7 +53,9 @@ def draw_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 def draw_weights(model: torch.nn.Module) -> None:
     """Give a model the reference weights, in place."""
     state = model.state_dict()
-    drawn = {name: draw_weight(name, tuple(value.shape)) for name, value in state.items() if name != "criterion.empty_weight"}
+    drawn = {
+        name: draw_weight(name, tuple(value.shape)) for name, value in state.items() if name != "criterion.empty_weight"
+    }
     model.load_state_dict({**state, **drawn})
 
 

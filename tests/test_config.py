@@ -82,7 +82,7 @@ def test_size_list_of_the_original_files_is_read_as_data(tmp_path):
 @pytest.mark.parametrize(
     "value",
     [
-        '!!python/object/apply:eval ["__import__(\'os\').getcwd()"]',
+        "!!python/object/apply:eval [\"__import__('os').getcwd()\"]",
         '!!python/object/apply:eval ["[int(x * 0.1 * 512) for x in range(5, 21)] + [exit()]"]',
         "!!python/object/apply:os.getcwd []",
         "!!python/name:os.system",
@@ -95,7 +95,9 @@ def test_code_in_a_file_is_refused(tmp_path, value):
 
 def test_unknown_key_is_refused_with_close_ones(tmp_path):
     path = write(tmp_path / "c.yaml", "MODEL:\n  MASK_FORMER: {NUM_QUERIES: 3}\n")
-    with pytest.raises(InputError, match=r"MODEL\.MASK_FORMER\.NUM_QUERIES in .*c\.yaml does not exist.*NUM_OBJECT_QUERIES"):
+    with pytest.raises(
+        InputError, match=r"MODEL\.MASK_FORMER\.NUM_QUERIES in .*c\.yaml does not exist.*NUM_OBJECT_QUERIES"
+    ):
         load_config(path)
     with pytest.raises(InputError, match=r"SOLVER\.BASE_LEARNING_RATE in the command line does not exist"):
         load_config("", ["SOLVER.BASE_LEARNING_RATE", "1"])

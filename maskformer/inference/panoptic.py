@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +94,7 @@ def merge_segments(
     predicted_area: list[int],
     thing_class_ids: Collection[int],
     overlap_threshold: float,
-) -> tuple[list[int], list[dict]]:
+) -> tuple[list[int], list[dict[str, Any]]]:
     """Number the segments that stay, in order of queries; one number for all segments of a stuff class.
 
     Args:
@@ -106,7 +107,9 @@ def merge_segments(
     Returns:
         The segment id of each kept query, 0 where it is dropped; and ``segments_info``.
     """
-    segment_ids, segments_info, stuff_ids = [], [], {}
+    segment_ids: list[int] = []
+    segments_info: list[dict[str, Any]] = []
+    stuff_ids: dict[int, int] = {}
     for category, visible, predicted in zip(classes, visible_area, predicted_area):
         if visible == 0 or predicted == 0 or visible / predicted < overlap_threshold:
             segment_ids.append(0)

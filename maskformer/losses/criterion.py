@@ -28,6 +28,8 @@ class SetCriterion(nn.Module):
     Source: MaskFormer, section 3.2, equation 2; deep supervision as in DETR, section 3.2.
     """
 
+    empty_weight: Tensor
+
     def __init__(
         self,
         num_classes: int,

@@ -5,6 +5,8 @@ Everything is a function of mask logits x and binary targets t, with p = sigmoid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -107,13 +109,15 @@ class MatchedMaskLosses(torch.autograd.Function):
     _CHUNK_ELEMENTS = 1 << 21
 
     @staticmethod
-    def forward(ctx, mask_logits: Tensor, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, mask_logits: Tensor, masks: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Both losses, and both gradients at low resolution when one is needed."""
         focal, dice = mask_logits.new_zeros(len(rows)), mask_logits.new_zeros(len(rows))
         with_gradient = ctx.needs_input_grad[0]
         gradients = torch.zeros_like(mask_logits), torch.zeros_like(mask_logits)
         size = masks.shape[-2:]
-        from_rows, from_columns = (_interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], size))
+        from_rows, from_columns = (
+            _interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], size)
+        )
         step = max(1, MatchedMaskLosses._CHUNK_ELEMENTS // size.numel())
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)
@@ -126,7 +130,7 @@ class MatchedMaskLosses(torch.autograd.Function):
         return focal, dice
 
     @staticmethod
-    def backward(ctx, focal_gradient: Tensor, dice_gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, focal_gradient: Tensor, dice_gradient: Tensor) -> tuple[Tensor, None, None]:
         """Scale each mask's stored gradients by what came in for its losses."""
         focal, dice = ctx.saved_tensors
         return focal * focal_gradient[:, None, None] + dice * dice_gradient[:, None, None], None, None

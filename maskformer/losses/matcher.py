@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -78,9 +80,9 @@ class HungarianMatcher(nn.Module):
         return self.class_weight * class_cost + self.mask_weight * focal_cost + self.dice_weight * dice_cost
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (G,H,W) bool masks to (G,*size) by nearest neighbour: what the released weights were trained with."""
-    return F.interpolate(masks[:, None].byte(), size, mode="nearest")[:, 0].bool()
+    return F.interpolate(masks[:, None].byte(), tuple(size), mode="nearest")[:, 0].bool()
 
 
 def solve_assignment(cost: Tensor) -> Match:

@@ -59,7 +59,5 @@ def test_an_empty_mask_scores_zero():
 
 def test_masks_have_the_size_of_the_original_image():
     geometry = Geometry(padded_size=(8, 8), image_size=(6, 8), output_size=(30, 40))
-    instances = instance_inference(
-        CLASS_LOGITS, torch.randn(2, 2, 2), geometry, thing_class_ids=None, max_instances=5
-    )
+    instances = instance_inference(CLASS_LOGITS, torch.randn(2, 2, 2), geometry, thing_class_ids=None, max_instances=5)
     assert instances.image_size == (30, 40) and instances.pred_masks.shape[1:] == (30, 40)

@@ -20,12 +20,12 @@ def random_problem(num_layers=2, num_queries=5, targets=(3, 2), dtype=torch.floa
         torch.randn(num_layers, len(targets), num_queries, 4, dtype=dtype),
         torch.randn(num_layers, len(targets), num_queries, 4, 4, dtype=dtype),
     )
-    return predictions, [
-        Targets(torch.randint(3, (count,)), torch.rand(count, 16, 16) > 0.5) for count in targets
-    ]
+    return predictions, [Targets(torch.randint(3, (count,)), torch.rand(count, 16, 16) > 0.5) for count in targets]
 
 
-def definition(predictions: MaskPredictions, targets: list[Targets], no_object_weight: float) -> dict[str, torch.Tensor]:
+def definition(
+    predictions: MaskPredictions, targets: list[Targets], no_object_weight: float
+) -> dict[str, torch.Tensor]:
     """Slow: the set prediction loss, sentence by sentence."""
     no_object_weight = torch.tensor(no_object_weight).item()  # weights are stored in float32
     losses, num_layers = {}, len(predictions.class_logits)
@@ -49,7 +49,11 @@ def definition(predictions: MaskPredictions, targets: list[Targets], no_object_w
                 focal = focal + sigmoid_focal_loss(logits, mask.flatten()[None].to(logits.dtype), num_masks)
                 dice = dice + dice_loss(logits, mask.flatten()[None].to(logits.dtype), num_masks)
         suffix = "" if layer == num_layers - 1 else f"_{layer}"
-        losses |= {f"loss_ce{suffix}": numerator / denominator, f"loss_mask{suffix}": 20 * focal, f"loss_dice{suffix}": dice}
+        losses |= {
+            f"loss_ce{suffix}": numerator / denominator,
+            f"loss_mask{suffix}": 20 * focal,
+            f"loss_dice{suffix}": dice,
+        }
     return losses
 
 

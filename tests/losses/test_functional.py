@@ -66,7 +66,9 @@ def test_losses_of_extreme_logits_are_the_reference(units):
     assert dice_loss(logits, targets, 1).item() == pytest.approx(right["dice_extreme_num1"], rel=1e-12)
 
 
-@pytest.mark.parametrize("pair", [(pairwise_focal_cost, sigmoid_focal_loss), (pairwise_dice_cost, dice_loss)], ids=["focal", "dice"])
+@pytest.mark.parametrize(
+    "pair", [(pairwise_focal_cost, sigmoid_focal_loss), (pairwise_dice_cost, dice_loss)], ids=["focal", "dice"]
+)
 def test_pairwise_cost_is_the_matched_loss_of_each_pair(pair):
     pairwise, matched = pair
     logits = torch.randn(3, 20, dtype=torch.float64)
@@ -123,6 +125,8 @@ def test_matched_mask_losses_of_extreme_logits_have_finite_gradients():
 
 def test_matched_mask_losses_of_no_pair_are_empty_and_differentiable():
     logits = torch.randn(0, 2, 2, requires_grad=True)
-    focal, dice = MatchedMaskLosses.apply(logits, torch.zeros(0, 8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
+    focal, dice = MatchedMaskLosses.apply(
+        logits, torch.zeros(0, 8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    )
     (focal.sum() + dice.sum()).backward()
     assert focal.shape == dice.shape == (0,) and logits.grad.shape == (0, 2, 2)

@@ -36,7 +36,9 @@ def test_only_a_pre_norm_encoder_ends_in_a_norm(pre_norm):
 
 def test_an_encoder_of_no_layers_passes_features_on():
     features = torch.randn(1, 5, 8)
-    assert torch.equal(TransformerEncoder(num_layers=0, pre_norm=False, **LAYER)(features, torch.randn(1, 5, 8)), features)
+    assert torch.equal(
+        TransformerEncoder(num_layers=0, pre_norm=False, **LAYER)(features, torch.randn(1, 5, 8)), features
+    )
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])

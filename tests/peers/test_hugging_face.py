@@ -25,7 +25,10 @@ THIN = [
 RENAMES = (
     (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.convolution", "backbone.stem.conv1"),
     (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.normalization", "backbone.stem.conv1.norm"),
-    (r"^model\.pixel_level_module\.encoder\.encoder\.stages\.(\d+)\.layers\.", lambda m: f"backbone.res{int(m[1]) + 2}."),
+    (
+        r"^model\.pixel_level_module\.encoder\.encoder\.stages\.(\d+)\.layers\.",
+        lambda m: f"backbone.res{int(m[1]) + 2}.",
+    ),
     (r"\.layer\.(\d)\.", lambda m: f".conv{int(m[1]) + 1}."),
     (r"\.convolution\.", "."),
     (r"\.normalization\.", ".norm."),

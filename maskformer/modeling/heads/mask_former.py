@@ -29,9 +29,7 @@ class MaskFormerHead(nn.Module):
     """
 
     @configurable
-    def __init__(
-        self, *, pixel_decoder: BasePixelDecoder, predictor: MaskFormerPredictor, transformer_in_feature: str
-    ):
+    def __init__(self, *, pixel_decoder: BasePixelDecoder, predictor: MaskFormerPredictor, transformer_in_feature: str):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor

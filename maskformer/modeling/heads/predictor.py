@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class MaskFormerPredictor(nn.Module):
         deep_supervision: bool,
     ):
         super().__init__()
-        layer = {
+        layer: dict[str, Any] = {
             "dim": dim,
             "num_heads": num_heads,
             "dim_feedforward": dim_feedforward,
@@ -70,9 +71,12 @@ class MaskFormerPredictor(nn.Module):
             "pre_norm": pre_norm,
         }
         # Sub-modules are named as in the released weights: predictor.transformer.decoder.layers.0...
-        self.transformer = nn.Module()
-        self.transformer.encoder = TransformerEncoder(num_layers=num_encoder_layers, **layer)
-        self.transformer.decoder = TransformerDecoder(num_layers=num_decoder_layers, **layer)
+        self.transformer = nn.ModuleDict(
+            {
+                "encoder": TransformerEncoder(num_layers=num_encoder_layers, **layer),
+                "decoder": TransformerDecoder(num_layers=num_decoder_layers, **layer),
+            }
+        )
         initialise_matrices(self.transformer)
         self.query_embed = nn.Embedding(num_queries, dim)
         self.input_proj = _input_projection(in_channels, dim, enforce_input_proj)
@@ -120,9 +124,9 @@ class MaskFormerPredictor(nn.Module):
         rows, columns = projected.shape[-2:]
         position = sine_position_embedding(rows, columns, projected.shape[1], projected.device)
         position = position.to(projected.dtype).flatten(1).mT[None]
-        memory = self.transformer.encoder(projected.flatten(2).mT, position)
+        memory = self.transformer["encoder"](projected.flatten(2).mT, position)
         every_layer = self.training and self.deep_supervision
-        return self.transformer.decoder(self.query_embed.weight[None], memory, position, every_layer=every_layer)
+        return self.transformer["decoder"](self.query_embed.weight[None], memory, position, every_layer=every_layer)
 
 
 def _input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
@@ -146,7 +150,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int):
         super().__init__()
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims[:-1], dims[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_dim) to (..., out_dim)."""

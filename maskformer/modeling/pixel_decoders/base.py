@@ -1,9 +1,9 @@
 """BasePixelDecoder: backbone features -> per-pixel embeddings at stride 4.
 
-    res5 (1/32) -> layer_4 ----------------+
-    res4 (1/16) -> adapter_3 -> (+ upsampled) -> layer_3 ---+
-    res3 (1/8)  -> adapter_2 -> (+ upsampled) -> layer_2 ---+
-    res2 (1/4)  -> adapter_1 -> (+ upsampled) -> layer_1 -> mask_features (B,C,h,w)
+res5 (1/32) -> layer_4 ----------------+
+res4 (1/16) -> adapter_3 -> (+ upsampled) -> layer_3 ---+
+res3 (1/8)  -> adapter_2 -> (+ upsampled) -> layer_2 ---+
+res2 (1/4)  -> adapter_1 -> (+ upsampled) -> layer_1 -> mask_features (B,C,h,w)
 """
 
 from __future__ import annotations

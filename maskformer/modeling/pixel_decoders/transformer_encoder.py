@@ -51,8 +51,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         self.encoded_channels = convs_dim
         self.input_proj = Conv2d(coarsest, convs_dim, kernel_size=1)
         weight_init.c2_xavier_fill(self.input_proj)
-        self.transformer = nn.Module()  # a namespace: the released weights are transformer.encoder.layers.*
-        self.transformer.encoder = TransformerEncoder(
+        encoder = TransformerEncoder(
             num_layers=num_encoder_layers,
             dim=convs_dim,
             num_heads=num_heads,
@@ -60,7 +59,8 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
             dropout=dropout,
             pre_norm=pre_norm,
         )
-        initialise_matrices(self.transformer)
+        initialise_matrices(encoder)
+        self.transformer = nn.ModuleDict({"encoder": encoder})  # the released weights: transformer.encoder.layers.*
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -85,5 +85,5 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         projected = self.input_proj(coarsest)
         batch, dim, rows, columns = projected.shape
         position = sine_position_embedding(rows, columns, dim, projected.device).to(projected.dtype)
-        cells = self.transformer.encoder(projected.flatten(2).mT, position.flatten(1).mT[None])
+        cells = self.transformer["encoder"](projected.flatten(2).mT, position.flatten(1).mT[None])
         return cells.mT.reshape(batch, dim, rows, columns)

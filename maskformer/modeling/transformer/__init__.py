@@ -6,4 +6,10 @@ from .encoder import TransformerEncoder
 from .options import layer_options
 from .position import sine_position_embedding
 
-__all__ = ["TransformerDecoder", "TransformerEncoder", "initialise_matrices", "layer_options", "sine_position_embedding"]
+__all__ = [
+    "TransformerDecoder",
+    "TransformerEncoder",
+    "initialise_matrices",
+    "layer_options",
+    "sine_position_embedding",
+]

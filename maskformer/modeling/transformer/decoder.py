@@ -77,9 +77,7 @@ class TransformerDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
 
-    def forward(
-        self, query_position: Tensor, memory: Tensor, memory_position: Tensor, *, every_layer: bool
-    ) -> Tensor:
+    def forward(self, query_position: Tensor, memory: Tensor, memory_position: Tensor, *, every_layer: bool) -> Tensor:
         """Decode queries that start at zero.
 
         Args:

@@ -1,0 +1,36 @@
+# The two commands of the README, and what developers run. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/installed.stamp
+
+.PHONY: help demo test test_fast check install_dev clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (about 10 minutes)
+	@$(RUN) -m maskformer.tools.demo
+
+test: $(READY)  ## Run all tests
+	@$(RUN) -m pytest
+
+test_fast: $(READY)  ## Run the tests that take seconds
+	@$(RUN) -m pytest -m "not slow"
+
+check: $(READY)  ## Lint, check the format, check the types
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+install_dev: $(READY)  ## Create .venv with everything that the other commands need
+
+clean:  ## Remove .venv and every cache (not the results of the demo)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find maskformer tests install datasets -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted installation is taken up again by the next call.
+$(READY): setup.py pyproject.toml $(wildcard install/*)
+	@$(PYTHON) install/create_environment.py $(VENV)
+	@touch $@

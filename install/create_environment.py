@@ -1,0 +1,187 @@
+"""Creates the virtual environment that `make demo` and `make test` run in, and says what it is doing.
+
+    python install/create_environment.py .venv
+
+Every version is pinned in `constraints.txt`. A second call, or one after an interruption, reuses what is there. An
+official Detectron2 or panopticapi that is already installed in the environment is kept. Needs only the standard
+library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MIN_PYTHON = (3, 10)
+TESTED_PYTHON = (3, 13)
+NEEDED_GIB = 8
+# Of pip's own settings, those that say how to reach the packages; the others would change what is installed.
+PIP_SETTINGS_KEPT = re.compile(
+    r"PIP_((EXTRA_)?INDEX_URL|FIND_LINKS|CERT|CLIENT_CERT|TRUSTED_HOST|PROXY|RETRIES|(DEFAULT_)?TIMEOUT"
+    r"|(NO_)?CACHE_DIR|CONFIG_FILE|KEYRING_PROVIDER)"
+)
+# Lines of pip's output that a person can follow. The others go to the log file only.
+PIP_NEWS = re.compile(r"^\s*((?:Downloading|Collecting|Building wheel|Installing collected|Preparing metadata)\b.*)")
+
+
+class SetupError(Exception):
+    """A problem that the user can act on: what went wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the installation.
+
+    Attributes:
+        title: What it does, for the progress line.
+        duration: How long it usually takes.
+        command: The command.
+        advice: What the user can do if it fails.
+    """
+
+    title: str
+    duration: str
+    command: Sequence[str | Path]
+    advice: str
+
+
+def clean_environment() -> dict[str, str]:
+    """Returns the environment variables without the settings of Python and pip, but for how to reach the packages."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if PIP_SETTINGS_KEPT.fullmatch(name) or not name.startswith(("PIP_", "PYTHON"))
+    }
+    return {**kept, "PIP_USER": "0", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def check_machine(folder: Path) -> None:
+    """Raises SetupError if this Python, the folder or the disk cannot hold the environment."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < MIN_PYTHON:
+        raise SetupError(f"this is Python {version}, 3.10 to 3.13 is needed: make PYTHON=/path/to/python3.11 ...")
+    if sys.version_info[:2] > TESTED_PYTHON:
+        print(f"note: Python {version} is newer than what was tested (3.10 to 3.13)")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
+        raise SetupError(f"{folder} exists and is no virtual environment: move it away, or name another folder")
+    free_gib = shutil.disk_usage(folder.resolve().parent).free / 2**30
+    if not folder.exists() and free_gib < NEEDED_GIB:
+        raise SetupError(f"{free_gib:.1f} GiB are free in {folder.resolve().parent}, about {NEEDED_GIB} are needed")
+
+
+def has_pip(python: Path) -> bool:
+    """Whether an environment's Python runs and has pip."""
+    if not python.exists():
+        return False
+    return subprocess.run([python, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+
+
+def find_repacked(python: Path, wheels: Path) -> list[Path]:
+    """Returns the repacked wheels to install: all, less those of which another distribution is there already."""
+    code = "from importlib.metadata import distributions as d; print(*(f'{x.name}=={x.version}' for x in d()))"
+    listed = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.lower().split()
+    installed = dict(item.split("==") for item in listed if "==" in item)
+    wanted = {path.name.split("-")[0]: path for path in sorted(wheels.glob("*.whl"))}
+    return [path for name, path in wanted.items() if "+repacked" in installed.get(name, "+repacked")]
+
+
+def last_news(log: Path) -> str:
+    """Returns the last line of pip's output that tells what it is doing now."""
+    found = [match.group(1) for line in log.read_text(errors="replace").splitlines() if (match := PIP_NEWS.match(line))]
+    return re.sub(r"https?://\S*/|: .*", "", found[-1])[:60] if found else "working"
+
+
+def follow(process: subprocess.Popen[bytes], log: Path, head: str) -> None:
+    """Waits for a process and shows what it does: one line written over on a terminal, else a line every 15 seconds."""
+    start, is_terminal = time.monotonic(), sys.stdout.isatty()
+    period = 1 if is_terminal else 15
+    while True:
+        try:
+            process.wait(period)
+            break
+        except subprocess.TimeoutExpired:
+            line = f"{head} {time.monotonic() - start:.0f} s: {last_news(log)}"
+            print(f"\r{line[:118]:<118}" if is_terminal else line, end="" if is_terminal else "\n", flush=True)
+    line = f"{head} {'done' if process.returncode == 0 else 'FAILED'} after {time.monotonic() - start:.0f} s"
+    print(f"\r{line:<118}" if is_terminal else line, flush=True)
+
+
+def run_step(step: Step, position: str, log: Path) -> None:
+    """Runs one step with its output in the log file.
+
+    Raises:
+        SetupError: The command failed; the message has the end of its output and the step's advice.
+    """
+    head = f"[{position}] {step.title}:"
+    print(f"{head} {step.duration}", flush=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            step.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=clean_environment()
+        )
+        try:
+            follow(process, log, head)
+        finally:
+            process.terminate()
+    if process.returncode != 0:
+        end = "\n".join(line[:300] for line in log.read_text(errors="replace").splitlines()[-12:])
+        raise SetupError(f"{end}\nfailed: {step.title} (all output: {log})\nwhat to do: {step.advice}")
+
+
+def create(folder: Path) -> None:
+    """Creates or completes the virtual environment."""
+    check_machine(folder)
+    python = folder / "bin" / "python"
+    # Outside the environment, because the first step may clear it; beside it, so that it is easy to find.
+    log = folder.with_name(f"{folder.name}-install.log")
+    network = "check the network, the proxy and pip's index settings, then run the same command again; it goes on."
+    pip: tuple[str | Path, ...] = (python, "-m", "pip")
+    # Python compiles a module when it is first imported; compiling all of them here would take a minute longer.
+    install = (*pip, "install", "--prefer-binary", "--no-compile", "--progress-bar=off")
+    install = (*install, "--constraint", HERE / "constraints.txt")
+
+    if not has_pip(python):
+        advice = "on Debian and Ubuntu: apt install python3-venv; then run the same command again."
+        make_environment = (sys.executable, "-m", "venv", "--clear", folder)
+        run_step(Step(f"virtual environment {folder}", "some seconds", make_environment, advice), "1/6", log)
+    download = (*install, "torch", "torchvision", "setuptools")
+    run_step(Step("PyTorch", "1 to 10 minutes (3 GB to download)", download, network), "2/6", log)
+    build = (python, HERE / "build_wheels.py", folder / "wheels")
+    run_step(Step("Detectron2 wheel", "some seconds", build, network), "3/6", log)
+    # The pinned setuptools is there already; an isolated build would download one for every source package.
+    everything = (*install, "--no-build-isolation", *find_repacked(python, folder / "wheels"))
+    everything = (*everything, "--editable", f"{HERE.parent}[test,dev]")
+    run_step(Step("MaskFormer and the rest", "1 to 2 minutes", everything, network), "4/6", log)
+    advice = f"remove {folder} and run the same command again: versions in it contradict one another."
+    run_step(Step("check of all versions", "some seconds", (*pip, "check"), advice), "5/6", log)
+    start = (python, "-W", "ignore", "-c", "import detectron2.engine, scipy.optimize, maskformer")
+    run_step(Step("first start", "half a minute", start, advice), "6/6", log)
+    log.unlink()
+
+
+def main() -> int:
+    """Runs the command line; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Create the virtual environment for MaskFormer.")
+    parser.add_argument("folder", type=Path, help="folder of the environment, for example .venv")
+    folder = parser.parse_args().folder
+    try:
+        create(folder)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""MaskFormer for semantic, instance and panoptic segmentation, as a Detectron2 plugin.
+
+Importing this package registers its components with Detectron2 and does nothing else.
+"""
+
+from __future__ import annotations
+
+try:
+    import detectron2  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+    raise ImportError(
+        "maskformer needs Detectron2, which is not on PyPI under that name: run `make install_dev` in maskformer's "
+        "repository, or build and install a wheel with its install/build_wheels.py, or install the official source "
+        "from https://github.com/facebookresearch/detectron2"
+    ) from None
+
+from maskformer.config import add_maskformer_config
+from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
+from maskformer.engine import Trainer
+from maskformer.losses import HungarianMatcher, SetCriterion
+from maskformer.meta_arch import MaskFormer
+
+__all__ = [
+    "HungarianMatcher",
+    "MaskFormer",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
+    "SetCriterion",
+    "Trainer",
+    "add_maskformer_config",
+]
+
+__version__ = "0.1.0"

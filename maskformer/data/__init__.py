@@ -1,0 +1,26 @@
+"""From datasets on disk to batches: catalog, mappers, augmentations, targets and loaders."""
+
+from maskformer.data.loaders import build_test_loader, build_train_loader
+from maskformer.data.mappers import (
+    MAPPERS,
+    DETRPanopticDatasetMapper,
+    InferenceMapper,
+    MaskFormerInstanceDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+    build_mapper,
+)
+from maskformer.data.verification import verify_dataset
+
+__all__ = [
+    "MAPPERS",
+    "DETRPanopticDatasetMapper",
+    "InferenceMapper",
+    "MaskFormerInstanceDatasetMapper",
+    "MaskFormerPanopticDatasetMapper",
+    "MaskFormerSemanticDatasetMapper",
+    "build_mapper",
+    "build_test_loader",
+    "build_train_loader",
+    "verify_dataset",
+]

@@ -1,0 +1,67 @@
+"""Detectron2's loaders over verified datasets and our mappers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+
+from maskformer.data.mappers import build_mapper
+from maskformer.data.verification import verify_dataset
+from maskformer.structures import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+    """Build the endless loader of training batches.
+
+    Images without annotations are trained with: they teach the network to say "no object". Therefore
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` has no effect, whatever the kind of dataset.
+
+    Args:
+        cfg: ``DATASETS.TRAIN``, ``INPUT``, ``DATALOADER`` and ``SOLVER.IMS_PER_BATCH`` are read.
+
+    Returns:
+        Lists of examples, ``IMS_PER_BATCH`` over the number of processes each; see ``TrainingMapper``.
+
+    Raises:
+        InputError: see ``verify_dataset`` and ``build_mapper``.
+    """
+    mapper = build_mapper(cfg, is_train=True)
+    names = cfg.DATASETS.TRAIN
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    records = [record for name in names for record in verify_dataset(name, num_classes, is_train=True)]
+    _check_same_ignore_label(names)
+    logger.info("Training on %d images of %s with %s.", len(records), ", ".join(names), type(mapper).__name__)
+    keep_all = cfg.clone()
+    keep_all.defrost()
+    keep_all.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False  # read again by Detectron2's weighted samplers
+    return build_detection_train_loader(keep_all, mapper=mapper, dataset=records)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    """Build the loader of one evaluation, an image at a time, each once.
+
+    Args:
+        cfg: ``INPUT``, ``DATALOADER.NUM_WORKERS`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` are read.
+        dataset_name: one of ``DATASETS.TEST``.
+
+    Raises:
+        InputError: see ``verify_dataset``.
+    """
+    records = verify_dataset(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, is_train=False)
+    mapper = build_mapper(cfg, is_train=False)
+    return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def _check_same_ignore_label(names: Iterable[str]) -> None:
+    ignore_labels = {name: MetadataCatalog.get(name).get("ignore_label") for name in names}
+    if len(set(ignore_labels.values())) > 1:
+        raise InputError(
+            f"The datasets of DATASETS.TRAIN ignore different label values, {ignore_labels}; expected one value: name "
+            "datasets that agree."
+        )

@@ -1,0 +1,39 @@
+"""Inputs for evaluation: the image alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+
+from maskformer.data.mappers.example import Record, image_example
+from maskformer.data.reading import check_declared_size, read_image
+
+
+class InferenceMapper:
+    """Reads and resizes an image; evaluators read the labels themselves.
+
+    Args:
+        resize: of the shortest edge.
+        image_format: "RGB" or "BGR".
+    """
+
+    @configurable
+    def __init__(self, *, resize: T.Augmentation, image_format: str):
+        self.resize = resize
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
+        resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+        return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
+        original = read_image(dataset_dict["file_name"], self.image_format)
+        check_declared_size(dataset_dict, original)
+        resized = T.AugInput(original)
+        self.resize(resized)
+        return image_example(dataset_dict, original, resized.image)

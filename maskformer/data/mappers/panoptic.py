@@ -1,0 +1,76 @@
+"""Training examples from panoptic labels, with either recipe of augmentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskformer.data.augmentations import detr_recipe, transform_map
+from maskformer.data.mappers.example import Record, owned_tensor
+from maskformer.data.mappers.training import TrainingMapper
+from maskformer.data.reading import check_same_size, read_label_map, read_segment_ids
+from maskformer.data.targets import number_segments, panoptic_targets, visible_segments
+from maskformer.structures import InputError
+
+
+class MaskFormerPanopticDatasetMapper(TrainingMapper):
+    """``mask_former_panoptic``: one segment of each thing and each stuff class; crowds are no targets.
+
+    The crop avoids one category over the area limit by the dataset's semantic label or, where it has none, by the
+    categories of the segments.
+    """
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the example of an image with ``pan_seg_file_name`` and ``segments_info``; see the base class."""
+        original = self._read_image(dataset_dict)
+        segment_map, segments = self._read_segments(dataset_dict, original)
+        label_map = self._read_label_map(dataset_dict, original)
+        guide = self._categories(segment_map, segments) if label_map is None else label_map
+        image, guide, transforms = self._augment(original, guide)
+        segment_map = self._pad(transform_map(transforms, segment_map), 0)
+        labels, masks = panoptic_targets(segment_map, segments)
+        example = self._example(dataset_dict, original, image, labels, masks)
+        if label_map is not None:
+            example["sem_seg"] = owned_tensor(self._pad(guide, self.ignore_label))
+        return example
+
+    def _read_segments(self, record: Record, image: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Read the panoptic label: (H,W) segment numbers, and ``id`` and ``category_id`` of each that is no crowd."""
+        label_file = self._required(record, "pan_seg_file_name")
+        segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
+        for segment in segments:
+            if not 0 <= segment["category_id"] < self.num_classes:
+                raise InputError(
+                    f"Segment {segment['id']} of {label_file} has the category {segment['category_id']}; expected "
+                    f"0..{self.num_classes - 1}: change MODEL.SEM_SEG_HEAD.NUM_CLASSES or correct the dataset's JSON."
+                )
+        segment_ids = [segment["id"] for segment in segments]
+        segment_map = read_segment_ids(label_file)
+        check_same_size(image, record["file_name"], segment_map, label_file)
+        segment_map = number_segments(segment_map, segment_ids)
+        missing = np.flatnonzero(~visible_segments(segment_map, len(segments)))
+        if len(missing):
+            raise InputError(
+                f"Segment {segment_ids[missing[0]]} of the dataset's JSON has no pixel in {label_file}; expected the "
+                "same ids in both: make PNG and JSON again by one run of the preparation (datasets/README.md)."
+            )
+        return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
+
+    def _read_label_map(self, record: Record, image: np.ndarray) -> np.ndarray | None:
+        if "sem_seg_file_name" not in record:
+            return None
+        label_map = read_label_map(record["sem_seg_file_name"], self.num_classes, self.ignore_label)
+        check_same_size(image, record["file_name"], label_map, record["sem_seg_file_name"])
+        return label_map
+
+    def _categories(self, segment_map: np.ndarray, segments: list[dict[str, Any]]) -> np.ndarray:
+        """The category of each pixel, ``ignore_label`` where there is no segment."""
+        category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
+        return np.array(category_of_segment, dtype=np.int32)[segment_map]
+
+
+class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):
+    """``detr_panoptic``: the same targets, augmented as DETR does."""
+
+    recipe = staticmethod(detr_recipe)

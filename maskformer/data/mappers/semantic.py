@@ -1,0 +1,25 @@
+"""Training examples from semantic labels."""
+
+from __future__ import annotations
+
+from maskformer.data.mappers.example import Record, owned_tensor
+from maskformer.data.mappers.training import TrainingMapper
+from maskformer.data.reading import check_same_size, read_label_map
+from maskformer.data.targets import semantic_targets
+
+
+class MaskFormerSemanticDatasetMapper(TrainingMapper):
+    """``mask_former_semantic``: one segment of each class that the crop shows."""
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the example of an image with ``sem_seg_file_name``; see the base class."""
+        label_file = self._required(dataset_dict, "sem_seg_file_name")
+        original = self._read_image(dataset_dict)
+        label_map = read_label_map(label_file, self.num_classes, self.ignore_label)
+        check_same_size(original, dataset_dict["file_name"], label_map, label_file)
+        image, label_map, _ = self._augment(original, label_map)
+        label_map = self._pad(label_map, self.ignore_label)
+        labels, masks = semantic_targets(label_map, self.ignore_label)
+        example = self._example(dataset_dict, original, image, labels, masks)
+        example["sem_seg"] = owned_tensor(label_map)
+        return example

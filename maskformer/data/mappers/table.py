@@ -1,0 +1,33 @@
+"""The mappers by name."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+from maskformer.data.mappers.inference import InferenceMapper
+from maskformer.data.mappers.instance import MaskFormerInstanceDatasetMapper
+from maskformer.data.mappers.panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
+from maskformer.data.mappers.semantic import MaskFormerSemanticDatasetMapper
+from maskformer.data.mappers.training import TrainingMapper
+from maskformer.structures import InputError
+
+MAPPERS: dict[str, type[TrainingMapper]] = {
+    "mask_former_semantic": MaskFormerSemanticDatasetMapper,
+    "mask_former_panoptic": MaskFormerPanopticDatasetMapper,
+    "mask_former_instance": MaskFormerInstanceDatasetMapper,
+    "detr_panoptic": DETRPanopticDatasetMapper,
+}
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> TrainingMapper | InferenceMapper:
+    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names or, for evaluation, the one that reads images only.
+
+    Raises:
+        InputError: there is no mapper of that name.
+    """
+    if not is_train:
+        return InferenceMapper(cfg)
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in MAPPERS:
+        raise InputError(f"INPUT.DATASET_MAPPER_NAME is {name!r}; expected one of {', '.join(sorted(MAPPERS))}.")
+    return MAPPERS[name](cfg)

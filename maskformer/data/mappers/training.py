@@ -1,0 +1,130 @@
+"""What all training mappers share: settings, augmentation, padding and the form of an example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from maskformer.data.augmentations import (
+    LabelledImage,
+    build_colour_jitter,
+    build_crop,
+    build_flip,
+    build_resize,
+    crop_recipe,
+    pad_to_multiple,
+)
+from maskformer.data.mappers.example import Record, image_example
+from maskformer.data.reading import check_declared_size, read_image
+from maskformer.structures import InputError, SegmentMasks
+
+IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
+
+
+class TrainingMapper:
+    """Turns a dataset's entry for one image into a training example; subclasses say what its targets are.
+
+    An example has ``file_name``, ``image_id`` if the dataset gives one, the image's original ``height`` and ``width``,
+    ``image`` (3,H,W) uint8, ``sem_seg`` (H,W) integers where there is a semantic label, and ``instances`` with
+    ``gt_classes`` (G,) int64 and ``gt_masks`` of the padded size.
+
+    Args:
+        augmentations: applied to image and label together.
+        image_format: "RGB" or "BGR".
+        num_classes: K.
+        ignore_label: the value of pixels without a class in semantic labels.
+        size_divisibility: examples are padded bottom/right to a multiple of it, in pixels; below 1: no padding.
+    """
+
+    recipe = staticmethod(crop_recipe)
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: T.Augmentation,
+        image_format: str,
+        num_classes: int,
+        ignore_label: int,
+        size_divisibility: int,
+    ):
+        self.augmentations = augmentations
+        self.image_format = image_format
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read ``INPUT`` and the metadata of the first training dataset."""
+        if not is_train:
+            raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
+        settings, ignore_label = cfg.INPUT, _ignore_label(cfg)
+        crop = build_crop(settings.CROP.TYPE, settings.CROP.SIZE, settings.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label)
+        augmentations = cls.recipe(
+            resize=build_resize(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING),
+            crop=crop if settings.CROP.ENABLED else None,
+            colour_jitter=build_colour_jitter(settings.FORMAT) if settings.COLOR_AUG_SSD else None,
+            flip=build_flip(settings.RANDOM_FLIP),
+        )
+        return {
+            "augmentations": augmentations,
+            "image_format": settings.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": ignore_label,
+            "size_divisibility": settings.SIZE_DIVISIBILITY,
+        }
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the example of one image; the given entry is left as it is.
+
+        Raises:
+            InputError: a file cannot be read, or image and label do not fit each other or the configuration.
+        """
+        raise NotImplementedError
+
+    def _read_image(self, record: Record) -> np.ndarray:
+        image = read_image(record["file_name"], self.image_format)
+        check_declared_size(record, image)
+        return image
+
+    def _required(self, record: Record, key: str) -> Any:
+        if key not in record:
+            raise InputError(
+                f"The training dataset gives no {key} for image {record['file_name']} but {type(self).__name__} "
+                "expects it; change DATASETS.TRAIN, or INPUT.DATASET_MAPPER_NAME to a mapper that reads what the "
+                f"dataset gives ({', '.join(sorted(record))})."
+            )
+        return record[key]
+
+    def _augment(self, image: np.ndarray, label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, T.Transform]:
+        labelled = LabelledImage(image, label_map)
+        transforms = self.augmentations(labelled)
+        return labelled.image, labelled.sem_seg, transforms
+
+    def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
+        return pad_to_multiple(array, self.size_divisibility, value)
+
+    def _example(
+        self, record: Record, original: np.ndarray, image: np.ndarray, labels: Tensor, masks: SegmentMasks | BitMasks
+    ) -> Record:
+        image = self._pad(image, IMAGE_PADDING)
+        example = image_example(record, original, image)
+        example["instances"] = Instances(image.shape[:2], gt_classes=labels, gt_masks=masks)
+        return example
+
+
+def _ignore_label(cfg: CfgNode) -> int:
+    """The first training dataset's own, or ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE`` where it names none."""
+    if not cfg.DATASETS.TRAIN:
+        raise InputError("DATASETS.TRAIN is empty; expected the name of a training dataset.")
+    name = cfg.DATASETS.TRAIN[0]
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    default = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    return default if metadata is None else metadata.get("ignore_label", default)

@@ -1,0 +1,140 @@
+"""Reading images and labels, so that a bad file ends in one sentence that names it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.data import detection_utils
+from PIL import Image
+
+from maskformer.structures import InputError
+
+
+def read_image(file_name: str, image_format: str) -> np.ndarray:
+    """Read a picture, upright as its EXIF orientation says.
+
+    Args:
+        file_name: JPEG, PNG or another file that Pillow reads.
+        image_format: "RGB" or "BGR" (``INPUT.FORMAT``).
+
+    Returns:
+        (H,W,3) uint8.
+
+    Raises:
+        InputError: the file is missing, empty, truncated or no image.
+    """
+    return _read(file_name, image_format, "Image")
+
+
+def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.ndarray:
+    """Read a semantic label: one integer a pixel.
+
+    Args:
+        file_name: one-channel PNG (grey or palette) or TIFF.
+        num_classes: K; values 0..K-1 are classes.
+        ignore_label: the value of pixels without a class.
+
+    Returns:
+        (H,W) uint8 where every allowed value fits, else int32.
+
+    Raises:
+        InputError: the file cannot be read, is not a one-channel integer image, or holds any other value.
+    """
+    label_map = _read(file_name, None, "Label")
+    if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
+        raise InputError(
+            f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
+            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
+        )
+    values = np.flatnonzero(np.bincount(label_map.ravel())) if label_map.dtype == np.uint8 else np.unique(label_map)
+    foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
+    if len(foreign):
+        raise InputError(
+            f"Label file {file_name} holds the value {foreign[0]}; expected 0..{num_classes - 1} "
+            f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES = {num_classes}) or {ignore_label} (ignored): either the labels are not "
+            "prepared (datasets/README.md) or NUM_CLASSES belongs to another dataset."
+        )
+    return label_map.astype(np.uint8 if max(num_classes - 1, ignore_label) <= 255 else np.int32, copy=False)
+
+
+def read_segment_ids(file_name: str) -> np.ndarray:
+    """Read a panoptic PNG, whose segment id is R + 256 G + 65536 B.
+
+    Args:
+        file_name: RGB PNG in COCO's panoptic format.
+
+    Returns:
+        (H,W) int32; 0 is void.
+
+    Raises:
+        InputError: the file cannot be read or is not RGB.
+    """
+    rgb = _read(file_name, None, "Panoptic label")
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise InputError(
+            f"Panoptic label file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an "
+            "8-bit RGB image with segment ids R + 256 G + 65536 B. datasets/README.md says how labels are prepared."
+        )
+    red, green, blue = np.moveaxis(rgb.astype(np.int32), 2, 0)
+    return red + (green << 8) + (blue << 16)
+
+
+def check_declared_size(record: dict[str, Any], image: np.ndarray) -> None:
+    """Compare an image with the size that its dataset declares, if it declares one.
+
+    Args:
+        record: a dataset's entry for one image, with or without ``height`` and ``width``.
+        image: (H,W,3).
+
+    Raises:
+        InputError: they differ.
+    """
+    height, width = image.shape[:2]
+    declared = record.get("height", height), record.get("width", width)
+    if declared != (height, width):
+        raise InputError(
+            f"Image file {record['file_name']} is {width} x {height} pixels (width x height) but its annotation says "
+            f"{declared[1]} x {declared[0]}; correct width and height in the dataset's JSON or restore the image."
+        )
+
+
+def check_same_size(image: np.ndarray, image_file: str, label_map: np.ndarray, label_file: str) -> None:
+    """Compare an image with its label.
+
+    Args:
+        image: (H,W,3).
+        image_file: what it was read from.
+        label_map: (H,W).
+        label_file: what it was read from.
+
+    Raises:
+        InputError: they differ in height or width.
+    """
+    if image.shape[:2] != label_map.shape:
+        (height, width), (label_height, label_width) = image.shape[:2], label_map.shape
+        raise InputError(
+            f"Image file {image_file} is {width} x {height} pixels (width x height) but its label {label_file} is "
+            f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
+        )
+
+
+def _read(file_name: str, image_format: str | None, kind: str) -> np.ndarray:
+    try:
+        return detection_utils.read_image(file_name, image_format)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise InputError(
+            f"{kind} file {file_name} cannot be read: {_reason(file_name, error)}; expected a complete image file. "
+            "Restore it, or take it out of the dataset that DATASETS.TRAIN or DATASETS.TEST names."
+        ) from error
+
+
+def _reason(file_name: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "it does not exist"
+    if os.path.isfile(file_name) and os.path.getsize(file_name) == 0:
+        return "it is empty (0 bytes)"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "its content is no known image format"
+    return str(error)

@@ -1,0 +1,104 @@
+"""From a label map, a panoptic map or instance masks to the segments that the network shall predict. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks
+from torch import Tensor
+
+from maskformer.structures import SegmentMasks
+
+
+def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, SegmentMasks]:
+    """Make one segment of each class present.
+
+    Args:
+        label_map: (H,W) integers, 0..K-1 or ``ignore_label``.
+        ignore_label: the value of pixels without a class; they belong to no segment.
+
+    Returns:
+        ``labels`` (G,) int64, ascending, and the masks.
+    """
+    present = np.bincount(label_map.ravel()) > 0
+    classes = np.flatnonzero(present)
+    classes = classes[classes != ignore_label]
+    segment_map = number_segments(label_map, classes)
+    return torch.from_numpy(classes), SegmentMasks(torch.from_numpy(segment_map), len(classes))
+
+
+def panoptic_targets(pan_ids: np.ndarray, segments_info: Sequence[dict[str, Any]]) -> tuple[Tensor, SegmentMasks]:
+    """Make one segment of each that is no crowd and has a pixel left: a segment that a crop emptied is no target.
+
+    Args:
+        pan_ids: (H,W) integers: the ``id`` of a segment; any other value is void.
+        segments_info: ``id``, ``category_id`` (0..K-1) and, where it is one, ``iscrowd`` of each segment.
+
+    Returns:
+        ``labels`` (G,) int64, in the order of ``segments_info``, and the masks.
+    """
+    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
+    segment_map = number_segments(pan_ids, [segment["id"] for segment in segments])
+    visible = visible_segments(segment_map, len(segments))
+    if not visible.all():
+        segments = [segments[index] for index in np.flatnonzero(visible)]
+        segment_map = number_segments(segment_map, np.flatnonzero(visible) + 1)
+    labels = torch.tensor([segment["category_id"] for segment in segments], dtype=torch.int64)
+    return labels, SegmentMasks(torch.from_numpy(segment_map), len(segments))
+
+
+def instance_targets(
+    classes: Sequence[int], masks: Sequence[np.ndarray], size: tuple[int, int]
+) -> tuple[Tensor, BitMasks]:
+    """Keep the instances that have a pixel left; they may overlap, so each has a mask of its own.
+
+    Args:
+        classes: G integers, 0..K-1.
+        masks: G arrays (H,W), zero or not.
+        size: (H, W), for an image without instances.
+
+    Returns:
+        ``labels`` (G,) int64, in the given order, and the masks (G,H,W) bool.
+    """
+    kept = [index for index, mask in enumerate(masks) if mask.any()]
+    stacked = np.zeros((len(kept), *size), dtype=bool)
+    for row, index in enumerate(kept):
+        stacked[row] = masks[index] != 0
+    labels = torch.tensor([classes[index] for index in kept], dtype=torch.int64)
+    return labels, BitMasks(torch.from_numpy(stacked))
+
+
+def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Replace arbitrary ids by segment numbers: g + 1 where ``id_map`` is ``segment_ids[g]``, 0 elsewhere.
+
+    Args:
+        id_map: (H,W) integers >= 0.
+        segment_ids: G distinct integers >= 0.
+
+    Returns:
+        (H,W), the smallest of uint8, int16 and int32 that holds G.
+    """
+    segment_ids = np.asarray(segment_ids, dtype=np.int64)
+    num_segments = len(segment_ids)
+    dtype = np.uint8 if num_segments <= 255 else np.int16 if num_segments <= 32767 else np.int32
+    # Panoptic ids have 24 bits; np.zeros takes its pages lazily, so only those that hold an id of this image cost time.
+    number_of_id = np.zeros(int(id_map.max(initial=0)) + 1, dtype=dtype)
+    may_occur = segment_ids < len(number_of_id)
+    number_of_id[segment_ids[may_occur]] = np.arange(1, num_segments + 1)[may_occur]
+    return number_of_id[id_map]
+
+
+def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
+    """Say which segments have a pixel.
+
+    Args:
+        segment_map: (H,W) segment numbers 1..G, or 0.
+        num_segments: G.
+
+    Returns:
+        (G,) bool.
+    """
+    return np.bincount(segment_map.ravel(), minlength=num_segments + 1)[1:] > 0

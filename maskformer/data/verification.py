@@ -1,0 +1,132 @@
+"""Loading a dataset's entries, so that a mistake in it ends in one sentence before training starts."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+
+from maskformer.structures import InputError
+
+logger = logging.getLogger(__name__)
+
+_FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
+_PREPARATION = {  # folder under DETECTRON2_DATASETS: what makes it ready
+    "ADEChallengeData2016": "python datasets/prepare_ade20k_sem_seg.py",
+    "shapes": "python -m maskformer.tools.make_shapes",
+}
+
+
+def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[str, Any]]:
+    """Load a dataset and check what can be checked without opening its images.
+
+    Args:
+        name: as in ``DATASETS.TRAIN`` or ``DATASETS.TEST``.
+        num_classes: K, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+        is_train: whether it is to be trained on.
+
+    Returns:
+        Detectron2's dataset dicts, all of them: images without annotations are kept.
+
+    Raises:
+        InputError: it is not registered, a file or folder is missing or not prepared, it is empty, or its number of
+            classes is another.
+    """
+    config_key = "DATASETS.TRAIN" if is_train else "DATASETS.TEST"
+    _check_registered(name, config_key)
+    metadata = MetadataCatalog.get(name)
+    _check_files(name, metadata)
+    records = _load(name)
+    if not records:
+        raise InputError(
+            f"Dataset {name} is empty: no image has a label of the same name; expected at least one. Look into "
+            f"{_roots(metadata)} or change {config_key}."
+        )
+    _check_num_classes(name, metadata, records[0], num_classes, is_train=is_train)
+    _check_pairs(name, records)
+    return records
+
+
+def _check_registered(name: str, config_key: str) -> None:
+    if name not in DatasetCatalog:
+        close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.4)
+        hint = f"close to it are {', '.join(close)}" if close else f"{len(DatasetCatalog)} others are registered"
+        raise InputError(f"Dataset {name!r} is not registered; {hint}: change {config_key}.")
+
+
+def _check_files(name: str, metadata: Metadata) -> None:
+    for key in _FOLDER_KEYS:
+        folder = metadata.get(key)
+        if folder is not None and not (os.path.isdir(folder) and os.listdir(folder)):
+            raise InputError(f"Dataset {name} needs files in {folder}; {_why_missing(Path(folder))}")
+    json_file = metadata.get("panoptic_json") or metadata.get("json_file")
+    if json_file is not None and not os.path.isfile(json_file):
+        raise InputError(f"Dataset {name} needs the file {json_file}; {_why_missing(Path(json_file))}")
+
+
+def _why_missing(path: Path) -> str:
+    raw = Path(*("annotations" if part == "annotations_detectron2" else part for part in path.parts))
+    if raw != path and raw.is_dir() and any(raw.iterdir()):
+        return f"the labels in {raw} are there but not prepared: {_how_to_prepare(path)}."
+    state = "the folder is empty" if path.is_dir() else "it does not exist"
+    root = os.environ.get("DETECTRON2_DATASETS")
+    setting = f"DETECTRON2_DATASETS is {root}" if root else "DETECTRON2_DATASETS is not set: ./datasets"
+    return f"{state} ({setting}). Set it to the folder that holds the datasets and {_how_to_prepare(path)}."
+
+
+def _how_to_prepare(path: Path) -> str:
+    commands = [command for folder, command in _PREPARATION.items() if folder in path.parts]
+    return f"run `{commands[0]}` (see datasets/README.md)" if commands else "lay them out as datasets/README.md says"
+
+
+def _load(name: str) -> list[dict[str, Any]]:
+    try:
+        return DatasetCatalog.get(name)
+    except InputError:
+        raise
+    except (OSError, AssertionError, KeyError, ValueError) as error:  # what loaders of Detectron2 and of users raise
+        raise InputError(
+            f"Dataset {name} cannot be loaded: {type(error).__name__}: {error}. Compare its files with "
+            "datasets/README.md and prepare them again."
+        ) from error
+
+
+def _check_pairs(name: str, records: list[dict[str, Any]]) -> None:
+    """Find labels that bear another image's name: of equally many files, Detectron2 pairs blindly."""
+    image_of = {Path(record["file_name"]).stem: record["file_name"] for record in records}
+    for record in records:
+        label = record.get("sem_seg_file_name")
+        owner = image_of.get(Path(label).stem, record["file_name"]) if label else record["file_name"]
+        if owner != record["file_name"]:
+            raise InputError(
+                f"Dataset {name} pairs the image {record['file_name']} with {label}, the label of {owner}; expected "
+                "the same names in both folders: an image or a label is missing (datasets/README.md)."
+            )
+
+
+def _roots(metadata: Metadata) -> str:
+    return " and ".join(metadata.get(key) for key in _FOLDER_KEYS if metadata.get(key)) or "its files"
+
+
+def _check_num_classes(
+    name: str, metadata: Metadata, record: dict[str, Any], num_classes: int, *, is_train: bool
+) -> None:
+    """Compare with the list that the labels index: of things where there are instances alone, else of all classes.
+
+    A model with things first may be evaluated on instances of the things alone.
+    """
+    only_things = "annotations" in record and not {"sem_seg_file_name", "pan_seg_file_name"} & record.keys()
+    names = metadata.get("thing_classes" if only_things else "stuff_classes")
+    if names is None:
+        logger.warning("Dataset %s names no classes: MODEL.SEM_SEG_HEAD.NUM_CLASSES is not checked.", name)
+        return
+    fits = len(names) <= num_classes if only_things and not is_train else len(names) == num_classes
+    if not fits:
+        raise InputError(
+            f"Dataset {name} has {len(names)} classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected "
+            f"equal numbers: set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {len(names)} or choose another dataset."
+        )

@@ -1,0 +1,132 @@
+"""Optimisers: parameter groups, and gradient clipping over the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+from maskformer.structures import InputError
+
+NORM_MODULES = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,  # Detectron2's NaiveSyncBatchNorm is one of these
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # Swin's; they never decay
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that SOLVER.OPTIMIZER names, with MaskFormer's parameter groups and SOLVER.CLIP_GRADIENTS.
+
+    Args:
+        cfg: the whole config.
+        model: its parameters that require a gradient are optimised.
+
+    Raises:
+        InputError: SOLVER.OPTIMIZER or SOLVER.CLIP_GRADIENTS.CLIP_TYPE is unknown.
+    """
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER not in OPTIMIZERS:
+        raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected one of {', '.join(OPTIMIZERS)}.")
+    groups = parameter_groups(
+        model,
+        base_lr=solver.BASE_LR,
+        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
+    )
+    optimizer = OPTIMIZERS[solver.OPTIMIZER](groups, solver)
+    return _with_gradient_clipping(optimizer, cfg)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    base_lr: float,
+    backbone_multiplier: float,
+    weight_decay: float,
+    weight_decay_norm: float,
+    weight_decay_embed: float,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into one group for each pair of learning rate and weight decay.
+
+    Few groups matter: an optimiser updates a whole group in one sweep.
+
+    Args:
+        model: a parameter that several of its modules share is taken once.
+        base_lr: learning rate outside ``backbone``.
+        backbone_multiplier: ``backbone`` learns at ``base_lr`` times this.
+        weight_decay: of everything that is not listed below.
+        weight_decay_norm: of normalisation layers.
+        weight_decay_embed: of ``nn.Embedding``.
+
+    Returns:
+        Dicts ``params``, ``lr``, ``weight_decay``, in the order of first appearance.
+    """
+
+    def decay(module: nn.Module, parameter_name: str) -> float:
+        if isinstance(module, NORM_MODULES):
+            return weight_decay_norm
+        if isinstance(module, nn.Embedding):
+            return weight_decay_embed
+        return 0.0 if parameter_name in POSITION_TABLES else weight_decay
+
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        lr = base_lr * (backbone_multiplier if module_name.split(".")[0] == "backbone" else 1.0)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                groups.setdefault((lr, decay(module, name)), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": amount} for (lr, amount), params in groups.items()]
+
+
+def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+
+
+def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+
+
+OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}
+
+
+def _with_gradient_clipping(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> torch.optim.Optimizer:
+    clipping = cfg.SOLVER.CLIP_GRADIENTS
+    if not clipping.ENABLED:
+        return optimizer
+    if clipping.CLIP_TYPE == "full_model":
+        clip_full_model(optimizer, max_norm=clipping.CLIP_VALUE, norm_type=clipping.NORM_TYPE)
+        return optimizer
+    if clipping.CLIP_TYPE not in ("value", "norm"):
+        raise InputError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clipping.CLIP_TYPE!r}, expected full_model, value or norm."
+        )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0) -> None:
+    """Scale all gradients together, before each step, so that the norm over every parameter is at most ``max_norm``.
+
+    A pre-hook, so that it runs after a loss scaler has divided the gradients and not at all for a skipped step.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    optimizer.register_step_pre_hook(clip)

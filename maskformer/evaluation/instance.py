@@ -1,0 +1,59 @@
+"""Average precision of instance masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Instances
+
+from maskformer.structures import InputError
+
+
+class InstanceEvaluator(COCOEvaluator):
+    """Detectron2's evaluator of mask AP, for datasets whose things may lie anywhere among their classes.
+
+    Detectron2 expects things to be the contiguous classes 0..T-1, and names of things only. Here, the class of every
+    instance becomes the id that the dataset's JSON has before Detectron2 sees it.
+
+    Args:
+        dataset_name: registered, with ``json_file`` (COCO instances), ``thing_classes`` and
+            ``thing_dataset_id_to_contiguous_id``.
+        output_folder: where predictions are written; None: nowhere.
+    """
+
+    def __init__(self, dataset_name: str, output_folder: str | None = None):
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("thing_dataset_id_to_contiguous_id") is None:
+            DatasetCatalog.get(dataset_name)  # Detectron2 fills it in when it first reads a dataset's JSON
+        contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
+        self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in contiguous_ids.items()}
+        names = [metadata.thing_classes[contiguous_ids[dataset_id]] for dataset_id in sorted(contiguous_ids)]
+        things = f"{dataset_name} (things)"
+        if things in MetadataCatalog.list():
+            MetadataCatalog.remove(things)
+        MetadataCatalog.get(things).set(json_file=metadata.json_file, thing_classes=names)
+        super().__init__(things, tasks=("segm",), output_dir=output_folder, use_fast_impl=False)
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take the instances of some images.
+
+        Args:
+            inputs: entries of the dataset; ``image_id`` is read.
+            outputs: ``instances`` of each, with contiguous ``pred_classes``, and what Detectron2 wants besides.
+        """
+        super().process(inputs, [{"instances": self._with_dataset_ids(output["instances"])} for output in outputs])
+
+    def _with_dataset_ids(self, instances: Instances) -> Instances:
+        classes = instances.pred_classes.tolist()
+        foreign = sorted(set(classes) - self.dataset_ids.keys())
+        if foreign:
+            raise InputError(
+                f"The model predicts an instance of class {foreign[0]}, which the dataset does not count among its "
+                f"{len(self.dataset_ids)} things: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
+            )
+        renamed = Instances(instances.image_size, **instances.get_fields())
+        renamed.pred_classes = torch.tensor([self.dataset_ids[index] for index in classes], dtype=torch.int64)
+        return renamed

@@ -1,0 +1,1 @@
+"""Command-line tools: ``python -m maskformer.tools.NAME --help``. Nothing in the package imports them."""

@@ -1,0 +1,51 @@
+"""Writes the built-in dataset: ``python -m maskformer.tools.make_shapes [--root DIR] [--train N] [--val N]``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from maskformer.data.shapes import generate_shapes
+from maskformer.structures import InputError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m maskformer.tools.make_shapes", description=__doc__.split(":")[0])
+    default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", default=default_root, help="folder of all datasets (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=2000, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="held-out images (default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def show_progress(done: int, total: int) -> None:
+    """One line that is written over, every fifty images."""
+    if done % 50 == 0 or done == total:
+        print(f"\rdrawing shapes: {done} of {total} images", end="\n" if done == total else "", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Generates the dataset, or finds that it is there; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        folder = generate_shapes(
+            args.root,
+            num_train=args.train,
+            num_val=args.val,
+            image_size=tuple(args.size),
+            seed=args.seed,
+            progress=show_progress,
+        )
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"the shapes dataset is in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""Draw what a trained model sees in images, videos or a camera's pictures, and save the raw ids of images.
+
+    python -m maskformer.tools.predict --config-file FILE --weights FILE --input a.jpg folder 'more/*.png' --output out/
+
+Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from maskformer.config import load_config
+from maskformer.data.catalog import register_all
+from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from maskformer.structures import InputError
+from maskformer.tools.drawing import ClassTable
+from maskformer.tools.predictor import Predictor
+from maskformer.tools.progress import ProgressLine
+from maskformer.tools.saving import IdMap, VideoFile, write_ids, write_picture
+from maskformer.tools.sources import Source, Video, find_sources, plan_outputs, read_picture
+from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, with_threshold
+
+WINDOW = "MaskFormer (Esc or q: close)"
+CLOSING_KEYS = (27, ord("q"))  # 27: Esc
+PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
+EXIT_SOME_LEFT_OUT = 1
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """From an image to its picture and raw ids.
+
+    Attributes:
+        segment: RGB image -> the model's output.
+        task: how to read, draw and encode the output.
+        classes: K names and colours.
+        facts: what the JSON says about model and dataset.
+    """
+
+    segment: Callable[[np.ndarray], dict[str, Any]]
+    task: Task
+    classes: ClassTable
+    facts: dict[str, Any]
+
+    def picture(self, image: np.ndarray) -> np.ndarray:
+        """What the model sees, drawn: (height,width,3) uint8 RGB."""
+        return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
+
+    def picture_and_ids(self, image: np.ndarray) -> tuple[np.ndarray, IdMap]:
+        """The picture as above, and the raw ids."""
+        result = self.task.read(self.segment(image))
+        return self.task.draw(image, result, self.classes), self.task.encode(result, self.classes)
+
+
+def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
+    """Read one image, write its picture and ids.
+
+    Raises:
+        InputError: it cannot be read, or the picture cannot be written.
+    """
+    picture, ids = annotator.picture_and_ids(read_picture(source.name))
+    write_picture(output, picture)
+    write_ids(output, ids, {"image": source.name, "task": annotator.task.name, **annotator.facts}, annotator.classes)
+
+
+def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
+    """Write a video with every frame drawn; Ctrl-C ends the recording of a camera.
+
+    Raises:
+        InputError: it cannot be opened, has no readable frame, or cannot be written.
+    """
+    video = Video.open(source)
+    num_frames = 0
+    with (
+        VideoFile(output, video.frame_rate) as file,
+        ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
+    ):
+        try:
+            for frame in video:
+                file.write(annotator.picture(frame))
+                num_frames += 1
+                progress.advance()
+        except KeyboardInterrupt:
+            if source.camera is None:
+                raise
+    if not num_frames:
+        raise InputError(f"{source.name} holds no readable frame; expected a video with at least one.")
+    if file.path != output:
+        warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
+
+
+def warn(sentence: str) -> None:
+    """Tell something that does not stop the work."""
+    print(f"warning: {sentence}", file=sys.stderr)
+
+
+def annotate_all(sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator) -> int:
+    """Write the pictures of all sources; of several, one that cannot be read is left out and named at the end.
+
+    Returns:
+        Exit code: 0, or 1 where some were left out.
+    """
+    left_out = []
+    with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
+        for source, output in zip(sources, outputs, strict=True):
+            try:
+                if source.is_video:
+                    annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                else:
+                    annotate_image(source, output, annotator)
+            except InputError as error:
+                if len(sources) == 1:
+                    raise
+                left_out.append(error)
+            progress.advance(note=os.path.basename(source.name))
+    for failure in left_out:
+        warn(f"left out: {failure}")
+    place = outputs[0] if len(sources) == 1 else outputs[0].parent
+    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn: {place}")
+    return EXIT_SOME_LEFT_OUT if left_out else 0
+
+
+def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
+    """Show images in a window, each until a key is pressed, and videos frame by frame."""
+    for source in sources:
+        if source.is_video:
+            _show(map(annotator.picture, Video.open(source)), wait=1)
+        else:
+            _show([annotator.picture(read_picture(source.name))], wait=0)
+    cv2.destroyAllWindows()
+    return 0
+
+
+def _show(pictures: Iterable[np.ndarray], wait: int) -> None:
+    """Show RGB pictures, each for ``wait`` milliseconds (0: until a key is pressed), until a closing key."""
+    for picture in pictures:
+        cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))  # OpenCV's pictures are BGR
+        if cv2.waitKey(wait) & 0xFF in CLOSING_KEYS:
+            return
+
+
+def open_window() -> None:
+    """Make sure that pictures can be shown.
+
+    Raises:
+        InputError: there is no display, or this OpenCV has no windows.
+    """
+    remedy = "say with --output where to write (a file or a folder)."
+    if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        raise InputError(f"There is no display to open a window on: {remedy}")
+    try:
+        cv2.namedWindow(WINDOW)
+    except cv2.error as error:
+        raise InputError(f"This OpenCV cannot open windows (a headless build): {remedy}") from error
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maskformer.tools.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="KEY VALUE pairs, which change the configuration, come last.\n"
+        "Exit code: 0 all drawn, 1 some inputs could not be read, 2 a mistake in the arguments.",
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's configuration")
+    parser.add_argument("--weights", metavar="FILE", help="the trained model; else the configuration's MODEL.WEIGHTS")
+    inputs = parser.add_mutually_exclusive_group(required=True)
+    inputs.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders and globs")
+    inputs.add_argument("--video-input", metavar="FILE", help="a video file, whatever its name ends in")
+    inputs.add_argument(
+        "--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, the first by default"
+    )
+    parser.add_argument("--output", metavar="PATH", help="file (for one input) or folder; else a window opens")
+    parser.add_argument("--task", choices=TASKS, help="by default the first of these that the model has switched on")
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        metavar="T",
+        help=f"0..1. Instance: draw and save what scores higher (default {INSTANCE_THRESHOLD}). Panoptic: the least "
+        "class probability of a segment, MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD. Semantic results have none.",
+    )
+    parser.add_argument("--device", default="auto", help='cpu, cuda, ...; "auto": an accelerator, else the CPU')
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
+    return parser
+
+
+def find_all_sources(args: argparse.Namespace) -> list[Source]:
+    """What --input, --video-input or --webcam stand for."""
+    if args.webcam is not None:
+        return [Source.of_camera(args.webcam)]
+    if args.video_input is not None:
+        return [Source(args.video_input, is_video=True)]
+    return find_sources(args.input)
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The configuration that the arguments describe, with a real device.
+
+    Raises:
+        InputError: a file, a key, a value or the device is wrong.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
+    return cfg
+
+
+def build_annotator(args: argparse.Namespace) -> Annotator:
+    """Load the model and what is known about its classes.
+
+    Raises:
+        InputError: a mistake in the arguments or the configuration.
+    """
+    cfg = build_config(args)
+    task = choose_task(cfg, args.task)
+    if args.confidence_threshold is not None:
+        task = with_threshold(task, cfg, args.confidence_threshold)
+    register_all(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    if dataset not in MetadataCatalog:
+        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, so classes are numbered.")
+    classes = ClassTable.from_metadata(MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    facts = {"config_file": args.config_file, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset}
+    return Annotator(Predictor.from_config(cfg), task, classes, facts)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Do what the arguments say; mistakes about files are found before the model is loaded.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        InputError: a mistake in the arguments.
+    """
+    sources = find_all_sources(args)
+    if args.output is None:
+        open_window()
+        return show_all(sources, build_annotator(args))
+    outputs = plan_outputs(sources, args.output)
+    return annotate_all(sources, outputs, build_annotator(args))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; a user's mistake ends in one line on standard error."""
+    args = build_parser().parse_args(argv)
+    try:
+        return predict(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

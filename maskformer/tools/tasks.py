@@ -1,0 +1,108 @@
+"""The three tasks, and for each: what switches it on, how to read the model's output, draw it and encode it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+
+from maskformer.structures import InputError, PanopticResult
+from maskformer.tools.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from maskformer.tools.saving import IdMap, encode_instances, encode_panoptic, encode_semantic
+
+INSTANCE_THRESHOLD = 0.5  # drawn by default; panoptic has the configuration's OBJECT_MASK_THRESHOLD
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with one kind of result.
+
+    Attributes:
+        name: as on the command line.
+        switch: which of MODEL.MASK_FORMER.TEST's keys makes the model give this result.
+        read: the model's output for one image -> the result, on the CPU.
+        draw: (RGB image, result, classes) -> RGB picture.
+        encode: (result, classes) -> raw ids.
+    """
+
+    name: str
+    switch: str
+    read: Callable[[dict[str, Any]], Any]
+    draw: Callable[..., np.ndarray]
+    encode: Callable[[Any, ClassTable], IdMap]
+
+
+def read_semantic(output: dict[str, Any]) -> np.ndarray:
+    """The best class of each pixel, (height,width) int64."""
+    return output["sem_seg"].argmax(dim=0).cpu().numpy()
+
+
+def read_panoptic(output: dict[str, Any]) -> PanopticResult:
+    """The panoptic result."""
+    segment_map, segments_info = output["panoptic_seg"]
+    return PanopticResult(segment_map.cpu(), segments_info)
+
+
+def read_instances(output: dict[str, Any], threshold: float = INSTANCE_THRESHOLD) -> Instances:
+    """The instances whose score exceeds a threshold."""
+    instances = output["instances"].to("cpu")
+    return instances[instances.scores > threshold]
+
+
+# In order of preference: the first that is switched on is drawn.
+TASKS = {
+    task.name: task
+    for task in (
+        Task("panoptic", "PANOPTIC_ON", read_panoptic, draw_panoptic, encode_panoptic),
+        Task("instance", "INSTANCE_ON", read_instances, draw_instances, encode_instances),
+        Task("semantic", "SEMANTIC_ON", read_semantic, draw_semantic, encode_semantic),
+    )
+}
+
+
+def choose_task(cfg: CfgNode, name: str | None = None) -> Task:
+    """The task that is asked for, or else the first that the model has switched on.
+
+    Raises:
+        InputError: the model has it, or all of them, switched off.
+    """
+    switches = cfg.MODEL.MASK_FORMER.TEST
+    if name is not None and not switches[TASKS[name].switch]:
+        raise InputError(f"--task {name}, but {_switch_key(TASKS[name])} is False; expected True, or another --task.")
+    for task in TASKS.values():
+        if task.name == name or (name is None and switches[task.switch]):
+            return task
+    raise InputError(f"The model gives no result: one of {', '.join(map(_switch_key, TASKS.values()))} must be True.")
+
+
+def _switch_key(task: Task) -> str:
+    return f"MODEL.MASK_FORMER.TEST.{task.switch}"
+
+
+def with_threshold(task: Task, cfg: CfgNode, threshold: float) -> Task:
+    """The task that keeps only what scores higher than a threshold.
+
+    Args:
+        task: panoptic or instance.
+        cfg: changed where the model applies the threshold itself (panoptic).
+        threshold: 0..1.
+
+    Raises:
+        InputError: the threshold is outside 0..1, or the task is semantic.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--confidence-threshold is {threshold}; expected 0..1.")
+    if task.name == "panoptic":
+        cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = threshold
+        return task
+    if task.name == "instance":
+        return replace(task, read=partial(read_instances, threshold=threshold))
+    raise InputError(
+        "--confidence-threshold does not apply to semantic results, where every pixel has its best class: leave it "
+        f"out, or use a model with {_switch_key(TASKS['panoptic'])} or {_switch_key(TASKS['instance'])}."
+    )

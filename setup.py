@@ -1,0 +1,53 @@
+"""Packaging of maskformer; settings of the development tools are in pyproject.toml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Reads the version from the package's source, because importing it needs PyTorch and Detectron2."""
+    source = (ROOT / "maskformer" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('maskformer/__init__.py has no line of the form: __version__ = "1.2.3"')
+    return match.group(1)
+
+
+setup(
+    name="maskformer",
+    version=read_version(),
+    description="MaskFormer for semantic, instance and panoptic segmentation, as a Detectron2 plugin",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["maskformer", "maskformer.*"]),
+    package_data={"maskformer.data": ["categories/*.json"]},
+    # detectron2 and panopticapi are not on PyPI under these names: install/build_wheels.py builds them, and their own
+    # repositories have them too.
+    install_requires=[
+        "detectron2>=0.6",
+        "panopticapi",
+        "torch>=2.4",
+        "torchvision",
+        "fvcore",
+        "matplotlib",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "pycocotools",
+        "pyyaml",
+        "scipy",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "transformers>=4.40"],
+        "dev": ["mypy", "ruff"],
+    },
+)

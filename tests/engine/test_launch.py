@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.multiprocessing import ProcessRaisedException
+from torch.utils.data import DataLoader, Dataset
+
+from maskformer.engine.launch import build_argument_parser, input_error_sentence, run, setup
+from maskformer.structures import InputError
+
+
+@pytest.fixture(autouse=True)
+def loggers():
+    """Leave the loggers that ``setup`` configures as they were."""
+    names = ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters
+
+
+class BrokenDataset(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            raise OSError("image file is truncated")
+        except OSError as error:
+            raise InputError("Image file a.jpg cannot be read: truncated. Restore it.") from error
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    return build_argument_parser().parse_args(words)
+
+
+def load_in_worker(_: argparse.Namespace) -> None:
+    next(iter(DataLoader(BrokenDataset(), num_workers=1)))
+
+
+def raise_input_error(_: argparse.Namespace) -> None:
+    raise InputError("Key X is 1, expected 2.")
+
+
+def test_success_exits_with_0(capsys: pytest.CaptureFixture):
+    assert run(lambda _: {"sem_seg": {"mIoU": 1.0}}, arguments()) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_input_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture):
+    assert run(raise_input_error, arguments()) == 2
+    assert capsys.readouterr().err == "error: Key X is 1, expected 2.\n"
+
+
+def test_input_error_of_a_data_worker_is_one_line(capsys: pytest.CaptureFixture):
+    assert run(load_in_worker, arguments()) == 2
+    assert capsys.readouterr().err == "error: Image file a.jpg cannot be read: truncated. Restore it.\n"
+
+
+def test_sentence_of_an_input_error_in_another_rank_is_found():
+    traceback = (
+        "-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.InputError: Do X.\n"
+    )
+    assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
+    assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
+
+
+def test_other_errors_keep_their_traceback():
+    def divide(_: argparse.Namespace) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        run(divide, arguments())
+
+
+def test_interruption_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture):
+    def interrupt(_: argparse.Namespace) -> None:
+        raise KeyboardInterrupt
+
+    assert run(interrupt, arguments()) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_more_processes_than_devices_are_refused(capsys: pytest.CaptureFixture):
+    assert run(raise_input_error, arguments("--num-gpus", "99")) == 2
+    assert "error: --num-gpus is 99, but " in capsys.readouterr().err
+
+
+def test_arguments_are_detectron2s():
+    args = arguments("--config-file", "a.yaml", "--eval-only", "--resume", "--num-gpus", "2", "MODEL.DEVICE", "cpu")
+    assert (args.config_file, args.eval_only, args.resume, args.num_gpus) == ("a.yaml", True, True, 2)
+    assert args.opts == ["MODEL.DEVICE", "cpu"]
+
+
+def test_setup_resolves_the_device_and_writes_the_config(tmp_path: Path):
+    cfg = setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
+    assert cfg.is_frozen()
+    assert cfg.MODEL.DEVICE == "cpu"
+    assert "DEVICE: cpu" in (tmp_path / "config.yaml").read_text()
+
+
+def test_setup_logs_ours_to_the_output_folder(tmp_path: Path):
+    setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
+    logging.getLogger("maskformer.data").info("a line of ours")
+    assert "a line of ours" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "valid"),
+    [
+        ("MODEL.META_ARCHITECTURE", "MaskFormer"),
+        ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        ("MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead"),
+        ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"),
+    ],
+)
+def test_unknown_name_lists_the_valid_ones(key: str, valid: str):
+    with pytest.raises(InputError, match=rf"{key} is 'MaskFromer', expected one of .*\b{valid}\b"):
+        setup(arguments("MODEL.DEVICE", "cpu", key, "MaskFromer"))
+
+
+def test_traceback_of_an_input_error_is_kept_out_of_the_training_log(tmp_path: Path):
+    setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    for error in (InputError("Label a.png holds 7."), ValueError("a bug")):
+        try:
+            raise error
+        except ValueError:
+            logger.exception("Exception during training:")
+    log = (tmp_path / "log.txt").read_text()
+    assert "a bug" in log
+    assert "Label a.png holds 7." not in log

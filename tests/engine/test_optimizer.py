@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from maskformer.config import load_config
+from maskformer.engine.optimizer import build_optimizer, clip_full_model
+from maskformer.engine.trainer import Trainer
+from maskformer.structures import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = {
+    "maskformer_R50_ade": "ade20k-150/maskformer_R50_bs16_160k.yaml",
+    "maskformer_panoptic_R50_coco": "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
+}
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        self.backbone.register_parameter("relative_position_bias_table", nn.Parameter(torch.ones(2)))
+        self.head = nn.Linear(2, 2)
+        self.norm = nn.GroupNorm(1, 2)
+        self.query_embed = nn.Embedding(2, 2)
+        self.backbone_head = nn.Linear(2, 2)  # a name that only begins like the backbone's
+        self.shared = self.head
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def config(**solver: object) -> CfgNode:
+    options = {"BASE_LR": 0.1, "BACKBONE_MULTIPLIER": 0.5, "WEIGHT_DECAY": 0.3, **solver}
+    return load_config("", [str(word) for key, value in options.items() for word in (f"SOLVER.{key}", value)])
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        names[parameter]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def test_each_kind_of_parameter_has_its_rate_and_decay():
+    model = Toy()
+    optimizer = build_optimizer(config(WEIGHT_DECAY_NORM=0.01, WEIGHT_DECAY_EMBED=0.02), model)
+    backbone = {"0.weight": (0.05, 0.3), "0.bias": (0.05, 0.3), "1.weight": (0.05, 0.01), "1.bias": (0.05, 0.01)}
+    assert hyperparameters(optimizer, model) == {
+        **{f"backbone.{name}": values for name, values in backbone.items()},
+        "backbone.relative_position_bias_table": (0.05, 0.0),
+        "head.weight": (0.1, 0.3),
+        "head.bias": (0.1, 0.3),
+        "norm.weight": (0.1, 0.01),
+        "norm.bias": (0.1, 0.01),
+        "query_embed.weight": (0.1, 0.02),
+        "backbone_head.weight": (0.1, 0.3),
+        "backbone_head.bias": (0.1, 0.3),
+    }
+
+
+def test_parameters_of_equal_hyperparameters_share_a_group():
+    optimizer = build_optimizer(config(), Toy())
+    seen = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert sorted(seen) == [(0.05, 0.0), (0.05, 0.3), (0.1, 0.0), (0.1, 0.3)]
+
+
+@pytest.mark.parametrize("reference", RECIPES)
+def test_groups_of_released_recipe_are_reproduced(reference: str):
+    cfg = load_config(str(REPOSITORY / "configs" / RECIPES[reference]), ["MODEL.DEVICE", "cpu"])
+    model = Trainer.build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    expected = json.loads((REPOSITORY / "tests/reference/optimizer_groups" / f"{reference}.json").read_text())
+    actual = hyperparameters(optimizer, model)
+    assert actual.keys() == {name for name, *_ in expected}
+    for name, *values in expected:
+        assert actual[name] == pytest.approx(values, rel=1e-12), name
+    assert len(optimizer.param_groups) == 3
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def step_with_gradients(optimizer: torch.optim.Optimizer, *gradients: float) -> list[float]:
+    """Moves of one-element parameters that start at 0."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = torch.full_like(parameter, gradient)
+    optimizer.step()
+    return [parameter.item() for parameter in parameters]
+
+
+def two_scalars() -> nn.Module:
+    return nn.ParameterList([torch.zeros(1), torch.zeros(1)])
+
+
+@pytest.mark.parametrize(
+    ("clip_type", "clip_value", "expected"),
+    [
+        ("full_model", 1.0, [-0.6, -0.8]),  # the norm over both is 5
+        ("full_model", 10.0, [-3.0, -4.0]),
+        ("norm", 1.0, [-1.0, -1.0]),  # each by itself
+        ("value", 3.5, [-3.0, -3.5]),
+    ],
+)
+def test_gradients_are_clipped_before_the_step(clip_type: str, clip_value: float, expected: list[float]):
+    clipping = {"ENABLED": True, "CLIP_TYPE": clip_type, "CLIP_VALUE": clip_value}
+    options = {f"CLIP_GRADIENTS.{key}": value for key, value in clipping.items()}
+    sgd = {"OPTIMIZER": "SGD", "BASE_LR": 1.0, "WEIGHT_DECAY": 0.0}
+    optimizer = build_optimizer(config(**sgd, **options), two_scalars())
+    assert step_with_gradients(optimizer, 3.0, 4.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_left_alone_when_clipping_is_off():
+    cfg = config(OPTIMIZER="SGD", BASE_LR=1.0, WEIGHT_DECAY=0.0, **{"CLIP_GRADIENTS.CLIP_TYPE": "full_model"})
+    assert step_with_gradients(build_optimizer(cfg, two_scalars()), 3.0, 4.0) == [-3.0, -4.0]
+
+
+def test_loss_scaler_unscales_before_full_model_clipping():
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    clip_full_model(optimizer, max_norm=1.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((0.5 * parameter).sum()).backward()
+    scaler.step(optimizer)
+    assert parameter.item() == -0.5  # unscaled, 0.5 needs no clipping
+
+
+def test_momentum_of_sgd_is_the_configured_one():
+    optimizer = build_optimizer(config(OPTIMIZER="SGD", MOMENTUM=0.7), Toy())
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.7}
+
+
+def test_unknown_optimizer_lists_the_known_ones():
+    with pytest.raises(InputError, match=r"SOLVER.OPTIMIZER is 'LION', expected one of ADAMW, SGD"):
+        build_optimizer(config(OPTIMIZER="LION"), Toy())
+
+
+def test_unknown_clipping_lists_the_known_ones():
+    clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_TYPE": "agc"}
+    with pytest.raises(InputError, match="CLIP_TYPE is 'agc', expected full_model, value or norm"):
+        build_optimizer(config(**clipping), Toy())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from maskformer.checkpoint import Checkpointer
+from maskformer.config import load_config
+from maskformer.engine import trainer as trainer_module
+from maskformer.engine.trainer import Trainer
+from maskformer.structures import InputError
+
+
+@META_ARCH_REGISTRY.register()
+class OneWeight(nn.Module):
+    """Its loss is the weight itself, so that every step of SGD moves it by the learning rate."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, batch: list[float]) -> dict[str, torch.Tensor]:
+        return {"loss": self.weight.sum()}
+
+
+@pytest.fixture
+def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
+    monkeypatch.setattr(trainer_module, "build_train_loader", lambda cfg: iter(lambda: [0.0], None))
+    options = {
+        "MODEL.META_ARCHITECTURE": "OneWeight",
+        "MODEL.DEVICE": "cpu",
+        "DATASETS.TEST": "()",
+        "SOLVER.OPTIMIZER": "SGD",
+        "SOLVER.BASE_LR": 1.0,
+        "SOLVER.WEIGHT_DECAY": 0.0,
+        "SOLVER.MOMENTUM": 0.0,
+        "SOLVER.MAX_ITER": 4,
+        "SOLVER.WARMUP_ITERS": 0,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR",
+        "SOLVER.POLY_LR_POWER": 1.0,
+        "OUTPUT_DIR": str(tmp_path),
+    }
+    return load_config("", [str(word) for pair in options.items() for word in pair])
+
+
+def trained(cfg: CfgNode, *, resume: bool = False) -> Trainer:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def test_steps_follow_the_poly_schedule(cfg: CfgNode):
+    assert trained(cfg).model.weight.item() == pytest.approx(-(1 + 0.75 + 0.5 + 0.25))
+
+
+def test_steps_follow_the_multi_step_schedule(cfg: CfgNode):
+    cfg.merge_from_list(
+        ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(3,)", "SOLVER.GAMMA", "0.1"]
+    )
+    assert trained(cfg).model.weight.item() == pytest.approx(-(1 + 1 + 1 + 0.1))
+
+
+def test_checkpoints_are_saved_by_ours(cfg: CfgNode, tmp_path: Path):
+    trainer = trained(cfg)
+    assert isinstance(trainer.checkpointer, Checkpointer)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
+def test_interrupted_run_resumes_where_it_stopped(cfg: CfgNode, tmp_path: Path):
+    trained(cfg)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")  # after two steps
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    assert resumed.model.weight.item() == pytest.approx(-(1 + 0.75 + 0.5 + 0.25))
+
+
+def test_without_resume_a_run_starts_anew(cfg: CfgNode):
+    trained(cfg)
+    assert trained(cfg).model.weight.item() == pytest.approx(-2.5)
+
+
+def test_losses_and_rates_are_written_to_metrics_json(cfg: CfgNode, tmp_path: Path):
+    trained(cfg)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert lines[-1]["iteration"] == 3
+    assert {"total_loss", "lr"} <= lines[-1].keys()
+
+
+def test_input_error_of_the_loader_passes_through_training(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    def broken(_: CfgNode):
+        raise InputError("Label a.png holds 7.")
+        yield
+
+    monkeypatch.setattr(trainer_module, "build_train_loader", broken)
+    with pytest.raises(InputError, match=r"Label a\.png holds 7"):
+        trained(cfg)
+
+
+def test_results_of_each_dataset_have_their_own_folder(cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trainer_module, "build_evaluator", lambda cfg, name, folder: (name, folder))
+    assert Trainer.build_evaluator(cfg, "a_val") == ("a_val", str(tmp_path / "inference" / "a_val"))

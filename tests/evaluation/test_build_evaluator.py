@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny_dataset
+from detectron2.data import MetadataCatalog
+from tiny_dataset import INPUTS, NAME, perfect_output
+
+from maskformer.config import load_config
+from maskformer.evaluation import build_evaluator
+from maskformer.evaluation.build import MEASURES
+from maskformer.structures import InputError
+
+SWITCHES = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
+
+
+def config(*on: str):
+    cfg = load_config("")
+    for switch in SWITCHES:
+        cfg.MODEL.MASK_FORMER.TEST[switch] = switch in on
+    return cfg
+
+
+def measured(*on: str) -> set[str]:
+    evaluator = build_evaluator(config(*on), NAME)
+    evaluator.reset()
+    evaluator.process(INPUTS, [perfect_output()])
+    return set(evaluator.evaluate())
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco_panoptic_seg", "ade20k_panoptic_seg"])
+def test_panoptic_dataset_measures_what_is_switched_on(tmp_path: Path, evaluator_type: str):
+    tiny_dataset.register(tmp_path, evaluator_type=evaluator_type)
+    assert measured("SEMANTIC_ON") == {"sem_seg"}
+    assert measured("PANOPTIC_ON") == {"panoptic_seg"}
+    assert measured("INSTANCE_ON") == {"segm"}
+    assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg", "segm"}
+
+
+def test_what_the_dataset_cannot_judge_is_left_out(tmp_path: Path):
+    tiny_dataset.register(tmp_path, with_instances=False)
+    assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg"}
+
+
+@pytest.mark.parametrize(("evaluator_type", "task"), [("sem_seg", "sem_seg"), ("coco", "segm")])
+def test_dataset_of_one_task_measures_that(tmp_path: Path, evaluator_type: str, task: str):
+    tiny_dataset.register(tmp_path, evaluator_type=evaluator_type)
+    assert measured(*SWITCHES) == {task}
+
+
+def test_nothing_to_measure_names_the_switch(tmp_path: Path):
+    tiny_dataset.register(tmp_path, evaluator_type="sem_seg")
+    with pytest.raises(InputError, match=r"set MODEL.MASK_FORMER.TEST.SEMANTIC_ON to True"):
+        build_evaluator(config("INSTANCE_ON"), NAME)
+
+
+def test_dataset_without_labels_is_refused(tmp_path: Path):
+    tiny_dataset.register(tmp_path, evaluator_type="coco", with_instances=False)
+    with pytest.raises(InputError, match=r"holds no labels to compare with; change DATASETS.TEST"):
+        build_evaluator(config(*SWITCHES), NAME)
+
+
+def test_unknown_type_lists_the_valid_ones(tmp_path: Path):
+    tiny_dataset.register(tmp_path, evaluator_type="lvis")
+    with pytest.raises(InputError, match=r"evaluator_type 'lvis'.*sem_seg, coco, coco_panoptic_seg"):
+        build_evaluator(config(*SWITCHES), NAME)
+
+
+@pytest.mark.parametrize("evaluator_type", [name for name in MEASURES if name.startswith("cityscapes")])
+def test_cityscapes_without_its_scripts_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluator_type: str
+):
+    tiny_dataset.register(tmp_path, evaluator_type=evaluator_type)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install cityscapesscripts"):
+        build_evaluator(config(*SWITCHES), NAME)
+
+
+def test_output_folder_receives_the_predictions(tmp_path: Path):
+    tiny_dataset.register(tmp_path)
+    evaluator = build_evaluator(config(*SWITCHES), NAME, str(tmp_path / "out"))
+    evaluator.reset()
+    evaluator.process(INPUTS, [perfect_output()])
+    evaluator.evaluate()
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"sem_seg_evaluation.pth", "predictions.json", "coco_instances_results.json"} <= written
+
+
+def test_a_dataset_can_be_measured_again_after_it_moved(tmp_path: Path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        tiny_dataset.register(tmp_path / folder)
+        assert measured("INSTANCE_ON") == {"segm"}
+        assert folder in MetadataCatalog.get(f"{NAME} (things)").json_file

@@ -1,0 +1,274 @@
+"""Installing: the repacked wheels, the virtual environment's script, setup.py and the message without Detectron2."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import setuptools
+
+import maskformer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+INFO = "detectron2-0.7.2+repacked.dist-info"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "install" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # data classes look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+build_wheels = load_script("build_wheels")
+create_environment = load_script("create_environment")
+DETECTRON2 = build_wheels.RECIPES[0]
+
+
+@pytest.fixture
+def source_wheel(tmp_path: Path) -> Path:
+    """A small wheel with everything that the real one has too much of."""
+    path = tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl"
+    files = {
+        "detectron2/__init__.py": "__version__ = '0.7.2'\n",
+        "detectron2/_C.cpython-310-x86_64-linux-gnu.so": "binary",
+        "detectron2/model_zoo/configs/a.yaml": "A: 1\n",
+        "tools/__init__.py": "",
+        "sal_detectron2-0.7.2.dist-info/LICENSE": "the licence\n",
+        "sal_detectron2-0.7.2.dist-info/METADATA": "Requires-Dist: numpy<2\nRequires-Dist: black\n",
+        "sal_detectron2-0.7.2.dist-info/WHEEL": "Root-Is-Purelib: false\nTag: cp310-cp310-linux_x86_64\n",
+        "sal_detectron2-0.7.2.dist-info/RECORD": "stale\n",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+@pytest.fixture
+def repacked(source_wheel: Path, tmp_path: Path) -> dict[str, bytes]:
+    """The files of the wheel that the small one becomes."""
+    wheel = build_wheels.repack(source_wheel, DETECTRON2, tmp_path / "out")
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_repacked_wheel_has_the_sources_and_neither_binary_nor_tools(repacked):
+    assert set(repacked) == {
+        "detectron2/__init__.py",
+        "detectron2/model_zoo/configs/a.yaml",
+        *(f"{INFO}/{name}" for name in ("LICENSE", "METADATA", "RECORD", "WHEEL", "top_level.txt")),
+    }
+    assert repacked["detectron2/__init__.py"] == b"__version__ = '0.7.2'\n"
+    assert repacked[f"{INFO}/LICENSE"] == b"the licence\n"
+
+
+def test_repacked_metadata_is_honest(repacked):
+    metadata = repacked[f"{INFO}/METADATA"].decode()
+    requirements = re.findall("^Requires-Dist: (.+)$", metadata, re.MULTILINE)
+    assert "Name: detectron2\nVersion: 0.7.2+repacked\n" in metadata
+    assert {"numpy", "fvcore>=0.1.5,<0.1.6", "iopath>=0.1.7"} <= set(requirements)
+    assert not [requirement for requirement in requirements if requirement.startswith(("black", "numpy<"))]
+    assert "Root-Is-Purelib: true\nTag: py3-none-any\n" in repacked[f"{INFO}/WHEEL"].decode()
+    assert repacked[f"{INFO}/top_level.txt"] == b"detectron2\n"
+
+
+def test_repacked_record_lists_every_file_with_its_hash(repacked):
+    rows = [line.rsplit(",", 2) for line in repacked[f"{INFO}/RECORD"].decode().splitlines()]
+    assert [f"{INFO}/RECORD", "", ""] == rows.pop()
+    assert {row[0] for row in rows} == set(repacked) - {f"{INFO}/RECORD"}
+    for name, digest, size in rows:
+        expected = base64.urlsafe_b64encode(hashlib.sha256(repacked[name]).digest()).decode().rstrip("=")
+        assert (digest, int(size)) == (f"sha256={expected}", len(repacked[name]))
+
+
+def test_repacking_twice_gives_the_same_bytes(source_wheel, tmp_path):
+    first = build_wheels.repack(source_wheel, DETECTRON2, tmp_path / "first")
+    os.utime(source_wheel, (1, 1))
+    second = build_wheels.repack(source_wheel, DETECTRON2, tmp_path / "second")
+    assert first.name == second.name == "detectron2-0.7.2+repacked-py3-none-any.whl"
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_another_content_is_refused_with_both_sums(source_wheel):
+    actual = hashlib.sha256(source_wheel.read_bytes()).hexdigest()
+    build_wheels.verify_sha256(source_wheel, actual)
+    pinned = build_wheels.read_sources()["sal-detectron2"]
+    with pytest.raises(build_wheels.BuildError, match=rf"^{source_wheel.name} has SHA-256 {actual}, but {pinned} is"):
+        build_wheels.verify_sha256(source_wheel, pinned)
+
+
+def test_wheel_without_the_package_is_refused(tmp_path):
+    path = tmp_path / "sal_detectron2-0.7.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other/__init__.py", "")
+    with pytest.raises(build_wheels.BuildError, match="holds no package named detectron2"):
+        build_wheels.repack(path, DETECTRON2, tmp_path)
+
+
+def test_every_recipe_has_a_pinned_source():
+    pins = build_wheels.read_sources()
+    assert {recipe.source for recipe in build_wheels.RECIPES} == set(pins)
+    assert pins["sal-detectron2"] == "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
+
+
+def find_top_level_imports(path: Path) -> set[str]:
+    """The packages that a module cannot be imported without (what it tries in a `try` is not among them)."""
+    source = path.read_text(encoding="utf-8")
+    return set(re.findall(r"^(?:from|import) (\w+)(?:\.[\w.]+)?(?: import .*| as .*)?$", source, re.MULTILINE))
+
+
+def test_detectron2_declares_what_its_modules_import():
+    package = Path(importlib.util.find_spec("detectron2").origin).parent
+    # export needs onnx and caffe2, tracking SciPy, the zoo pkg_resources: none is imported by the rest.
+    parts = ["checkpoint", "config", "data", "engine", "evaluation", "layers", "modeling", "projects", "structures"]
+    parts += ["utils", "solver"]
+    imported = set().union(*(find_top_level_imports(path) for part in parts for path in (package / part).rglob("*.py")))
+    providers = importlib.metadata.packages_distributions()
+    needed = {normalise(providers[name][0]) for name in imported - sys.stdlib_module_names - {"detectron2"}}
+    assert needed <= {normalise(requirement) for requirement in DETECTRON2.requires}
+
+
+def normalise(requirement: str) -> str:
+    """`Pillow>=7.1; extra == 'x'` -> pillow."""
+    return re.match(r"[\w.-]+", requirement).group().lower().replace("_", "-")
+
+
+# --- the virtual environment ---
+
+
+def test_users_pip_settings_change_nothing_but_how_packages_are_reached(monkeypatch):
+    dropped = ("PIP_TARGET", "PIP_CONSTRAINT", "PIP_NO_DEPS", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    kept = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CERT", "PIP_PROXY", "PIP_FIND_LINKS", "HTTPS_PROXY")
+    for name in (*dropped, *kept):
+        monkeypatch.setenv(name, "value")
+    monkeypatch.setenv("PIP_USER", "1")
+    environment = create_environment.clean_environment()
+    assert not set(dropped) & set(environment)
+    assert {environment[name] for name in kept} == {"value"}
+    assert environment["PIP_USER"] == "0"
+
+
+def test_failed_step_says_what_failed_and_what_to_do(tmp_path, capsys):
+    command = [sys.executable, "-c", "print('no route to host'); raise SystemExit(1)"]
+    step = create_environment.Step("PyTorch", "a minute", command, "check the network.")
+    with pytest.raises(create_environment.SetupError) as caught:
+        create_environment.run_step(step, "2/6", tmp_path / "log")
+    assert re.search(r"no route to host\nfailed: PyTorch .*log\)\nwhat to do: check the network\.$", str(caught.value))
+    assert capsys.readouterr().out.startswith("[2/6] PyTorch: a minute\n[2/6] PyTorch: FAILED after 0 s")
+
+
+def test_progress_tells_the_last_thing_that_pip_does(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("Collecting torch==2.14.1\n  Downloading https://host/a/torch-2.14.1.whl (530.1 MB)\nWARNING: x\n")
+    assert create_environment.last_news(log) == "Downloading torch-2.14.1.whl (530.1 MB)"
+    log.write_text("")
+    assert create_environment.last_news(log) == "working"
+
+
+def test_folder_that_is_no_environment_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(create_environment.SetupError, match="is no virtual environment"):
+        create_environment.check_machine(tmp_path)
+
+
+def test_too_old_python_is_refused_with_the_needed_range(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
+    with pytest.raises(create_environment.SetupError, match=r"this is Python 3\.9\.18, 3\.10 to 3\.13 is needed"):
+        create_environment.check_machine(tmp_path)
+
+
+def test_full_disk_is_refused_before_anything_is_installed(tmp_path, monkeypatch):
+    usage = create_environment.shutil.disk_usage(tmp_path)._replace(free=2**30)
+    monkeypatch.setattr(create_environment.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(create_environment.SetupError, match=r"1\.0 GiB are free in .*, about 8 are needed"):
+        create_environment.check_machine(tmp_path / "new")
+
+
+@pytest.mark.parametrize(("installed", "names"), [
+    ("", ["detectron2", "panopticapi"]),
+    ("detectron2==0.7.2+repacked", ["detectron2", "panopticapi"]),
+    ("detectron2==0.6 numpy==2.4.6", ["panopticapi"]),
+])  # fmt: skip
+def test_official_detectron2_in_the_environment_is_kept(tmp_path, monkeypatch, installed, names):
+    for name in ("detectron2-0.7.2+repacked", "panopticapi-0.1+repacked.lite.0.2.0"):
+        (tmp_path / f"{name}-py3-none-any.whl").touch()
+    answer = subprocess.CompletedProcess([], 0, stdout=installed)
+    monkeypatch.setattr(create_environment.subprocess, "run", lambda *_, **__: answer)
+    assert [path.name.split("-")[0] for path in create_environment.find_repacked(Path("python"), tmp_path)] == names
+
+
+# --- setup.py and the package ---
+
+
+@pytest.fixture
+def settings(monkeypatch) -> dict[str, Any]:
+    """What setup.py hands to setuptools."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: given.update(kwargs))
+    monkeypatch.chdir(REPOSITORY)
+    runpy.run_path("setup.py")
+    return given
+
+
+def test_setup_reads_the_version_of_the_package(settings):
+    assert settings["version"] == maskformer.__version__
+
+
+def test_setup_ships_every_module_and_category_table(settings):
+    package = REPOSITORY / "maskformer"
+    folders = {str(path.parent.relative_to(REPOSITORY)).replace(os.sep, ".") for path in package.rglob("*.py")}
+    assert set(settings["packages"]) == folders
+    shipped = {
+        path
+        for name, patterns in settings["package_data"].items()
+        for pattern in patterns
+        for path in (REPOSITORY / name.replace(".", "/")).glob(pattern)
+    }
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert shipped == others and shipped
+
+
+def test_every_direct_requirement_has_a_tested_version(settings):
+    pinned = {
+        normalise(line)
+        for line in (REPOSITORY / "install" / "constraints.txt").read_text().splitlines()
+        if line[0] != "#"
+    }
+    extras = [requirement for group in settings["extras_require"].values() for requirement in group]
+    required = {normalise(requirement) for requirement in (*settings["install_requires"], *extras)}
+    assert required - pinned == {recipe.name for recipe in build_wheels.RECIPES}
+
+
+def test_import_without_detectron2_says_in_one_sentence_how_to_install_it():
+    code = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "detectron2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+import maskformer
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and result.stderr.count("Traceback") == 1
+    assert last.startswith("ImportError: maskformer needs Detectron2, ")
+    assert "make install_dev" in last and "https://github.com/facebookresearch/detectron2" in last
+
+
+def test_public_names_are_there():
+    assert all(getattr(maskformer, name).__name__ == name for name in maskformer.__all__)

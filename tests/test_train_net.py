@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from maskformer.engine import Trainer, build_argument_parser, run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+R50 = str(REPOSITORY / "configs/ade20k-150/maskformer_R50_bs16_160k.yaml")
+THIN = [
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "8",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "4",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def train_net() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _loggers():
+    """Leave the loggers that a run configures as they were."""
+    loggers = [
+        logging.getLogger(name) for name in ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop")
+    ]
+    before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters
+
+
+@pytest.fixture
+def error_of(train_net: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The line on the standard error with which a user's mistake ends a run."""
+
+    def run_with(*words: str) -> str:
+        output = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "output")]
+        code = run(train_net.main, build_argument_parser().parse_args([*words, *output]))
+        error = capsys.readouterr().err
+        assert code == 2
+        assert "Traceback" not in error
+        line = error.splitlines()[-1]  # after warnings of PyTorch's
+        assert line.startswith("error: ")
+        return line
+
+    return run_with
+
+
+def test_command_line_ends_in_one_line_for_a_key_that_does_not_exist():
+    words = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", R50, "MODEL.MASK_FORMER.NUM_QUERIES", "1"]
+    result = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: Configuration key MODEL.MASK_FORMER.NUM_QUERIES in the command line does not exist.")
+    assert "NUM_OBJECT_QUERIES" in line
+
+
+def test_missing_configuration_file_is_named(error_of):
+    assert "nowhere.yaml cannot be read" in error_of("--config-file", "nowhere.yaml")
+
+
+def test_value_of_the_wrong_type_is_explained(error_of):
+    assert "SOLVER.MAX_ITER" in error_of("--config-file", R50, "SOLVER.MAX_ITER", "many")
+
+
+def test_key_without_value_is_explained(error_of):
+    assert "KEY VALUE" in error_of("--config-file", R50, "MODEL.WEIGHTS")
+
+
+@pytest.mark.parametrize("mode", [[], ["--eval-only"]])
+def test_missing_dataset_is_named(error_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: list[str]):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    line = error_of(
+        "--config-file",
+        R50,
+        *mode,
+        *THIN,
+        "MODEL.WEIGHTS",
+        "",
+        "DATASETS.TEST",
+        "('nothing_val',)",
+        "DATASETS.TRAIN",
+        "('nothing_train',)",
+    )
+    assert ("nothing_val" if mode else "nothing_train") in line
+    assert "not registered" in line
+
+
+def test_missing_weights_are_named(error_of):
+    line = error_of("--config-file", R50, "--eval-only", *THIN, "MODEL.WEIGHTS", "nowhere.pth")
+    assert "nowhere.pth does not exist; set MODEL.WEIGHTS" in line
+
+
+def test_weights_of_other_classes_are_explained(error_of, tmp_path: Path):
+    name = "sem_seg_head.predictor.class_embed.weight"
+    torch.save({name: torch.zeros(134, 256)}, tmp_path / "coco.pth")
+    line = error_of("--config-file", R50, "--eval-only", *THIN, "MODEL.WEIGHTS", str(tmp_path / "coco.pth"))
+    assert f"Parameter {name} has shape (134, 256)" in line
+    assert "change MODEL.SEM_SEG_HEAD.NUM_CLASSES" in line
+
+
+@pytest.fixture
+def tested_weights(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The weights of the one-parameter models that a run evaluates."""
+    seen: list[float] = []
+
+    def test(cfg: Any, model: nn.Module) -> dict[str, Any]:
+        seen.append(model.weight.item())
+        return {}
+
+    monkeypatch.setattr(Trainer, "build_model", lambda cfg: nn.Linear(1, 1, bias=False))
+    monkeypatch.setattr(Trainer, "test", test)
+    return seen
+
+
+@pytest.mark.parametrize(("resume", "expected"), [([], 2.0), (["--resume"], 3.0)])
+def test_evaluation_takes_given_weights_or_resumes(
+    train_net: ModuleType, tmp_path: Path, tested_weights: list[float], resume: list[str], expected: float
+):
+    torch.save({"weight": torch.full((1, 1), 2.0)}, tmp_path / "given.pth")
+    torch.save({"weight": torch.full((1, 1), 3.0)}, tmp_path / "model_final.pth")
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    options = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(tmp_path / "given.pth")]
+    arguments = ["--config-file", R50, "--eval-only", *resume, *options]
+    assert run(train_net.main, build_argument_parser().parse_args(arguments)) == 0
+    assert tested_weights == [expected]

@@ -1,0 +1,248 @@
+"""The command line of predict, with a real model and real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskformer.config import load_config
+from maskformer.structures import InputError
+from maskformer.tools import predict
+from maskformer.tools.predictor import Predictor
+from maskformer.tools.saving import VideoFile
+from maskformer.tools.sources import Source, Video
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, size in (("a.png", (64, 80)), ("b.jpg", (48, 96))):
+        coarse = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        Image.fromarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_LINEAR)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(shapes_config: str, tiny_options: list[str], tiny_weights: str) -> Run:
+    """Predict with the tiny model; the arguments come before the KEY VALUE pairs."""
+
+    def run_predict(*arguments: object, options: tuple[str, ...] = ()) -> int:
+        fixed = ["--config-file", shapes_config, "--weights", tiny_weights]
+        return predict.main([*fixed, *map(str, arguments), *tiny_options, *options])
+
+    return run_predict
+
+
+@pytest.fixture
+def predictor(shapes_config: str, tiny_options: list[str], tiny_weights: str) -> Predictor:
+    return Predictor.from_config(load_config(shapes_config, [*tiny_options, "MODEL.WEIGHTS", tiny_weights]))
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_semantic_ids_are_the_best_class_of_every_pixel(run: Run, predictor: Predictor, images: Path) -> None:
+    out = images.parent / "out"
+    assert run("--input", images / "a.png", "--task", "semantic", "--output", out) == 0
+    expected = predictor(read(images / "a.png"))["sem_seg"].argmax(dim=0).numpy()
+    ids = read(out / "a_ids.png")
+    assert ids.dtype == np.uint8
+    assert len(np.unique(ids)) > 1
+    np.testing.assert_array_equal(ids, expected)
+
+
+def test_panoptic_ids_are_the_models_segments(run: Run, predictor: Predictor, images: Path) -> None:
+    out = images.parent / "out"
+    assert run("--input", images / "a.png", "--output", out) == 0
+    segment_map, segments = predictor(read(images / "a.png"))["panoptic_seg"]
+    np.testing.assert_array_equal(read(out / "a_ids.png").astype(int) @ [1, 256, 65536], segment_map.numpy())
+    content = json.loads((out / "a_ids.json").read_text())
+    assert content["task"] == "panoptic"
+    assert [segment["id"] for segment in content["segments_info"]] == [segment["id"] for segment in segments]
+
+
+def test_json_says_where_the_ids_come_from_and_what_they_mean(
+    run: Run, images: Path, shapes_config: str, tiny_weights: str
+) -> None:
+    run("--input", images / "b.jpg", "--task", "semantic", "--output", images.parent / "x.png")
+    content = json.loads((images.parent / "x_ids.json").read_text())
+    assert content["image"] == str(images / "b.jpg")
+    assert (content["height"], content["width"]) == (48, 96)
+    assert (content["config_file"], content["weights"]) == (shapes_config, tiny_weights)
+    assert content["dataset"] == "shapes_panoptic_val"
+    assert content["ignore_value"] == 255
+    assert [entry["id"] for entry in content["classes"]] == list(range(9))
+    assert content["classes"][0]["name"] == "ball"
+
+
+def test_picture_has_the_size_of_the_image_and_is_drawn_on(run: Run, images: Path) -> None:
+    run("--input", images, "--output", images.parent / "out")
+    for name in ("a.png", "b.jpg"):
+        drawn, image = read(images.parent / "out" / name), read(images / name)
+        assert drawn.shape == image.shape
+        assert np.abs(drawn.astype(int) - image).mean() > 5
+
+
+def test_instances_are_kept_by_score(run: Run, predictor: Predictor, images: Path) -> None:
+    scores = predictor(read(images / "a.png"))["instances"].scores  # best first
+    middle = (scores[2] + scores[3]).item() / 2
+    for threshold, kept in ((0.0, int((scores > 0).sum())), (middle, 3), (1.0, 0)):
+        out = images.parent / f"out_{kept}"
+        arguments = ("--task", "instance", "--confidence-threshold", threshold, "--output", out)
+        assert run("--input", images / "a.png", *arguments) == 0
+        stored = json.loads((out / "a_ids.json").read_text())["segments_info"]
+        assert [segment["score"] for segment in stored] == pytest.approx(scores[:kept].tolist())
+    np.testing.assert_array_equal(read(images.parent / "out_0" / "a.png"), read(images / "a.png"))
+
+
+def test_panoptic_threshold_of_one_keeps_nothing(run: Run, images: Path) -> None:
+    out = images.parent / "out"
+    assert run("--input", images / "a.png", "--confidence-threshold", 1.0, "--output", out) == 0
+    np.testing.assert_array_equal(read(out / "a.png"), read(images / "a.png"))
+    assert not read(out / "a_ids.png").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "semantic", "--confidence-threshold", "0.5"), "does not apply to semantic results"),
+        (("--confidence-threshold", "50"), "--confidence-threshold is 50.0; expected 0..1"),
+        (("--device", "abacus"), "abacus"),
+        (("--weights", "missing.pth"), "missing.pth does not exist"),
+        (("--weights", ""), "MODEL.WEIGHTS is empty"),
+        (("--config-file", "missing.yaml"), "missing.yaml cannot be read"),
+    ],
+)
+def test_mistake_in_an_argument_ends_in_one_line(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("--input", images / "a.png", "--output", images.parent / "out", *arguments) == 2
+    line = capsys.readouterr().err.strip()
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    assert message in line
+    assert not (images.parent / "out").exists()
+
+
+def test_task_that_is_switched_off_names_its_key(run: Run, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    switch = "MODEL.MASK_FORMER.TEST.INSTANCE_ON"
+    arguments = ("--input", images / "a.png", "--output", images.parent / "out", "--task", "instance")
+    assert run(*arguments, options=(switch, "False")) == 2
+    assert f"{switch} is False" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("switched_off", "drawn"), [("PANOPTIC_ON", "instance"), ("INSTANCE_ON", "semantic")])
+def test_first_task_that_is_switched_on_is_drawn(run: Run, images: Path, switched_off: str, drawn: str) -> None:
+    off = [f"MODEL.MASK_FORMER.TEST.{switch}" for switch in ("PANOPTIC_ON", switched_off)]
+    options = tuple(word for key in off for word in (key, "False"))
+    assert run("--input", images / "a.png", "--output", images.parent / "out", options=options) == 0
+    assert json.loads((images.parent / "out" / "a_ids.json").read_text())["task"] == drawn
+
+
+def test_unreadable_image_among_others_is_left_out_and_named(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "broken.jpg").write_bytes(b"no image")
+    assert run("--input", images, "--output", images.parent / "out") == 1
+    captured = capsys.readouterr()
+    assert "broken.jpg cannot be read" in captured.err
+    assert "2 of 3 inputs drawn" in captured.out
+    assert sorted(path.name for path in (images.parent / "out").glob("*_ids.json")) == ["a_ids.json", "b_ids.json"]
+
+
+def test_single_unreadable_image_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    assert run("--input", tmp_path / "broken.jpg", "--output", tmp_path / "out") == 2
+    assert "broken.jpg cannot be read" in capsys.readouterr().err
+
+
+def test_input_is_never_overwritten(run: Run, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (images / "a.png").read_bytes()
+    assert run("--input", images / "a.png", "--output", images) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (images / "a.png").read_bytes() == before
+
+
+def test_no_display_asks_for_an_output(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    assert run("--input", images / "a.png", "--device", "cpu") == 2
+    assert "There is no display to open a window on: say with --output" in capsys.readouterr().err
+
+
+def test_opencv_without_windows_asks_for_an_output(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_windows(name: str) -> None:
+        raise cv2.error("not implemented")
+
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", no_windows)
+    assert run("--input", images / "a.png", "--device", "cpu") == 2
+    assert "say with --output" in capsys.readouterr().err
+
+
+def test_video_is_drawn_frame_by_frame(run: Run, images: Path) -> None:
+    frame = read(images / "a.png")
+    with VideoFile(images / "clip.mp4", frame_rate=5) as file:
+        for _ in range(3):
+            file.write(frame)
+    out = images.parent / "out.mp4"
+    assert run("--video-input", images / "clip.mp4", "--confidence-threshold", 1.0, "--output", out) == 0
+    video = Video.open(Source.of_file(str(out)))
+    drawn = list(video)
+    assert video.frame_rate == pytest.approx(5)
+    assert len(drawn) == 3
+    assert np.abs(drawn[1].astype(int) - frame).mean() < 12  # nothing drawn at threshold 1: red and blue in place
+
+
+def test_unregistered_dataset_gives_numbered_classes_and_a_warning(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = images.parent / "out"
+    options = ("DATASETS.TEST", "('moon_val',)", "DATASETS.TRAIN", "()")
+    assert run("--input", images / "a.png", "--output", out, "--task", "semantic", options=options) == 0
+    assert "dataset 'moon_val' (DATASETS.TEST) is not registered" in capsys.readouterr().err
+    assert json.loads((out / "a_ids.json").read_text())["classes"][3] == {"id": 3, "name": "class 3"}
+
+
+def test_model_sees_the_channel_order_that_it_was_trained_with() -> None:
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, examples: list[dict]) -> list[dict]:
+            seen.append(examples[0])
+            return [{}]
+
+    red = np.zeros((2, 3, 3), dtype=np.uint8)
+    red[:, :, 0] = 200
+
+    class Nothing:
+        def get_transform(self, image: np.ndarray) -> Nothing:
+            return self
+
+        def apply_image(self, image: np.ndarray) -> np.ndarray:
+            return image
+
+    for input_format, channel in (("RGB", 0), ("BGR", 2)):
+        Predictor(model=Recorder(), resize=Nothing(), input_format=input_format)(red)
+        assert seen[-1]["image"].shape == (3, 2, 3)
+        assert seen[-1]["image"].amax(dim=(1, 2)).tolist()[channel] == 200
+        assert (seen[-1]["height"], seen[-1]["width"]) == (2, 3)
+    with pytest.raises(InputError, match=r"INPUT\.FORMAT is 'L'; expected one of RGB, BGR"):
+        Predictor(model=Recorder(), resize=Nothing(), input_format="L")
