@@ -256,6 +256,7 @@ def evaluate(demo: Demo) -> dict[str, dict[str, float]]:
     evaluator = Trainer.build_evaluator(demo.cfg, demo.val_dataset)
     with demo.progress("[3/4] Evaluating", demo.num_val, "images") as line:
         scores = inference_on_dataset(model, CountedLoader(loader, line), evaluator)
+        line.update(demo.num_val)
     facts = {"dataset": demo.val_dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
     _write_json(demo.metrics, {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": _finite(scores)})
     return json.loads(demo.metrics.read_text())["scores"]
@@ -335,7 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", default=str(CONFIG_FILE), metavar="FILE", help="the model and its training")
     parser.add_argument("--output-dir", default="output/shapes", metavar="FOLDER", help="where all results go")
     parser.add_argument("--seed", type=int, default=0, help="of the training; the dataset is always the same")
-    parser.add_argument("--train-images", type=int, default=2000, metavar="N", help="size of the dataset")
+    parser.add_argument("--train-images", type=int, default=1600, metavar="N", help="size of the dataset")
     parser.add_argument("--val-images", type=int, default=200, metavar="N", help="size of its held-out part")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
     return parser

@@ -108,8 +108,9 @@ def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:
     figure = Figure(figsize=(9, 3.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.plot([iteration for iteration, _ in losses], [loss for _, loss in losses], color="#2f6fde", linewidth=1.8)
-    axes.set(xlabel="iteration", ylabel="loss", yscale="log")
-    axes.grid(visible=True, which="both", color="#e6e8ec")
+    axes.set(xlabel="iteration", ylabel="loss")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, color="#e6e8ec")
     axes.spines[["top", "right"]].set_visible(False)
     return _to_picture(figure)
 

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer
+from maskformer.engine.accelerator import resolve_device
 from maskformer.structures import InputError
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
@@ -41,15 +42,18 @@ class Predictor:
         """Build the model that a configuration describes and load MODEL.WEIGHTS.
 
         Args:
-            cfg: complete, with MODEL.DEVICE naming a real device (see ``maskformer.engine.accelerator``).
+            cfg: complete; a MODEL.DEVICE of "auto" takes an available accelerator, else the CPU.
 
         Raises:
             InputError: no weights are given, or they do not fit.
         """
         if not cfg.MODEL.WEIGHTS:
             raise InputError("MODEL.WEIGHTS is empty; set it to a trained model, such as output/model_final.pth.")
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
         model = build_model(cfg)
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        _load_all(model, cfg.MODEL.WEIGHTS)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT)
 
@@ -68,3 +72,17 @@ class Predictor:
         resized = self._resize.get_transform(image).apply_image(image)[:, :, self._channel_order]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return self.model([{"image": pixels, "height": height, "width": width}])[0]
+
+
+def _load_all(model: nn.Module, path: str) -> None:
+    """Load weights that must hold every parameter: those of a backbone alone would give random pictures."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    Checkpointer(model).load(path)
+    unset = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
+    if unset:
+        raise InputError(
+            f"Weights {path} leave {len(unset)} parameters without a value (the first is {unset[0]}); expected a "
+            "trained model, not a backbone: set --weights or MODEL.WEIGHTS to one."
+        )

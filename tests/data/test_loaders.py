@@ -46,6 +46,20 @@ def test_train_loader_gives_batches_without_end_and_every_image(
     assert {Path(example["file_name"]).stem for batch in batches for example in batch} == set("01234")
 
 
+def test_dataset_is_loaded_once(
+    register_dataset: Callable, write_png: Write, make_config: Callable[..., CfgNode]
+) -> None:
+    record = {"file_name": write_png("a.png", np.zeros((2, 2, 3))), "sem_seg_file_name": write_png("b.png", [[0]])}
+    loaded = []
+
+    def load() -> list:
+        loaded.append(record)
+        return [record]
+
+    build_train_loader(make_config("DATASETS.TRAIN", (register_dataset("tiny", load),)))
+    assert len(loaded) == 1
+
+
 def test_same_seed_gives_the_same_stream(semantic_dataset: str, make_config: Callable[..., CfgNode]) -> None:
     crop = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "relative_range", "INPUT.CROP.SIZE", [0.3, 0.3])
     cfg = make_config("DATASETS.TRAIN", (semantic_dataset,), *crop, "INPUT.COLOR_AUG_SSD", True)

@@ -71,12 +71,13 @@ def test_sentence_of_an_input_error_in_another_rank_is_found():
     assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
 
 
-def test_other_errors_keep_their_traceback():
-    def divide(_: argparse.Namespace) -> None:
-        raise ValueError("a bug")
+@pytest.mark.parametrize("error", [ValueError("a bug"), ProcessRaisedException("ValueError: a bug", 1, 1)])
+def test_other_errors_keep_their_traceback(error: Exception):
+    def fail(_: argparse.Namespace) -> None:
+        raise error
 
-    with pytest.raises(ValueError, match="a bug"):
-        run(divide, arguments())
+    with pytest.raises(type(error), match="a bug"):
+        run(fail, arguments())
 
 
 def test_interruption_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 from maskformer.tools.make_shapes import main
 
 
@@ -7,6 +9,8 @@ def test_command_writes_the_dataset_and_says_where(tmp_path, capsys):
     arguments = ["--root", str(tmp_path), "--train", "2", "--val", "1", "--size", "64", "80", "--seed", "3"]
     assert main(arguments) == 0
     assert sorted(path.name for path in (tmp_path / "shapes" / "train").iterdir()) == ["000000.jpg", "000001.jpg"]
+    manifest = json.loads((tmp_path / "shapes" / "shapes.json").read_text())
+    assert (manifest["image_size"], manifest["seed"]) == ([64, 80], 3)
     output = capsys.readouterr().out
     assert "3 of 3 images\n" in output
     assert output.endswith(f"the shapes dataset is in {tmp_path / 'shapes'}\n")

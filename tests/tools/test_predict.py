@@ -136,6 +136,17 @@ def test_mistake_in_an_argument_ends_in_one_line(
     assert not (images.parent / "out").exists()
 
 
+def test_weights_of_a_backbone_alone_are_refused(
+    run: Run, images: Path, tiny_weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(tiny_weights, weights_only=True)["model"]
+    backbone = {name: value for name, value in state.items() if name.startswith("backbone.")}
+    torch.save({"model": backbone}, images.parent / "backbone.pth")
+    arguments = ("--weights", images.parent / "backbone.pth", "--output", images.parent / "out")
+    assert run("--input", images / "a.png", *arguments) == 2
+    assert "parameters without a value (the first is sem_seg_head." in capsys.readouterr().err
+
+
 def test_task_that_is_switched_off_names_its_key(run: Run, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     switch = "MODEL.MASK_FORMER.TEST.INSTANCE_ON"
     arguments = ("--input", images / "a.png", "--output", images.parent / "out", "--task", "instance")

@@ -71,14 +71,14 @@ def _needed(pixels: int) -> float:
 
 
 def _arrange(rng: np.random.Generator, segment_map: np.ndarray) -> tuple[list[Sprite], np.ndarray]:
-    """Choose two to six things, the far ones first; none may hide too much of what is behind it."""
+    """Choose two to five things, the far ones first; none may hide too much of what is behind it."""
     height, width = segment_map.shape
     needed = [_needed(pixels) for pixels in np.bincount(segment_map.ravel()).tolist()]
     sprites: list[Sprite] = []
-    for level in np.sort(rng.uniform(0.1, 0.92, rng.integers(2, 7))):
+    for level in np.sort(rng.uniform(0.1, 0.92, rng.integers(2, 6))):
         for _ in range(_TRIES):
             center = (rng.uniform(0.06, 0.94) * width, (level + rng.uniform(-0.04, 0.04)) * height)
-            sprite = make_sprite(rng, center, radius=rng.uniform(0.085, 0.2) * min(height, width))
+            sprite = make_sprite(rng, center, radius=rng.uniform(0.11, 0.21) * min(height, width))
             placed = _place(sprite, segment_map, len(needed))
             now_needed = [*needed, _needed(int(np.count_nonzero(sprite.coverage >= 0.5)))]
             visible = np.bincount(placed.ravel(), minlength=len(now_needed))

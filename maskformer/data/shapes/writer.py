@@ -19,7 +19,7 @@ from maskformer.structures import InputError
 FOLDER = "shapes"
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"
-FORMAT_VERSION = 1  # raise it whenever the pictures or the files change: what older versions wrote is then drawn anew
+FORMAT_VERSION = 2  # raise it whenever the pictures or the files change: what older versions wrote is then drawn anew
 _JPEG_QUALITY = 92
 
 Record = dict[str, Any]
