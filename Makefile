@@ -11,7 +11,7 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (about 10 minutes)
-	@$(RUN) -m maskformer.tools.demo
+	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo
 
 test: $(READY)  ## Run all tests
 	@$(RUN) -m pytest

@@ -20,6 +20,11 @@ def samples_root() -> Path:
     return root
 
 
+def pytest_configure() -> None:
+    """Small tensors gain nothing from threads, and threads that wait for each other cost much on a shared machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
