@@ -153,6 +153,7 @@ def settings_hash(demo: Demo, *, of_training: bool) -> str:
     images = [demo.num_train, demo.num_val]
     if of_training:
         cfg.pop("TEST")
+        cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 0
         cfg.MODEL.MASK_FORMER.pop("TEST")
         images.pop()
     return hashlib.sha256(f"{cfg.dump()}{images}".encode()).hexdigest()

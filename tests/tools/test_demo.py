@@ -112,7 +112,8 @@ def test_other_held_out_images_and_test_settings_measure_and_draw_anew_without_t
     finished: Finished, arguments: Arguments, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(finished.folder, tmp_path / "out")
-    console = run(arguments(folder, "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.9"), finished.datasets)
+    test_settings = ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.9", "INPUT.MIN_SIZE_TEST", "80")
+    console = run(arguments(folder, *test_settings), finished.datasets)
     for text in ("[2/4] Reusing the model", "[3/4] Evaluating", "[4/4] Drawing"):
         assert text in console
     console = run(arguments(folder, num_val=1), tmp_path / "datasets")
