@@ -64,7 +64,7 @@ class HungarianMatcher(nn.Module):
         class_logits, mask_logits = predictions.class_logits, predictions.mask_logits
         most_targets = max(len(target.labels) for target in targets)
         with without_autocast(mask_logits) as precise:
-            costs = precise(class_logits.new_zeros(0)).new_zeros(*class_logits.shape[:3], most_targets)
+            costs = precise(class_logits).new_zeros(*class_logits.shape[:3], most_targets)
             for image, target in enumerate(targets):
                 image_costs = self._image_costs(precise(class_logits[:, image]), precise(mask_logits[:, image]), target)
                 costs[:, image, :, : len(target.labels)] = image_costs

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-_REDUCED = (torch.float16, torch.bfloat16)
-
 
 @contextmanager
 def without_autocast(like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -19,4 +17,4 @@ def without_autocast(like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in _REDUCED else x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
