@@ -1,6 +1,8 @@
 # The two commands of the README, and what developers run. `make help` lists them.
 PYTHON ?= python3
-VENV := .venv
+# Another PyTorch than the pinned one, in an environment of its own: make test TORCH=2.7.1
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
@@ -27,10 +29,10 @@ check: $(READY)  ## Lint, check the format, check the types
 install_dev: $(READY)  ## Create .venv with everything that the other commands need
 
 clean:  ## Remove .venv and every cache (not the results of the demo)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-torch* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find maskformer tests install datasets -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is taken up again by the next call.
 $(READY): setup.py pyproject.toml $(wildcard install/*)
-	@$(PYTHON) install/create_environment.py $(VENV)
+	@$(PYTHON) install/create_environment.py $(VENV) $(if $(TORCH),--torch $(TORCH))
 	@touch $@

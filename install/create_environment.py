@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 MIN_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 13)
 NEEDED_GIB = 8
+# torchvision takes exactly one PyTorch. The versions that the tests were run with, beside those of constraints.txt.
+TORCHVISION = {"2.4.1": "0.19.1", "2.7.1": "0.22.1"}
 # Of pip's own settings, those that say how to reach the packages; the others would change what is installed.
 PIP_SETTINGS_KEPT = re.compile(
     r"PIP_((EXTRA_)?INDEX_URL|FIND_LINKS|CERT|CLIENT_CERT|TRUSTED_HOST|PROXY|RETRIES|(DEFAULT_)?TIMEOUT"
@@ -136,22 +138,38 @@ def run_step(step: Step, position: str, log: Path) -> None:
         raise SetupError(f"{end}\nfailed: {step.title} (all output: {log})\nwhat to do: {step.advice}")
 
 
-def create(folder: Path) -> None:
-    """Creates or completes the virtual environment."""
+def write_constraints(folder: Path, torch: str | None) -> Path:
+    """Returns the file of pinned versions: ours, or a copy in the environment with another PyTorch.
+
+    Raises:
+        SetupError: No torchvision is known for that PyTorch.
+    """
+    ours = HERE / "constraints.txt"
+    if torch is None:
+        return ours
+    if torch not in TORCHVISION:
+        raise SetupError(f"TORCH is {torch}, tried were {', '.join(TORCHVISION)}: add its torchvision to TORCHVISION")
+    kept = [line for line in ours.read_text().splitlines() if not re.match(r"torch(vision)?==", line)]
+    path = folder / "constraints.txt"
+    path.write_text("\n".join([*kept, f"torch=={torch}", f"torchvision=={TORCHVISION[torch]}"]) + "\n")
+    return path
+
+
+def create(folder: Path, torch: str | None = None) -> None:
+    """Creates or completes the virtual environment, with another PyTorch than the pinned one if it is named."""
     check_machine(folder)
     python = folder / "bin" / "python"
     # Outside the environment, because the first step may clear it; beside it, so that it is easy to find.
     log = folder.with_name(f"{folder.name}-install.log")
     network = "check the network, the proxy and pip's index settings, then run the same command again; it goes on."
     pip: tuple[str | Path, ...] = (python, "-m", "pip")
-    # Python compiles a module when it is first imported; compiling all of them here would take a minute longer.
-    install = (*pip, "install", "--prefer-binary", "--no-compile", "--progress-bar=off")
-    install = (*install, "--constraint", HERE / "constraints.txt")
-
     if not has_pip(python):
         advice = "on Debian and Ubuntu: apt install python3-venv; then run the same command again."
         make_environment = (sys.executable, "-m", "venv", "--clear", folder)
         run_step(Step(f"virtual environment {folder}", "some seconds", make_environment, advice), "1/6", log)
+    # Python compiles a module when it is first imported; compiling all of them here would take a minute longer.
+    install = (*pip, "install", "--prefer-binary", "--no-compile", "--progress-bar=off")
+    install = (*install, "--constraint", write_constraints(folder, torch))
     download = (*install, "torch", "torchvision", "setuptools")
     run_step(Step("PyTorch", "1 to 10 minutes (3 GB to download)", download, network), "2/6", log)
     build = (python, HERE / "build_wheels.py", folder / "wheels")
@@ -171,9 +189,10 @@ def main() -> int:
     """Runs the command line; returns its exit code."""
     parser = argparse.ArgumentParser(description="Create the virtual environment for MaskFormer.")
     parser.add_argument("folder", type=Path, help="folder of the environment, for example .venv")
-    folder = parser.parse_args().folder
+    parser.add_argument("--torch", help="another PyTorch than the pinned one, for example 2.7.1")
+    args = parser.parse_args()
     try:
-        create(folder)
+        create(args.folder, args.torch)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,6 +27,9 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg.SOLVER)
     _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
+    cfg.LOG = CfgNode()
+    # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
+    cfg.LOG.TCAPPDLL_LINES = False
 
 
 def _add_input_keys(node: CfgNode) -> None:
@@ -45,6 +48,17 @@ def _add_solver_keys(node: CfgNode) -> None:
     node.WEIGHT_DECAY_EMBED = 0.0
     # The backbone learns at BASE_LR times this.
     node.BACKBONE_MULTIPLIER = 0.1
+    # With AMP.ENABLED, what products are computed in: "float16" (with loss scaling), "bfloat16", or "auto": bfloat16
+    # where the device has it, else float16.
+    node.AMP.PRECISION = "auto"
+    # The IMS_PER_BATCH images of a step go through the model in this many parts, one after the other: the same step in
+    # less memory. It must divide the images of a process.
+    node.ACCUMULATION_STEPS = 1
+    # BASE_LR for another batch: times IMS_PER_BATCH / LR_REFERENCE_BATCH ("linear"), times its root ("sqrt", usual for
+    # AdamW), or as it is ("none").
+    node.LR_SCALING = "none"
+    # The IMS_PER_BATCH that BASE_LR was chosen for.
+    node.LR_REFERENCE_BATCH = 16
 
 
 def _add_head_keys(node: CfgNode) -> None:

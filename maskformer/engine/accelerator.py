@@ -1,17 +1,59 @@
-"""The only file that knows device modules: it turns the name in MODEL.DEVICE into a device that is there."""
+"""The only file that knows devices: their names, vendor packages, memory, half precision and process groups.
+
+Everything else says ``tensor.to(device)`` and asks an ``Accelerator`` for the rest. A device that this file has never
+heard of works too, if its vendor registers it with PyTorch (PrivateUse1) and gives its module the functions that
+``torch.cuda`` has; what such a module lacks is left out, not guessed.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
+from torch import distributed
 
 from maskformer.structures import InputError
 
-# Device type -> the package that registers it; None: PyTorch has it. In the order in which "auto" tries them: vendor
-# packages first, because some of them (torch_sdaa's cuda_migrate) make torch.cuda answer for their own device.
-ACCELERATORS = {"sdaa": "torch_sdaa", "npu": "torch_npu", "cuda": None, "xpu": None, "mps": None}
+
+@dataclass(frozen=True)
+class Vendor:
+    """What PyTorch itself does not tell of a device type.
+
+    Attributes:
+        package: registers the device when it is imported; None: PyTorch has it.
+        backend: name of its collective communication; None: PyTorch's own choice for the device.
+        variables: how the environment variables begin that change what it does.
+    """
+
+    package: str | None = None
+    backend: str | None = None
+    variables: tuple[str, ...] = ()
+
+
+# In the order in which "auto" tries them: vendor packages first, because some of them (torch_sdaa's cuda_migrate) make
+# torch.cuda answer for their own device.
+ACCELERATORS = {
+    "sdaa": Vendor("torch_sdaa", "tccl", ("SDAA_", "TORCH_SDAA_")),
+    "npu": Vendor("torch_npu", "hccl", ("ASCEND_", "NPU_", "HCCL_")),
+    "cuda": Vendor(None, "nccl", ("CUDA_", "NCCL_", "PYTORCH_CUDA_")),
+    "xpu": Vendor(None, "xccl", ("ZE_", "SYCL_", "CCL_")),
+    "mps": Vendor(None, None, ("PYTORCH_MPS_",)),
+}
+COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+# SOLVER.AMP.PRECISION; "auto" is the device's own choice.
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> str:
@@ -19,7 +61,7 @@ def resolve_device(name: str) -> str:
 
     Args:
         name: "auto" (an available accelerator, else the CPU), "cpu", or an accelerator's type, which may carry an
-            index, as in "cuda:1".
+            index, as in "cuda:1". Besides the types in ``ACCELERATORS``, any that is registered with PyTorch.
 
     Returns:
         A name that ``torch.device`` takes and that is available.
@@ -32,10 +74,11 @@ def resolve_device(name: str) -> str:
     if name == "cpu":
         return name
     device_type, _, index = name.partition(":")
-    if device_type not in ACCELERATORS or (":" in name and not index.isdigit()):
+    if not _is_known(device_type) or (":" in name and not index.isdigit()):
         valid = ", ".join(["auto", "cpu", *ACCELERATORS])
         raise InputError(
-            f"MODEL.DEVICE is {name!r}, expected one of {valid} (an accelerator may carry an index: cuda:1)."
+            f"MODEL.DEVICE is {name!r}, expected one of {valid}, or a device type that an imported package has "
+            "registered with PyTorch (an accelerator may carry an index: cuda:1)."
         )
     count = device_count(device_type)
     if count == 0:
@@ -48,10 +91,166 @@ def resolve_device(name: str) -> str:
 
 
 def device_count(device_type: str) -> int:
-    """How many devices of a type in ``ACCELERATORS`` this machine has."""
+    """How many devices of a type this machine has; the CPU counts as one for each core.
+
+    Args:
+        device_type: "cpu", one of ``ACCELERATORS``, or another that is registered with PyTorch.
+    """
+    if device_type == "cpu":
+        return os.cpu_count() or 1
     _import_vendor_package(device_type)
-    module = getattr(torch, device_type, None)
-    return 0 if module is None else module.device_count()
+    count = getattr(_module(device_type), "device_count", None)
+    return 0 if count is None else count()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one process on a device, in bytes; on the CPU, all memory that the process holds."""
+
+    in_use: int
+    peak: int
+
+
+class Accelerator:
+    """A device with what PyTorch offers for it, under names that are the same for all devices.
+
+    Args:
+        device: what ``resolve_device`` gave.
+    """
+
+    def __init__(self, device: str):
+        _import_vendor_package(device.partition(":")[0])  # this process may not have resolved the name itself
+        self.device = torch.device(device)
+        self.type = self.device.type
+        self._module = _module(self.type)
+        self._peak_seen = 0
+
+    def select(self, local_rank: int = 0) -> None:
+        """Make the device current in this process: the one that the name says, else that of the process's rank."""
+        if (set_device := self._function("set_device")) is not None:
+            set_device(local_rank if self.device.index is None else self.device.index)
+
+    def synchronize(self) -> None:
+        """Wait until all work is done that was given to the device."""
+        if self.type != "cpu" and (synchronize := self._function("synchronize")) is not None:
+            synchronize()
+
+    def memory(self) -> Memory:
+        """Memory in use now, and the most since ``reset_peak_memory``."""
+        if self.type == "cpu":
+            return _host_memory()
+        in_use = (self._function("memory_allocated") or self._function("current_allocated_memory") or int)()
+        # Where the device keeps no peak (mps), the most that was ever asked for stands in.
+        self._peak_seen = max(self._peak_seen, in_use)
+        return Memory(in_use, (self._function("max_memory_allocated") or (lambda: self._peak_seen))())
+
+    def reset_peak_memory(self) -> None:
+        """Start a new measurement of the peak. The CPU's is that of the process's whole life."""
+        self._peak_seen = 0
+        if (reset := self._function("reset_peak_memory_stats")) is not None:
+            reset()
+
+    def search_convolutions(self, enabled: bool) -> None:
+        """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
+        torch.backends.cudnn.benchmark = enabled
+
+    def half_precision(self, name: str = "auto") -> torch.dtype:
+        """The type that ``autocast`` computes products in.
+
+        Args:
+            name: "float16", "bfloat16", or "auto": bfloat16 where the device has it, for it needs no loss scaling;
+                else float16.
+
+        Raises:
+            InputError: the name is unknown, or the device has no bfloat16.
+        """
+        if name == "auto":
+            return torch.bfloat16 if self._has_bfloat16() else torch.float16
+        if name not in PRECISIONS:
+            raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, expected one of auto, {', '.join(PRECISIONS)}.")
+        if name == "bfloat16" and not self._has_bfloat16():
+            raise InputError(
+                f"SOLVER.AMP.PRECISION is 'bfloat16', which {self.type} does not compute in; set it to float16 or auto."
+            )
+        return PRECISIONS[name]
+
+    def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+        """Mixed precision in the ``with`` block; None: everything as it is."""
+        if dtype is None:
+            return contextlib.nullcontext()
+        return _first_that_works(
+            lambda: torch.autocast(self.type, dtype=dtype),
+            lambda: self._module.amp.autocast(dtype=dtype),  # type: ignore[union-attr]
+        )
+
+    def gradient_scaler(self, dtype: torch.dtype | None) -> torch.amp.GradScaler:
+        """A loss scaler for float16, whose small gradients would vanish; for other types one that does nothing."""
+        enabled = dtype == torch.float16
+        return _first_that_works(
+            lambda: torch.amp.GradScaler(self.type, enabled=enabled),
+            lambda: self._module.amp.GradScaler(enabled=enabled),  # type: ignore[union-attr]
+        )
+
+    def process_group_backend(self) -> str:
+        """What ``torch.distributed.init_process_group`` takes: gloo for objects and CPU tensors, the device's own."""
+        if self.type == "cpu":
+            return "gloo"
+        vendor = ACCELERATORS.get(self.type, Vendor())
+        backend = vendor.backend or distributed.Backend.default_device_backend_map.get(self.type)
+        if backend is None or not hasattr(distributed.Backend, backend.upper()):
+            raise InputError(
+                f"Processes on {self.type} cannot exchange gradients: PyTorch {torch.__version__} has no backend "
+                f"{backend or 'for it'}; use one process (--num-gpus 1)."
+            )
+        return f"cpu:gloo,{self.type}:{backend}"
+
+    def describe(self) -> dict[str, str]:
+        """What a report on a run should say of the device: name, count, versions, environment variables."""
+        vendor = ACCELERATORS.get(self.type, Vendor())
+        versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
+        if vendor.package is not None:
+            package = sys.modules.get(vendor.package)
+            versions[vendor.package] = str(getattr(package, "__version__", "unknown"))
+        variables = {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name in COMMON_VARIABLES or (vendor.variables and name.startswith(vendor.variables))
+        }
+        return {
+            "device": f"{self.device} ({self._device_name()})",
+            "devices here": str(device_count(self.type)),
+            **versions,
+            **variables,
+        }
+
+    def _function(self, name: str) -> Callable[..., Any] | None:
+        return getattr(self._module, name, None)
+
+    def _has_bfloat16(self) -> bool:
+        if self.type == "cpu":
+            return True
+        if (is_supported := self._function("is_bf16_supported")) is not None:
+            return bool(is_supported())
+        supported = self._function("get_amp_supported_dtype")
+        return supported is not None and torch.bfloat16 in supported()
+
+    def _device_name(self) -> str:
+        get_name = self._function("get_device_name")
+        return (platform.processor() or platform.machine()) if get_name is None else get_name()
+
+
+def _module(device_type: str) -> ModuleType | None:
+    """``torch.cuda``, ``torch.sdaa`` and so on; None for the CPU, whose module of that name is none of these."""
+    return None if device_type == "cpu" else getattr(torch, device_type, None)
+
+
+def _is_known(device_type: str) -> bool:
+    if device_type in ACCELERATORS:
+        return True
+    try:
+        return torch.device(device_type).type == device_type and _module(device_type) is not None
+    except RuntimeError:
+        return False
 
 
 def _find_accelerator() -> str | None:
@@ -64,15 +263,34 @@ def _find_accelerator() -> str | None:
 
 
 def _import_vendor_package(device_type: str) -> None:
-    package = ACCELERATORS[device_type]
+    package = ACCELERATORS.get(device_type, Vendor()).package
     if package is not None and importlib.util.find_spec(package) is not None:
         importlib.import_module(package)
 
 
 def _what_is_missing(device_type: str) -> str:
-    package = ACCELERATORS[device_type]
+    package = ACCELERATORS.get(device_type, Vendor()).package
     if package is not None and importlib.util.find_spec(package) is None:
         return f"its package {package} is not installed"
     if not hasattr(torch, device_type):
         return f"this PyTorch ({torch.__version__}) does not know it"
     return "no such device is available"
+
+
+def _first_that_works(generic: Callable[[], Any], vendor: Callable[[], Any]) -> Any:
+    """PyTorch's spelling of mixed precision, or the vendor's where its release does not know that one yet."""
+    try:
+        return generic()
+    except (RuntimeError, AttributeError, TypeError, AssertionError):
+        return vendor()
+
+
+def _host_memory() -> Memory:
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = usage if sys.platform == "darwin" else usage * 1024
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+    except OSError:  # not Linux
+        return Memory(peak, peak)
+    return Memory(pages * resource.getpagesize(), peak)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,7 +44,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}, expected one of {', '.join(OPTIMIZERS)}.")
     groups = parameter_groups(
         model,
-        base_lr=solver.BASE_LR,
+        base_lr=scaled_learning_rate(
+            solver.BASE_LR,
+            rule=solver.LR_SCALING,
+            batch_size=solver.IMS_PER_BATCH,
+            reference_batch_size=solver.LR_REFERENCE_BATCH,
+        ),
         backbone_multiplier=solver.BACKBONE_MULTIPLIER,
         weight_decay=solver.WEIGHT_DECAY,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
@@ -49,6 +57,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     optimizer = OPTIMIZERS[solver.OPTIMIZER](groups, solver)
     return _with_gradient_clipping(optimizer, cfg)
+
+
+LR_SCALING: dict[str, Callable[[float], float]] = {"linear": lambda ratio: ratio, "sqrt": math.sqrt}
+
+
+def scaled_learning_rate(base_lr: float, *, rule: str, batch_size: int, reference_batch_size: int) -> float:
+    """The learning rate for a batch of another size than the one it was chosen for.
+
+    Args:
+        base_lr: chosen for ``reference_batch_size``.
+        rule: "none", "linear" (arXiv 1706.02677, section 2.1) or "sqrt" (arXiv 1404.5997, section 5).
+        batch_size: images a step, over all processes.
+        reference_batch_size: likewise.
+
+    Raises:
+        InputError: the rule is unknown, or the reference is no batch size.
+    """
+    if rule == "none":
+        return base_lr
+    if rule not in LR_SCALING:
+        raise InputError(f"SOLVER.LR_SCALING is {rule!r}, expected one of none, {', '.join(LR_SCALING)}.")
+    if reference_batch_size < 1:
+        raise InputError(
+            f"SOLVER.LR_REFERENCE_BATCH is {reference_batch_size}, expected the IMS_PER_BATCH, 1 or more, that "
+            "SOLVER.BASE_LR was chosen for."
+        )
+    lr = base_lr * LR_SCALING[rule](batch_size / reference_batch_size)
+    logging.getLogger(__name__).info(
+        "Learning rate %g, chosen for %d images a step, becomes %g for %d (SOLVER.LR_SCALING is %s)",
+        base_lr,
+        reference_batch_size,
+        lr,
+        batch_size,
+        rule,
+    )
+    return lr
 
 
 def parameter_groups(

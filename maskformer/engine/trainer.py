@@ -1,7 +1,8 @@
-"""The training loop: Detectron2's, with MaskFormer's parts."""
+"""The training loop: Detectron2's, with MaskFormer's parts, on any device."""
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Iterable
@@ -10,18 +11,50 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
+from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
+from maskformer.engine.step import build_step_trainer
+from maskformer.engine.writers import TcappdllWriter
 from maskformer.evaluation import build_evaluator
 
 
 class Trainer(DefaultTrainer):
-    """Detectron2's ``DefaultTrainer`` with MaskFormer's optimiser, schedule, data, evaluators and checkpointer."""
+    """Detectron2's ``DefaultTrainer`` with MaskFormer's optimiser, schedule, data, evaluators, checkpointer and step.
+
+    Args:
+        cfg: the whole config, with ``MODEL.DEVICE`` resolved.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own constructor builds steps and process groups for CUDA alone; its parts are made here.
+        super(DefaultTrainer, self).__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = cfg
+        self.accelerator = Accelerator(cfg.MODEL.DEVICE)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        if comm.get_world_size() > 1:
+            model = DistributedDataParallel(model, broadcast_buffers=False)
+        self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -48,7 +81,25 @@ class Trainer(DefaultTrainer):
         """See ``maskformer.evaluation``."""
         return build_evaluator(cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name))
 
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Detectron2's evaluation; what it times as inference has really been done by the device."""
+        accelerator = Accelerator(cfg.MODEL.DEVICE)
+        waiting = model.register_forward_hook(lambda *_: accelerator.synchronize())
+        try:
+            return super().test(cfg, model, evaluators)
+        finally:
+            waiting.remove()
+
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks, which save through our checkpointer: it takes the place of Detectron2's just before."""
-        self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        return super().build_hooks()
+        """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them."""
+        accelerator = AcceleratorHook(
+            self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
+        )
+        return [accelerator, *super().build_hooks(), *self._extra_writers()]
+
+    def _extra_writers(self) -> list[HookBase]:
+        if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():
+            return []
+        writer = TcappdllWriter(self.cfg.OUTPUT_DIR, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH)
+        return [PeriodicWriter([writer], period=1)]

@@ -68,11 +68,13 @@ def top_pairs(
 
 def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """(N,height,width) bool masks and the (N,) mean probability inside each; every query is upsampled once."""
-    used, position = queries.unique(return_inverse=True)
+    listed = queries.tolist()  # to the host once, not once a mask
+    used = sorted(set(listed))
+    position = torch.tensor([used.index(query) for query in listed], dtype=torch.int64, device=queries.device)
     masks = torch.empty((len(used), *geometry.output_size), dtype=torch.bool, device=mask_logits.device)
     scores = mask_logits.new_zeros(len(used))
-    for slot in range(len(used)):
-        logits = geometry.restore(geometry.upsample(mask_logits[used[slot]][None]))[0]
+    for slot, query in enumerate(used):
+        logits = geometry.restore(geometry.upsample(mask_logits[query][None]))[0]
         masks[slot] = logits > 0
         inside = masks[slot].sum()
         scores[slot] = (logits.sigmoid() * masks[slot]).sum() / inside.clamp(min=1)

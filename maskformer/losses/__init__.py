@@ -1,6 +1,6 @@
 """The set prediction loss: functional (focal and dice), matcher, criterion."""
 
-from .criterion import SetCriterion
+from .criterion import SetCriterion, masks_per_batch
 from .functional import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
 from .matcher import HungarianMatcher
 
@@ -8,6 +8,7 @@ __all__ = [
     "HungarianMatcher",
     "SetCriterion",
     "dice_loss",
+    "masks_per_batch",
     "pairwise_dice_cost",
     "pairwise_focal_cost",
     "sigmoid_focal_loss",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -97,9 +101,30 @@ class SetCriterion(nn.Module):
         return focal.view(by_layer).sum(1) / num_masks, dice.view(by_layer).sum(1) / num_masks
 
 
+_masks_per_batch: ContextVar[float | None] = ContextVar("masks_per_batch", default=None)
+
+
+@contextmanager
+def masks_per_batch(mean: float) -> Iterator[None]:
+    """In the ``with`` block, mask losses are divided by this number of masks, not by the batch's own.
+
+    For parts of a batch whose gradients are accumulated: with the mean over the parts, the sum of their losses is what
+    as many processes would give.
+
+    Args:
+        mean: masks a part, in this process.
+    """
+    token = _masks_per_batch.set(mean)
+    try:
+        yield
+    finally:
+        _masks_per_batch.reset(token)
+
+
 def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
     """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
-    average = torch.as_tensor(float(num_masks), device=device)
+    of_step = _masks_per_batch.get()
+    average = torch.as_tensor(float(num_masks if of_step is None else of_step), device=device)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(average)
         average = average / comm.get_world_size()

@@ -89,7 +89,9 @@ def test_interruption_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixtur
 
 
 def test_more_processes_than_devices_are_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("maskformer.engine.launch.launch", lambda *_, **__: None)  # start no process, come what may
+    monkeypatch.setattr(
+        "torch.multiprocessing.start_processes", lambda *_, **__: None
+    )  # start no process, come what may
     assert run(raise_input_error, arguments("--num-gpus", "99")) == 2
     assert "error: --num-gpus is 99, but " in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import torch
 from reference_cases import REFERENCE
 
 from maskformer.modeling.transformer import TransformerDecoder, TransformerEncoder, sine_position_embedding
+from maskformer.modeling.transformer.attention import attend, multi_head_attention
 
 LAYER = {"dim": 8, "num_heads": 2, "dim_feedforward": 16, "dropout": 0.0}
 
@@ -85,3 +86,19 @@ def test_self_attention_equals_the_formula():
     x = layer.norm1(x + attended)
     x = layer.norm2(x + layer.linear2(layer.linear1(x).relu()))
     torch.testing.assert_close(encoder(features, position)[0], x, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_that_of_pytorchs_module():
+    attention = multi_head_attention(8, 2, dropout=0.0)
+    query, key, value = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    expected, _ = attention(query, key, value)
+    torch.testing.assert_close(attend(attention, query, key, value), expected)
+
+
+def test_attention_drops_weights_only_while_training():
+    attention = multi_head_attention(8, 2, dropout=0.5)
+    tokens = torch.randn(1, 6, 8)
+    assert not torch.equal(attend(attention, tokens, tokens, tokens), attend(attention, tokens, tokens, tokens))
+    attention.eval()
+    expected, _ = attention(tokens, tokens, tokens)
+    torch.testing.assert_close(attend(attention, tokens, tokens, tokens), expected)

@@ -38,12 +38,15 @@ class ResidualLayer(nn.Module):
 
 
 def multi_head_attention(dim: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
-    """Multi-head attention over (B, tokens, D)."""
+    """Multi-head attention over (B, tokens, D): the parameters, under the names of the released weights."""
     return nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
 
 
 def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention without its weights, which lets PyTorch choose its fastest kernel.
+    """Multi-head attention by whichever of PyTorch's kernels is fastest on the device.
+
+    The module's own forward would do the same with more copies, and with views of non-contiguous tensors, which some
+    accelerators refuse.
 
     Args:
         attention: the projections.
@@ -53,8 +56,17 @@ def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
 
     Returns:
         (B, targets, D).
+
+    Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.2.
     """
-    return attention(query, key, value, need_weights=False)[0]
+    projections = zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))
+    query_heads, key_heads, value_heads = (
+        F.linear(tokens, weight, bias).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+        for tokens, (weight, bias) in zip((query, key, value), projections)
+    )
+    dropout = attention.dropout if attention.training else 0.0
+    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, dropout_p=dropout)
+    return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
 def initialise_matrices(module: nn.Module) -> None:

@@ -1,0 +1,250 @@
+"""Everything on an accelerator that the package has never met: the emulated SDAA of tests/sdaa_emulation.
+
+Each test is a process of its own, because a device stays registered with PyTorch for the life of a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskformer.data.shapes import generate_shapes
+from maskformer.engine.tcappdll import parse_line
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EMULATION = REPOSITORY / "tests" / "sdaa_emulation"
+CONFIG = "configs/shapes/maskformer_panoptic.yaml"
+# SPEC of the real card: histc fails, views of non-contiguous tensors fail, metrics belong on the CPU.
+FORBIDDEN = "aten::histc,aten::histc.out,aten::bincount,aten::unique_dim,aten::_unique2,Tensor.view"
+SMALL = [
+    *("SEED", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "20", "SOLVER.WARMUP_ITERS", "5", "LOG.TCAPPDLL_LINES", "True"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "32"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "64"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NHEADS", "4"),
+    *("MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.1", "MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.2"),
+]
+# AdamW turns rounding errors of near-zero gradients into whole steps: with the recipe's rate, two CPU runs that differ
+# in their last bit differ by 1e-4 after 20 iterations.
+GENTLE = ["SOLVER.BASE_LR", "0.00001", "DATASETS.TEST", "()"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("datasets")
+    generate_shapes(root, num_train=6, num_val=4, image_size=(64, 80), seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(datasets: Path):
+    """Run a Python command line, with the emulated device's package in reach."""
+
+    def run_command(*words: str | Path, **variables: str) -> str:
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONPATH": str(EMULATION)} | variables
+        command = [sys.executable, "-W", "ignore", *map(str, words)]
+        process = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=500
+        )
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+        return process.stdout
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def train(run):
+    """Train on a device; returns the losses of all iterations."""
+
+    def run_training(output: Path, device: str, *words: str, **variables: str) -> list[float]:
+        options = ["MODEL.DEVICE", device, "OUTPUT_DIR", str(output)]
+        flags = [word for word in words if word.startswith("--")]
+        values = words[len(flags) :]
+        run("train_net.py", *flags, "--config-file", CONFIG, *SMALL, *options, *values, **variables)
+        return losses_of(output)
+
+    return run_training
+
+
+def losses_of(output: Path) -> list[float]:
+    return [parse_line(line).loss for line in (output / "tcappdll.log").read_text().splitlines()]
+
+
+def scores_of(output: Path) -> dict[str, float]:
+    """The last line of metrics.json that holds scores."""
+    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
+    return next(line for line in reversed(list(lines)) if "panoptic_seg/PQ" in line)
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has learnt six pictures on the CPU, and its scores on them."""
+    output = tmp_path_factory.mktemp("trained")
+    train(output, "cpu", "SOLVER.MAX_ITER", "100", "DATASETS.TEST", "('shapes_panoptic_train',)")
+    return output
+
+
+def test_training_has_the_losses_of_the_cpu(train, tmp_path: Path):
+    expected = train(tmp_path / "cpu", "cpu", *GENTLE)
+    losses = train(tmp_path / "sdaa", "sdaa", *GENTLE, SDAA_EMULATED_FORBID=FORBIDDEN)
+    assert len(losses) == 20
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_two_processes_have_the_losses_and_scores_of_two_on_the_cpu(train, tmp_path: Path):
+    test = [*GENTLE, "DATASETS.TEST", "('shapes_panoptic_val',)", "SOLVER.MAX_ITER", "6"]
+    two = ["--num-gpus=2", "--dist-url=auto"]
+    expected = train(tmp_path / "cpu", "cpu", *two, *test)
+    counts = tmp_path / "counts.json"
+    losses = train(tmp_path / "sdaa", "sdaa", *two, *test, SDAA_EMULATED_COUNTS=str(counts))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert scores_of(tmp_path / "sdaa") == pytest.approx(scores_of(tmp_path / "cpu"), nan_ok=True)
+    ranks = [json.loads(line)["operators"] for line in counts.read_text().splitlines()]
+    exchanging = [operators for operators in ranks if operators.get("tccl::allreduce", 0) >= 6]
+    assert len(exchanging) == 2, "gradients did not go through the device's own process group"
+
+
+def test_torchrun_starts_the_processes_too(run, datasets: Path, tmp_path: Path):
+    output = ["MODEL.DEVICE", "sdaa", "OUTPUT_DIR", str(tmp_path), *GENTLE, "SOLVER.MAX_ITER", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    run(*torchrun, "train_net.py", "--config-file", CONFIG, *SMALL, *output)
+    assert len(losses_of(tmp_path)) == 2
+    assert "device: sdaa (emulated SDAA)" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "log.txt.rank1").exists()
+
+
+def test_evaluation_has_the_scores_of_the_cpu(run, trained: Path, tmp_path: Path):
+    weights = ["MODEL.WEIGHTS", trained / "model_final.pth", "DATASETS.TEST", "('shapes_panoptic_train',)"]
+    device = ["MODEL.DEVICE", "sdaa", "OUTPUT_DIR", tmp_path]
+    log = run(
+        "train_net.py",
+        "--eval-only",
+        "--config-file",
+        CONFIG,
+        *SMALL,
+        *weights,
+        *device,
+        SDAA_EMULATED_FORBID=FORBIDDEN,
+    )
+    expected = scores_of(trained)
+    assert expected["panoptic_seg/PQ"] > 20, "a model that has learnt nothing shows nothing"
+    printed = {
+        metrics.split(",")[0]: float(values.split(",")[0])
+        for metrics, values in re.findall(r"copypaste: ([A-Za-z]\w*,\S+)\n.*copypaste: (\S+)", log)
+    }
+    assert printed == pytest.approx(
+        {
+            "mIoU": expected["sem_seg/mIoU"],
+            "PQ": expected["panoptic_seg/PQ"],
+            "AP": expected["segm/AP"],
+        },
+        abs=1e-3,
+    )
+
+
+def test_prediction_is_that_of_the_cpu(run, datasets: Path, trained: Path, tmp_path: Path):
+    picture = datasets / "shapes" / "train" / "000000.jpg"
+    ids = {}
+    for device in ("cpu", "sdaa"):
+        drawn = tmp_path / f"{device}.png"
+        arguments = [
+            "--weights",
+            trained / "model_final.pth",
+            "--input",
+            picture,
+            "--output",
+            drawn,
+            "--device",
+            device,
+        ]
+        run("-m", "maskformer.tools.predict", "--config-file", CONFIG, *arguments, *SMALL)
+        ids[device] = np.asarray(Image.open(tmp_path / f"{device}_ids.png"))
+    assert len(np.unique(ids["cpu"])) > 2
+    np.testing.assert_array_equal(ids["sdaa"], ids["cpu"])
+
+
+def test_run_is_saved_and_resumed_and_its_weights_load_without_the_device(train, run, tmp_path: Path):
+    output = tmp_path / "run"
+    short = [*GENTLE, "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    train(output, "sdaa", *short)
+    (output / "last_checkpoint").write_text("model_0000001.pth")
+    losses = train(output, "sdaa", "--resume", *short)
+    assert len(losses) == 4 + 2, "two iterations were left"
+    weights = ["MODEL.WEIGHTS", output / "model_final.pth", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path / "cpu"]
+    run("train_net.py", "--eval-only", "--config-file", CONFIG, *SMALL, *weights, PYTHONPATH="")
+
+
+def test_mixed_precision_is_float16_with_loss_scaling(train, tmp_path: Path):
+    half = [*GENTLE, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "3"]
+    expected = train(tmp_path / "float32", "sdaa", *GENTLE, "SOLVER.MAX_ITER", "3")
+    losses = train(tmp_path / "float16", "sdaa", *half)
+    log = (tmp_path / "float16" / "log.txt").read_text()
+    assert "Mixed precision: torch.float16 on sdaa" in log
+    skipped = len(re.findall(r"Iteration \d: float16 gradients overflowed", log))
+    last = json.loads((tmp_path / "float16" / "metrics.json").read_text().splitlines()[-1])
+    assert last["skipped_steps"] == skipped
+    assert last["grad_scaler"] == 2.0 ** (16 - skipped)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-2)
+    assert losses[0] != expected[0]
+
+
+def test_auto_finds_the_device_also_where_cuda_answers_for_it(run, tmp_path: Path):
+    migrated = "import runpy, torch_sdaa.utils.cuda_migrate; runpy.run_path('train_net.py', run_name='__main__')"
+    options = ["MODEL.DEVICE", "auto", "OUTPUT_DIR", tmp_path, *GENTLE, "SOLVER.MAX_ITER", "2"]
+    test = ["DATASETS.TEST", "('shapes_panoptic_val',)"]  # Detectron2's evaluation asks torch.cuda for the time
+    run("-c", migrated, "--config-file", CONFIG, *SMALL, *options, *test)
+    log = (tmp_path / "log.txt").read_text()
+    assert "device: sdaa (emulated SDAA)" in log
+    assert "torch_sdaa: 0.0.0+emulated" in log
+
+
+def test_one_step_computes_on_the_device_alone_and_waits_for_it_twice(run):
+    report = json.loads(
+        run(EMULATION / "report_step.py", CONFIG, *SMALL, *GENTLE, "MODEL.DEVICE", "sdaa").splitlines()[-1]
+    )
+    device, host = report["device"], report["host"]
+    assert report["parameters"][0] == report["parameters"][1]
+    assert device["aten::convolution_overrideable"] == report["convolutions"]
+    assert device["aten::convolution_backward_overrideable"] == report["convolutions"]
+    assert host == {}
+    # The costs and the losses go to the host, nothing else; no number is asked for.
+    assert device["copy::device_to_host"] == 2
+    assert "aten::_local_scalar_dense" not in device
+
+
+def test_emulation_refuses_tensors_of_two_devices_and_what_is_forbidden(run):
+    refused = """
+import torch, torch_sdaa
+table = torch.zeros(3, 2, device="sdaa")
+attempts = (lambda: table.index_select(0, torch.tensor([1])), lambda: table + torch.ones(3, 2), lambda: table.histc())
+for attempt in attempts:
+    try:
+        attempt()
+    except (RuntimeError, NotImplementedError) as error:
+        print(error)
+"""
+    lines = run("-c", refused, SDAA_EMULATED_FORBID="aten::histc").splitlines()
+    assert lines[0] == "aten::index_select got tensors on sdaa:0 and cpu"
+    assert "sdaa:0 and cpu" in lines[1]
+    assert lines[2] == "aten::histc is not supported on the device sdaa"
+
+
+def test_absent_device_is_one_sentence(datasets: Path):
+    environment = {**os.environ, "PYTHONPATH": str(EMULATION), "SDAA_EMULATED_DEVICES": "0"}
+    command = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", CONFIG, "MODEL.DEVICE", "sdaa"]
+    process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == (
+        "error: MODEL.DEVICE is 'sdaa', but no such device is available; set MODEL.DEVICE to auto or cpu."
+    )
