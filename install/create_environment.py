@@ -24,8 +24,16 @@ HERE = Path(__file__).resolve().parent
 MIN_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 13)
 NEEDED_GIB = 8
-# torchvision takes exactly one PyTorch. The versions that the tests were run with, beside those of constraints.txt.
-TORCHVISION = {"2.4.1": "0.19.1", "2.7.1": "0.22.1"}
+# Other PyTorch releases that the tests were run with, and what these need instead of the versions in constraints.txt.
+OTHER_TORCH = {
+    "2.7.1": {"torchvision": "0.22.1"},
+    "2.4.1": {
+        "torchvision": "0.19.1",
+        "transformers": "4.57.6",  # the last that knows PyTorch 2.4, with what it needs in turn
+        "huggingface-hub": "0.36.2",
+        "tokenizers": "0.22.2",
+    },
+}
 # Of pip's own settings, those that say how to reach the packages; the others would change what is installed.
 PIP_SETTINGS_KEPT = re.compile(
     r"PIP_((EXTRA_)?INDEX_URL|FIND_LINKS|CERT|CLIENT_CERT|TRUSTED_HOST|PROXY|RETRIES|(DEFAULT_)?TIMEOUT"
@@ -142,16 +150,17 @@ def write_constraints(folder: Path, torch: str | None) -> Path:
     """Returns the file of pinned versions: ours, or a copy in the environment with another PyTorch.
 
     Raises:
-        SetupError: No torchvision is known for that PyTorch.
+        SetupError: Nothing is known of that PyTorch.
     """
     ours = HERE / "constraints.txt"
     if torch is None:
         return ours
-    if torch not in TORCHVISION:
-        raise SetupError(f"TORCH is {torch}, tried were {', '.join(TORCHVISION)}: add its torchvision to TORCHVISION")
-    kept = [line for line in ours.read_text().splitlines() if not re.match(r"torch(vision)?==", line)]
+    if torch not in OTHER_TORCH:
+        raise SetupError(f"TORCH is {torch}, tried were {', '.join(OTHER_TORCH)}: add what it needs to OTHER_TORCH")
+    others = {"torch": torch, **OTHER_TORCH[torch]}
+    kept = [line for line in ours.read_text().splitlines() if line.split("==")[0] not in others]
     path = folder / "constraints.txt"
-    path.write_text("\n".join([*kept, f"torch=={torch}", f"torchvision=={TORCHVISION[torch]}"]) + "\n")
+    path.write_text("\n".join([*kept, *(f"{name}=={version}" for name, version in others.items())]) + "\n")
     return path
 
 

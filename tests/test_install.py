@@ -272,3 +272,20 @@ import maskformer
 
 def test_public_names_are_there():
     assert all(getattr(maskformer, name).__name__ == name for name in maskformer.__all__)
+
+
+def test_another_pytorch_comes_with_what_it_needs(tmp_path):
+    lines = create_environment.write_constraints(tmp_path, "2.4.1").read_text().splitlines()
+    assert {"torch==2.4.1", "torchvision==0.19.1", "transformers==4.57.6"} <= set(lines)
+    names = [line.split("==")[0] for line in lines if ";" not in line]
+    assert len(names) == len(set(names)), "a package is pinned twice"
+    assert 'scipy==1.17.1; python_version >= "3.11"' in lines
+
+
+def test_pinned_versions_are_ours_without_another_pytorch(tmp_path):
+    assert create_environment.write_constraints(tmp_path, None) == create_environment.HERE / "constraints.txt"
+
+
+def test_untried_pytorch_lists_the_tried_ones(tmp_path):
+    with pytest.raises(create_environment.SetupError, match=r"TORCH is 1\.13, tried were 2\.7\.1, 2\.4\.1"):
+        create_environment.write_constraints(tmp_path, "1.13")

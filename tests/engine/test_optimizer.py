@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,30 @@ def test_unknown_clipping_lists_the_known_ones():
     clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_TYPE": "agc"}
     with pytest.raises(InputError, match="CLIP_TYPE is 'agc', expected full_model, value or norm"):
         build_optimizer(config(**clipping), Toy())
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch_size", "expected"),
+    [("none", 4, 0.1), ("linear", 4, 0.025), ("linear", 32, 0.2), ("sqrt", 4, 0.05), ("sqrt", 16, 0.1)],
+)
+def test_learning_rate_follows_the_batch_by_the_rule_that_is_asked_for(rule: str, batch_size: int, expected: float):
+    cfg = config(LR_SCALING=rule, IMS_PER_BATCH=batch_size)
+    optimizer = build_optimizer(cfg, Toy())
+    assert max(group["lr"] for group in optimizer.param_groups) == pytest.approx(expected)
+
+
+def test_scaled_learning_rate_is_logged_and_an_unscaled_one_is_not(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, logger="maskformer.engine.optimizer"):
+        build_optimizer(config(), Toy())
+        assert not caplog.records
+        build_optimizer(config(LR_SCALING="sqrt", IMS_PER_BATCH=4), Toy())
+    assert caplog.messages == [
+        "Learning rate 0.1, chosen for 16 images a step, becomes 0.05 for 4 (SOLVER.LR_SCALING is sqrt)"
+    ]
+
+
+def test_unknown_rule_and_missing_reference_are_refused():
+    with pytest.raises(InputError, match=r"SOLVER.LR_SCALING is 'root', expected one of none, linear, sqrt"):
+        build_optimizer(config(LR_SCALING="root"), Toy())
+    with pytest.raises(InputError, match=r"SOLVER.LR_REFERENCE_BATCH is 0, expected the IMS_PER_BATCH"):
+        build_optimizer(config(LR_SCALING="linear", LR_REFERENCE_BATCH=0), Toy())

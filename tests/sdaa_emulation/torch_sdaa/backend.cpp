@@ -87,9 +87,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void uncheckedSetDevice(c10::Device device) const noexcept override {
     if (device.index() >= 0) current_index = device.index();
   }
-  c10::Stream getStream(c10::Device device) const override { return c10::Stream(c10::Stream::DEFAULT, device); }
+  c10::Stream getStream(c10::Device device) const noexcept override { return c10::Stream(c10::Stream::DEFAULT, device); }
   c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
+  c10::Stream exchangeStream(c10::Stream stream) const noexcept override { return stream; }
   c10::DeviceIndex deviceCount() const noexcept override { return device_count(); }
   // All work is done when a call returns, so that events and streams have nothing to wait for.
   void record(void**, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {}
@@ -162,6 +162,10 @@ at::Tensor on_host(const at::Tensor& tensor) {
   auto options = at::TensorOptions().dtype(tensor.dtype()).device(at::kCPU);
   if (tensor.numel() == 0) return at::empty_strided(tensor.sizes(), tensor.strides(), options);
   return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), [tensor](void*) {}, options);
+}
+
+std::optional<at::Tensor> on_host(const std::optional<at::Tensor>& tensor) {
+  return tensor ? std::optional<at::Tensor>(on_host(*tensor)) : std::nullopt;
 }
 
 at::Tensor on_device(const at::Tensor& host, c10::Device device) {
@@ -270,9 +274,8 @@ at::Tensor convolution(
     c10::SymIntArrayRef output_padding, c10::SymInt groups) {
   ledger().count("aten::convolution_overrideable");
   TORCH_CHECK(input.device() == weight.device(), "convolution on ", input.device(), " and ", weight.device());
-  const auto host_bias = bias ? std::optional<at::Tensor>(on_host(*bias)) : std::nullopt;
   auto output = at::convolution_symint(
-      on_host(input), on_host(weight), host_bias, stride, padding, dilation, transposed, output_padding, groups);
+      on_host(input), on_host(weight), on_host(bias), stride, padding, dilation, transposed, output_padding, groups);
   return on_device(output, input.device());
 }
 
@@ -295,13 +298,34 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var, bool training,
     double momentum, double epsilon) {
   ledger().count("aten::native_batch_norm");
-  const auto host = [](const std::optional<at::Tensor>& tensor) {
-    return tensor ? std::optional<at::Tensor>(on_host(*tensor)) : std::nullopt;
-  };
   auto [output, mean, inverse_std] = at::native_batch_norm(
-      on_host(input), host(weight), host(bias), host(running_mean), host(running_var), training, momentum, epsilon);
+      on_host(input), on_host(weight), on_host(bias), on_host(running_mean), on_host(running_var), training, momentum,
+      epsilon);
   const auto device = input.device();
   return {on_device(output, device), on_device(mean, device), on_device(inverse_std, device)};
+}
+
+// PyTorch 2.7 hands it tensors in channels-last order, which its own decomposition cannot take.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(
+    const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+    c10::SymInt batch, c10::SymInt channels, c10::SymInt pixels, int64_t groups, double epsilon) {
+  ledger().count("aten::native_group_norm");
+  auto [output, mean, inverse_std] = at::native_group_norm_symint(
+      on_host(input).contiguous(), on_host(weight), on_host(bias), batch, channels, pixels, groups, epsilon);
+  const auto device = input.device();
+  return {on_device(output, device), on_device(mean, device), on_device(inverse_std, device)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
+    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mean, const at::Tensor& inverse_std,
+    const std::optional<at::Tensor>& weight, c10::SymInt batch, c10::SymInt channels, c10::SymInt pixels,
+    int64_t groups, std::array<bool, 3> wanted) {
+  ledger().count("aten::native_group_norm_backward");
+  auto [input_grad, weight_grad, bias_grad] = at::native_group_norm_backward_symint(
+      on_host(grad).contiguous(), on_host(input).contiguous(), on_host(mean), on_host(inverse_std), on_host(weight),
+      batch, channels, pixels, groups, wanted);
+  const auto device = input.device();
+  return {on_device(input_grad, device), on_device(weight_grad, device), on_device(bias_grad, device)};
 }
 
 // ---- Everything else: the boxed CPU fallback -------------------------------------------------------------------------
@@ -416,6 +440,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
   m.impl("set_.source_Storage", TORCH_FN(set_whole_storage));
   m.impl("set_.source_Tensor", TORCH_FN(set_tensor));
+  m.impl("native_group_norm", TORCH_FN(group_norm));
+  m.impl("native_group_norm_backward", TORCH_FN(group_norm_backward));
   m.impl("native_batch_norm", TORCH_FN(batch_norm));
   m.impl("convolution_overrideable", TORCH_FN(convolution));
   m.impl("convolution_backward_overrideable", TORCH_FN(convolution_backward));
@@ -424,6 +450,12 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
+
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 8  // 2.4 and 2.7 lack it, 2.14 registers it itself
+TORCH_LIBRARY_IMPL(_, AutogradPrivateUse1, m) {
+  m.fallback(torch::CppFunction::makeFallthrough());
+}
+#endif
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFallthrough());

@@ -56,6 +56,10 @@ def is_bf16_supported() -> bool:
     return False
 
 
+def is_current_stream_capturing() -> bool:
+    return False
+
+
 def manual_seed(seed: int) -> None:
     """Random numbers come from the CPU's generator, which ``torch.manual_seed`` has seeded."""
 

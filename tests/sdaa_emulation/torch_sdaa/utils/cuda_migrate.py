@@ -18,5 +18,6 @@ for _name in (
     "reset_peak_memory_stats",
     "empty_cache",
     "is_bf16_supported",
+    "is_current_stream_capturing",
 ):
     setattr(torch.cuda, _name, getattr(sdaa, _name))
