@@ -47,7 +47,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=8", "transformers>=4.40"],
+        "test": ["ninja", "pytest>=8", "transformers>=4.40"],
         "dev": ["mypy", "ruff"],
     },
 )

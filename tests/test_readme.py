@@ -13,7 +13,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LINKS = sorted(set(re.findall(r"\]\((?!https?:)([^)#\s]+)\)", TEXT)))
 CONFIGS = sorted(set(re.findall(r"(?:configs/)?([\w-]+/[\w-]+\.yaml)", TEXT)))
-MODULES = sorted(set(re.findall(r"python -m (maskformer[\w.]+)", TEXT)))
+PAGES = TEXT + (REPOSITORY / "docs" / "sdaa.md").read_text(encoding="utf-8")
+MODULES = sorted(set(re.findall(r"python -m (maskformer[\w.]+)", PAGES)))
 
 
 @pytest.mark.parametrize("link", LINKS)
@@ -28,7 +29,8 @@ def test_named_configuration_loads(name):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_named_command_exists(module):
-    assert REPOSITORY.joinpath(*module.split(".")).with_suffix(".py").is_file()
+    path = REPOSITORY.joinpath(*module.split("."))
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
 def test_commands_of_the_makefile_are_its_targets():

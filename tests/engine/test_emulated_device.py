@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,12 @@ SMALL = [
 GENTLE = ["SOLVER.BASE_LR", "0.00001", "DATASETS.TEST", "()"]
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiler() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("the emulated device needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def build_folder() -> Path:
 def load_backend():
     """The compiled module; several processes may ask for it at once."""
     folder = build_folder()
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])  # pip's ninja is there
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "in_use", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the process ends, however it ends

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_curves import LossPairs
-from maskformer.tools.loss_verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
+from maskformer.tools.compare_loss.curves import LossPairs
+from maskformer.tools.compare_loss.verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
 
 SDAA_COLOR, CUDA_COLOR, DIFFERENCE_COLOR, LIMIT_COLOR = "#d9480f", "#2f6fde", "#5f3dc4", "#868e96"
 RAW: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.4}

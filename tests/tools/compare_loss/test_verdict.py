@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from loss_cases import add_device_noise, make_losses, pair_losses
 
-from maskformer.tools.loss_verdict import StrictVerdict, Thresholds, check_losses, mean_windows, smooth
+from maskformer.tools.compare_loss.verdict import StrictVerdict, Thresholds, check_losses, mean_windows, smooth
 
 LIMITS = Thresholds()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from maskformer.engine.tcappdll import TcappdllRecord, format_record
-from maskformer.tools.loss_curves import LossCurve, LossPairs
+from maskformer.tools.compare_loss.curves import LossCurve, LossPairs
 
 
 def make_losses(count: int = 200, *, seed: int = 0, batch_noise: float = 0.1) -> np.ndarray:

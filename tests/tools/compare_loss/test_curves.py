@@ -10,7 +10,7 @@ import pytest
 from loss_cases import make_curve, make_losses, write_metrics, write_tcappdll
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_curves import align, pair, read_curve
+from maskformer.tools.compare_loss.curves import align, pair, read_curve
 
 
 def test_tcappdll_log_gives_the_losses_of_rank_0_in_order(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from loss_cases import add_device_noise, make_losses, write_metrics, write_settings, write_tcappdll
 from PIL import Image
 
-from maskformer.tools.compare_loss import LIMITS, build_parser, main
-from maskformer.tools.loss_verdict import Thresholds
+from maskformer.tools.compare_loss.__main__ import LIMITS, build_parser, main
+from maskformer.tools.compare_loss.verdict import Thresholds
 
 CUDA = make_losses()
 HONEST = add_device_noise(CUDA)

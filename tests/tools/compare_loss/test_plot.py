@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_plot import CUDA_COLOR, draw_comparison, save_figure
-from maskformer.tools.loss_verdict import Thresholds
+from maskformer.tools.compare_loss.plot import CUDA_COLOR, draw_comparison, save_figure
+from maskformer.tools.compare_loss.verdict import Thresholds
 
 
 def draw(sdaa: np.ndarray, cuda: np.ndarray, **limits: float) -> list[Axes]:

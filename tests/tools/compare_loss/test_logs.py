@@ -9,8 +9,8 @@ import pytest
 from loss_cases import make_curve, write_settings
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_logs import check_logs, check_presence, check_settings
-from maskformer.tools.loss_verdict import StrictVerdict
+from maskformer.tools.compare_loss.logs import check_logs, check_presence, check_settings
+from maskformer.tools.compare_loss.verdict import StrictVerdict
 
 WHOLE = make_curve([1.0] * 6)
 

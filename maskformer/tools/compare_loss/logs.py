@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_curves import LossCurve
-from maskformer.tools.loss_verdict import StrictVerdict
+from maskformer.tools.compare_loss.curves import LossCurve
+from maskformer.tools.compare_loss.verdict import StrictVerdict
 
 SETTING_KEYS = ("SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "DATASETS.TRAIN")
 

@@ -16,11 +16,11 @@ from dataclasses import fields
 from pathlib import Path
 
 from maskformer.structures import InputError
-from maskformer.tools.loss_curves import align, pair, read_curve
-from maskformer.tools.loss_logs import check_logs, check_presence, check_settings
-from maskformer.tools.loss_plot import draw_comparison, save_figure
-from maskformer.tools.loss_vendor import apply_vendor_rule
-from maskformer.tools.loss_verdict import Thresholds, check_losses
+from maskformer.tools.compare_loss.curves import align, pair, read_curve
+from maskformer.tools.compare_loss.logs import check_logs, check_presence, check_settings
+from maskformer.tools.compare_loss.plot import draw_comparison, save_figure
+from maskformer.tools.compare_loss.vendor import apply_vendor_rule
+from maskformer.tools.compare_loss.verdict import Thresholds, check_losses
 
 DESCRIPTION = """\
 Compare the losses of a training on SDAA with those of the same training on CUDA: same configuration, weights, SEED and

@@ -1,0 +1,1 @@
+"""Are the losses of two devices the same: ``python -m maskformer.tools.compare_loss``."""
