@@ -8,6 +8,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.utils import comm
 
 from maskformer.data.mappers import build_mapper
 from maskformer.data.verification import verify_dataset
@@ -29,13 +30,14 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         Lists of examples, ``IMS_PER_BATCH`` over the number of processes each; see ``TrainingMapper``.
 
     Raises:
-        InputError: see ``verify_dataset`` and ``build_mapper``.
+        InputError: see ``verify_dataset`` and ``build_mapper``; or a batch that the processes cannot share evenly.
     """
     mapper = build_mapper(cfg, is_train=True)
     names = cfg.DATASETS.TRAIN
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     records = [record for name in names for record in verify_dataset(name, num_classes, is_train=True)]
     _check_same_ignore_label(names)
+    _check_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
     logger.info("Training on %d images of %s with %s.", len(records), ", ".join(names), type(mapper).__name__)
     keep_all = cfg.clone()
     keep_all.defrost()
@@ -56,6 +58,14 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
     records = verify_dataset(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, is_train=False)
     mapper = build_mapper(cfg, is_train=False)
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def _check_batch_size(images_per_step: int, num_processes: int) -> None:
+    if images_per_step < 1 or images_per_step % num_processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH is {images_per_step}, expected a multiple of the number of processes, {num_processes}: "
+            "change it, or --num-gpus."
+        )
 
 
 def _check_same_ignore_label(names: Iterable[str]) -> None:

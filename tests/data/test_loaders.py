@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 
 from maskformer.data import build_test_loader, build_train_loader
+from maskformer.data.loaders import _check_batch_size
 from maskformer.structures import InputError
 
 Write = Callable[[str, Any], str]
@@ -161,3 +162,10 @@ def test_test_loader_gives_each_image_once_in_order_without_its_label(
     for (example,) in batches:
         assert set(example) == {"file_name", "height", "width", "image"}
         assert example["image"].shape == (3, 12, 16)
+
+
+@pytest.mark.parametrize(("images", "processes"), [(3, 2), (0, 1), (1, 4)])
+def test_batch_that_processes_cannot_share_is_refused(images: int, processes: int):
+    with pytest.raises(InputError, match=rf"IMS_PER_BATCH is {images}, expected a multiple .*, {processes}: change it"):
+        _check_batch_size(images, processes)
+    _check_batch_size(8, processes)
