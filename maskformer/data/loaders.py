@@ -63,8 +63,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str
 def _check_batch_size(images_per_step: int, num_processes: int) -> None:
     if images_per_step < 1 or images_per_step % num_processes:
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH is {images_per_step}, expected a multiple of the number of processes, {num_processes}: "
-            "change it, or --num-gpus."
+            f"SOLVER.IMS_PER_BATCH is {images_per_step}, expected a multiple of the number of processes, "
+            f"{num_processes}: change it, or --num-gpus."
         )
 
 

@@ -37,6 +37,9 @@ SMALL = [
 # in their last bit differ by 1e-4 after 20 iterations.
 GENTLE = ["SOLVER.BASE_LR", "0.00001", "DATASETS.TEST", "()"]
 
+# The same on CUDA where a machine has it.
+DEVICES = pytest.mark.parametrize("device", ["sdaa", pytest.param("cuda", marks=pytest.mark.cuda)])
+
 pytestmark = pytest.mark.slow
 
 
@@ -102,11 +105,12 @@ def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_training_has_the_losses_of_the_cpu(train, tmp_path: Path):
+@pytest.mark.parametrize(("device", "tolerance"), [("sdaa", 1e-5), pytest.param("cuda", 1e-3, marks=pytest.mark.cuda)])
+def test_training_has_the_losses_of_the_cpu(train, tmp_path: Path, device: str, tolerance: float):
     expected = train(tmp_path / "cpu", "cpu", *GENTLE)
-    losses = train(tmp_path / "sdaa", "sdaa", *GENTLE, SDAA_EMULATED_FORBID=FORBIDDEN)
+    losses = train(tmp_path / device, device, *GENTLE, SDAA_EMULATED_FORBID=FORBIDDEN)
     assert len(losses) == 20
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(losses, expected, rtol=tolerance)
 
 
 def test_two_processes_have_the_losses_and_scores_of_two_on_the_cpu(train, tmp_path: Path):
@@ -131,19 +135,11 @@ def test_torchrun_starts_the_processes_too(run, datasets: Path, tmp_path: Path):
     assert (tmp_path / "log.txt.rank1").exists()
 
 
-def test_evaluation_has_the_scores_of_the_cpu(run, trained: Path, tmp_path: Path):
+@DEVICES
+def test_evaluation_has_the_scores_of_the_cpu(run, trained: Path, tmp_path: Path, device: str):
     weights = ["MODEL.WEIGHTS", trained / "model_final.pth", "DATASETS.TEST", "('shapes_panoptic_train',)"]
-    device = ["MODEL.DEVICE", "sdaa", "OUTPUT_DIR", tmp_path]
-    log = run(
-        "train_net.py",
-        "--eval-only",
-        "--config-file",
-        CONFIG,
-        *SMALL,
-        *weights,
-        *device,
-        SDAA_EMULATED_FORBID=FORBIDDEN,
-    )
+    options = [*SMALL, *weights, "MODEL.DEVICE", device, "OUTPUT_DIR", tmp_path]
+    log = run("train_net.py", "--eval-only", "--config-file", CONFIG, *options, SDAA_EMULATED_FORBID=FORBIDDEN)
     expected = scores_of(trained)
     assert expected["panoptic_seg/PQ"] > 20, "a model that has learnt nothing shows nothing"
     printed = {
@@ -156,7 +152,7 @@ def test_evaluation_has_the_scores_of_the_cpu(run, trained: Path, tmp_path: Path
             "PQ": expected["panoptic_seg/PQ"],
             "AP": expected["segm/AP"],
         },
-        abs=1e-3,
+        abs=1e-3 if device == "sdaa" else 0.5,
     )
 
 
@@ -192,12 +188,15 @@ def test_run_is_saved_and_resumed_and_its_weights_load_without_the_device(train,
     run("train_net.py", "--eval-only", "--config-file", CONFIG, *SMALL, *weights, PYTHONPATH="")
 
 
-def test_mixed_precision_is_float16_with_loss_scaling(train, tmp_path: Path):
+@DEVICES
+def test_mixed_precision_is_float16_with_loss_scaling(train, tmp_path: Path, device: str):
     half = [*GENTLE, "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "3"]
-    expected = train(tmp_path / "float32", "sdaa", *GENTLE, "SOLVER.MAX_ITER", "3")
-    losses = train(tmp_path / "float16", "sdaa", *half)
+    if device == "cuda":
+        half += ["SOLVER.AMP.PRECISION", "float16"]  # its own choice may be bfloat16
+    expected = train(tmp_path / "float32", device, *GENTLE, "SOLVER.MAX_ITER", "3")
+    losses = train(tmp_path / "float16", device, *half)
     log = (tmp_path / "float16" / "log.txt").read_text()
-    assert "Mixed precision: torch.float16 on sdaa" in log
+    assert f"Mixed precision: torch.float16 on {device}" in log
     skipped = len(re.findall(r"Iteration \d: float16 gradients overflowed", log))
     last = json.loads((tmp_path / "float16" / "metrics.json").read_text().splitlines()[-1])
     assert last["skipped_steps"] == skipped
