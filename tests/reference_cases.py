@@ -70,7 +70,10 @@ RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
         _R50,
         (*_SWIN, *_SWIN_BASE, "MODEL.SWIN.EMBED_DIM", "192", "MODEL.SWIN.NUM_HEADS", "[6, 12, 24, 48]"),
     ),
-    "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml": ("coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml", ()),
+    "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml": (
+        "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
+        (),
+    ),
     "coco-panoptic/swin/maskformer_panoptic_swin_tiny_bs64_554k.yaml": (
         "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
         (

@@ -177,20 +177,18 @@ class D2SwinTransformer(Backbone):
         x = self.pos_drop(self._embed(images))
         outputs = {}
         for name, layer in zip(_FEATURES, self.layers):
-            x = layer(x)
+            refined, x = layer(x)
             if name in self._out_features:
-                normalised = self.get_submodule(self._norm_name(name))(x)
+                normalised = self.get_submodule(self._norm_name(name))(refined)
                 outputs[name] = normalised.permute(0, 3, 1, 2).contiguous()
-            if layer.downsample is not None:
-                x = layer.downsample(x)
         return outputs
 
     def _embed(self, images: Tensor) -> Tensor:
         """(B, rows, columns, channels): the patches, with their positions if those are learned."""
         patches = self.patch_embed(images)
-        position = self.absolute_pos_embed
-        if position is None:
+        if self.absolute_pos_embed is None:
             return patches
+        position: Tensor = self.absolute_pos_embed
         grid = patches.shape[1:3]
         if position.shape[-2:] != grid:
             position = F.interpolate(position, size=grid, mode="bicubic")

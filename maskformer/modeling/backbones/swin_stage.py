@@ -137,18 +137,18 @@ class SwinStage(nn.Module):
             )
             for index, probability in enumerate(stochastic_depths)
         )
-        self.downsample = PatchMerging(dim) if merge else None
+        self.downsample = PatchMerging(dim) if merge else nn.Identity()
         self._strangers: dict[tuple[int, int, torch.device], Tensor] = {}  # of the last grid only: sizes vary
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Refine (B, rows, columns, channels) by the blocks; ``downsample`` is the caller's to apply."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Refine (B, rows, columns, channels); returns the refined feature, and the next stage's input made of it."""
         strangers = self._strangers_of(x)
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
                 x = checkpoint(block, x, strangers, use_reentrant=False)
             else:
                 x = block(x, strangers)
-        return x
+        return x, self.downsample(x)
 
     def _strangers_of(self, x: Tensor) -> Tensor:
         rows, columns = (length + -length % self.window_size for length in x.shape[1:3])

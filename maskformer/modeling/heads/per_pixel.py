@@ -95,7 +95,7 @@ class PerPixelBaselineHead(nn.Module):
         return {"loss_sem_seg": losses[-1], **earlier}
 
     def _loss(self, class_logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of (B,K,h,w) logits, a mean over labelled pixels, in float32 at least; 0 where there is none."""
+        """Cross-entropy of (B,K,h,w) logits in float32 or float64: a mean over labelled pixels, 0 without any."""
         rows, columns = targets.shape[-2:]
         precise = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
         # The grid reaches beyond an input that is no multiple of the stride: there is no label there.
@@ -115,6 +115,8 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
     Source: MaskFormer, section 4.1, "PerPixelBaseline+".
     """
 
+    predictor: MaskFormerPredictor
+
     @configurable
     def __init__(self, *, transformer_in_feature: str, **baseline: Any):
         super().__init__(**baseline)
@@ -125,9 +127,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         """Read ``MODEL.SEM_SEG_HEAD``, choose the feature and build the two parts; Q is ``NUM_CLASSES``."""
         pixel_decoder = build_pixel_decoder(cfg, input_shape)
         name, channels = choose_attended_feature(cfg, input_shape, pixel_decoder)
-        predictor = MaskFormerPredictor(
-            cfg, channels, num_classes=None, num_queries=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        )
+        predictor = MaskFormerPredictor(cfg, channels, num_classes=None, num_queries=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         return {
             **_loss_options(cfg),
             "pixel_decoder": pixel_decoder,
