@@ -48,7 +48,7 @@ class PatchEmbedding(nn.Module):
         """(B, in_channels, H, W) -> (B, H/patch, W/patch, dim), both rounded up."""
         rows, columns = images.shape[-2:]
         padded = F.pad(images, (0, -columns % self.patch_size, 0, -rows % self.patch_size))
-        return self.norm(self.proj(padded).permute(0, 2, 3, 1))
+        return self.norm(self.proj(padded).permute(0, 2, 3, 1).contiguous())
 
 
 @BACKBONE_REGISTRY.register()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .window_attention import WindowAttention, find_strangers, join_windows, partition_windows
+from .window_attention import Strangers, WindowAttention, find_strangers, join_windows, partition_windows
 
 
 class SwinBlock(nn.Module):
@@ -52,12 +52,12 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = _Mlp(dim, int(dim * mlp_ratio), dropout)
 
-    def forward(self, x: Tensor, strangers: Tensor) -> Tensor:
+    def forward(self, x: Tensor, strangers: Strangers) -> Tensor:
         """Refine (B, rows, columns, channels); ``strangers`` are those of the padded and rolled grid."""
         x = x + self.drop_path(self._attend(self.norm1(x), strangers))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, strangers: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, strangers: Strangers) -> Tensor:
         rows, columns = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
         padded_rows, padded_columns = x.shape[1:3]
@@ -138,7 +138,7 @@ class SwinStage(nn.Module):
             for index, probability in enumerate(stochastic_depths)
         )
         self.downsample = PatchMerging(dim) if merge else nn.Identity()
-        self._strangers: dict[tuple[int, int, torch.device], Tensor] = {}  # of the last grid only: sizes vary
+        self._strangers: dict[tuple[int, int, torch.device], Strangers] = {}  # of the last grid only: sizes vary
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Refine (B, rows, columns, channels); returns the refined feature, and the next stage's input made of it."""
@@ -150,7 +150,7 @@ class SwinStage(nn.Module):
                 x = block(x, strangers)
         return x, self.downsample(x)
 
-    def _strangers_of(self, x: Tensor) -> Tensor:
+    def _strangers_of(self, x: Tensor) -> Strangers:
         rows, columns = (length + -length % self.window_size for length in x.shape[1:3])
         key = (rows, columns, x.device)
         if key not in self._strangers:

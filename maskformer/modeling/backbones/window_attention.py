@@ -8,11 +8,32 @@ borders of the image. Those did not meet before the roll and must not meet now: 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 _STRANGER_LOGIT = -100.0  # added, as the released weights were trained with; finite also in half precision
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """Which cells of which windows of a rolled grid must not attend to each other.
+
+    Few windows have any, those at the end of an axis, so that only they need a mask of their own.
+
+    Attributes:
+        inner: (inner windows,) int64, the windows without strangers.
+        border: (border windows,) int64, the others.
+        order: (windows,) int64, where each window is in ``inner`` followed by ``border``.
+        pairs: (border windows,N,N) bool, the pairs of cells of each border window.
+    """
+
+    inner: Tensor
+    border: Tensor
+    order: Tensor
+    pairs: Tensor
 
 
 class WindowAttention(nn.Module):
@@ -55,29 +76,47 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
 
-    def forward(self, windows: Tensor, strangers: Tensor | None = None) -> Tensor:
+    def forward(self, windows: Tensor, strangers: Strangers | None = None) -> Tensor:
         """Let the cells of each window attend to each other.
 
         Args:
             windows: (B, windows, N, channels).
-            strangers: (windows,N,N) bool, pairs of cells that must not attend to each other; None: there are none.
+            strangers: cells that must not attend to each other; None: there are none.
 
         Returns:
             (B, windows, N, channels).
         """
-        batch, num_windows = windows.shape[:2]
         heads = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
         bias = self._bias().to(heads.dtype)
-        if strangers is None:
-            heads = heads.flatten(1, 2)  # (3, B * windows, heads, N, width): one bias for every window
-        else:
-            heads = heads.flatten(2, 3)  # (3, B, windows * heads, N, width): one bias for every image
-            bias = torch.where(strangers[:, None], bias + _STRANGER_LOGIT, bias).flatten(0, 1)
-        query, key, value = heads.unbind()
+        attended = self._attend(heads, bias) if strangers is None else self._attend_apart(heads, bias, strangers)
+        return self.proj_drop(self.proj(attended.transpose(2, 3).flatten(3)))
+
+    def _attend_apart(self, heads: Tensor, bias: Tensor, strangers: Strangers) -> Tensor:
+        """As ``_attend``, with a mask on the windows at the border."""
+        apart = torch.where(strangers.pairs[:, None], bias + _STRANGER_LOGIT, bias)
+        border = self._attend(heads.index_select(2, strangers.border), apart)
+        if not len(strangers.inner):
+            return border
+        inner = self._attend(heads.index_select(2, strangers.inner), bias)
+        return torch.cat([inner, border], dim=1).index_select(1, strangers.order)
+
+    def _attend(self, heads: Tensor, bias: Tensor) -> Tensor:
+        """Attend inside windows.
+
+        Args:
+            heads: (3, B, windows, heads, N, width), queries, keys and values.
+            bias: (heads,N,N) for every window, or (windows,heads,N,N).
+
+        Returns:
+            (B, windows, heads, N, width).
+        """
+        # The kernels take (batch, heads, N, width): the axis that shares its bias becomes the batch.
+        of_each_window = bias.dim() == 4
+        query, key, value = (heads.flatten(2, 3) if of_each_window else heads.flatten(1, 2)).unbind()
+        bias = bias.flatten(0, 1) if of_each_window else bias
         dropout = self.attention_dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(query, key, value, bias[None], dropout, scale=self.scale)
-        attended = attended.reshape(batch, num_windows, self.num_heads, *attended.shape[-2:])
-        return self.proj_drop(self.proj(attended.transpose(2, 3).flatten(3)))
+        return attended.reshape(heads.shape[1:])
 
     def _bias(self) -> Tensor:
         """(heads,N,N): the learned bias of each pair; gathered anew, which costs about 1 percent of the attention."""
@@ -112,26 +151,26 @@ def join_windows(windows: Tensor, window_size: int, rows: int, columns: int) -> 
     return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
-def find_strangers(rows: int, columns: int, window_size: int, shift: int, device: torch.device | str) -> Tensor:
-    """Which cells of a window come from opposite borders of a grid that was rolled up and left.
+def find_strangers(rows: int, columns: int, window_size: int, shift: int, device: torch.device | str) -> Strangers:
+    """Which cells come from opposite borders of a grid that was rolled up and left.
 
     Args:
         rows: of the grid, a multiple of M.
         columns: likewise.
         window_size: M.
-        shift: cells that the grid was rolled by, 1..M-1.
-        device: where the answer is needed.
+        shift: cells that the grid was rolled by, 0..M-1.
+        device: where the answer is needed; it is found on the CPU, for the number of windows is read.
 
     Returns:
-        (windows,N,N) bool, windows as ``partition_windows`` orders them.
+        Windows counted as ``partition_windows`` orders them.
     """
-    row_origin = _origin(rows, shift, device)[:, None].expand(rows, columns)
-    column_origin = _origin(columns, shift, device)[None, :].expand(rows, columns)
-    origin = torch.stack([row_origin, column_origin], dim=-1)
-    cells = partition_windows(origin[None], window_size)[0]
-    return (cells[:, :, None] != cells[:, None, :]).any(-1)
-
-
-def _origin(length: int, shift: int, device: torch.device | str) -> Tensor:
-    """(length,) bool: the cells of an axis that the roll brought from its beginning to its end."""
-    return torch.arange(length, device=device) >= length - shift
+    # Whether the roll brought a cell from the beginning of the rows, of the columns, to their end.
+    row_moved = (torch.arange(rows, device="cpu") >= rows - shift)[:, None].expand(rows, columns)
+    column_moved = (torch.arange(columns, device="cpu") >= columns - shift)[None, :].expand(rows, columns)
+    moved = partition_windows(torch.stack([row_moved, column_moved], dim=-1)[None], window_size)[0]
+    has_strangers = (moved != moved[:, :1]).any(-1).any(-1)
+    inner, border = (~has_strangers).nonzero()[:, 0], has_strangers.nonzero()[:, 0]
+    of_border = moved[border]
+    pairs = (of_border[:, :, None] != of_border[:, None, :]).any(-1)
+    order = torch.cat([inner, border]).argsort()
+    return Strangers(*(x.to(device) for x in (inner, border, order, pairs)))
