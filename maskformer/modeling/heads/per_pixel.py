@@ -96,12 +96,13 @@ class PerPixelBaselineHead(nn.Module):
 
     def _loss(self, class_logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of (B,K,h,w) logits in float32 or float64: a mean over labelled pixels, 0 without any."""
-        rows, columns = targets.shape[-2:]
+        labels = targets.long()
+        rows, columns = labels.shape[-2:]
         precise = class_logits.to(torch.promote_types(class_logits.dtype, torch.float32))
         # The grid reaches beyond an input that is no multiple of the stride: there is no label there.
         upsampled = self._upsample(precise)[..., :rows, :columns]
-        total = F.cross_entropy(upsampled, targets.long(), ignore_index=self.ignore_value, reduction="sum")
-        return total / (targets != self.ignore_value).sum().clamp(min=1)
+        total = F.cross_entropy(upsampled, labels, ignore_index=self.ignore_value, reduction="sum")
+        return total / (labels != self.ignore_value).sum().clamp(min=1)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
