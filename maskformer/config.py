@@ -27,6 +27,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     _add_solver_keys(cfg.SOLVER)
     _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
+    cfg.MODEL.SWIN = _swin_keys()
     cfg.LOG = CfgNode()
     # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
     cfg.LOG.TCAPPDLL_LINES = False
@@ -100,6 +101,27 @@ def _mask_former_keys() -> CfgNode:
     # Crop padding and resize masks to the original size before, not after, classes are decided; always so for
     # panoptic and instance output.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    return node
+
+
+def _swin_keys() -> CfgNode:
+    node = CfgNode()
+    node.PRETRAIN_IMG_SIZE = 224  # side in pixels of the images that the position embedding of APE is for
+    node.PATCH_SIZE = 4  # pixels along a patch's side
+    node.EMBED_DIM = 96  # channels of the first stage; each later one has twice as many
+    node.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    node.NUM_HEADS = [3, 6, 12, 24]  # attention heads of each stage
+    node.WINDOW_SIZE = 7  # cells along a window's side
+    node.MLP_RATIO = 4.0  # hidden width of a block's network over its input's
+    node.QKV_BIAS = True  # a bias on queries, keys and values
+    node.QK_SCALE = None  # factor on inner products; None: one over the root of a head's width
+    node.DROP_RATE = 0.0  # dropout of patches, projections and networks, 0..1
+    node.ATTN_DROP_RATE = 0.0  # dropout of attention weights, 0..1
+    node.DROP_PATH_RATE = 0.3  # probability of leaving out the last block in training, 0..1; linear from 0 at the first
+    node.APE = False  # add a learned absolute position embedding, resized to the image
+    node.PATCH_NORM = True  # normalise embedded patches
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # which stages' outputs are features
+    node.USE_CHECKPOINT = False  # in training, compute activations twice instead of keeping them: less memory
     return node
 
 

@@ -1,9 +1,19 @@
-"""The network: pixel_decoders, transformer, heads. The ResNet backbones are Detectron2's.
+"""The network: backbones, pixel_decoders, transformer, heads.
 
-Importing registers the heads and pixel decoders with Detectron2.
+Importing registers backbones, heads and pixel decoders with Detectron2.
 """
 
-from .heads import MaskFormerHead, MaskFormerPredictor
+from .backbones import D2SwinTransformer, build_resnet_deeplab_backbone
+from .heads import MaskFormerHead, MaskFormerPredictor, PerPixelBaselineHead, PerPixelBaselinePlusHead
 from .pixel_decoders import BasePixelDecoder, TransformerEncoderPixelDecoder
 
-__all__ = ["BasePixelDecoder", "MaskFormerHead", "MaskFormerPredictor", "TransformerEncoderPixelDecoder"]
+__all__ = [
+    "BasePixelDecoder",
+    "D2SwinTransformer",
+    "MaskFormerHead",
+    "MaskFormerPredictor",
+    "PerPixelBaselineHead",
+    "PerPixelBaselinePlusHead",
+    "TransformerEncoderPixelDecoder",
+    "build_resnet_deeplab_backbone",
+]

@@ -37,29 +37,45 @@ class MaskFormerHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Read ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE`` and build the two parts.
-
-        Raises:
-            InputError: neither the backbone nor the pixel decoder has the feature that queries should attend to.
-        """
-        name = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        """Choose the feature and build the two parts; raises what ``choose_attended_feature`` does."""
         pixel_decoder = build_pixel_decoder(cfg, input_shape)
-        channels = {key: shape.channels for key, shape in input_shape.items()}
-        if pixel_decoder.encoded_channels is not None:
-            channels[_ENCODED] = pixel_decoder.encoded_channels
-        if name not in channels:
-            raise InputError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected one of: {', '.join(channels)}. "
-                f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder.)"
-            )
+        name, channels = choose_attended_feature(cfg, input_shape, pixel_decoder)
         return {
             "pixel_decoder": pixel_decoder,
-            "predictor": MaskFormerPredictor(cfg, channels[name]),
+            "predictor": MaskFormerPredictor(cfg, channels),
             "transformer_in_feature": name,
         }
 
     def forward(self, features: dict[str, Tensor]) -> MaskPredictions:
         """Predict from backbone features, name -> (B, channels, rows, columns)."""
         pixel_embeddings, encoded = self.pixel_decoder(features)
-        source = encoded if self.transformer_in_feature == _ENCODED else features[self.transformer_in_feature]
-        return self.predictor(source, pixel_embeddings)
+        attended = pick_attended_feature(self.transformer_in_feature, features, encoded)
+        return self.predictor(attended, pixel_embeddings)
+
+
+def choose_attended_feature(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], pixel_decoder: BasePixelDecoder
+) -> tuple[str, int]:
+    """What queries attend to: name and channels of the feature that ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE`` names.
+
+    Raises:
+        InputError: neither the backbone nor the pixel decoder has it.
+    """
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    channels = {key: shape.channels for key, shape in input_shape.items()}
+    if pixel_decoder.encoded_channels is not None:
+        channels[_ENCODED] = pixel_decoder.encoded_channels
+    if name not in channels:
+        raise InputError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected one of: {', '.join(channels)}. "
+            f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder.)"
+        )
+    return name, channels[name]
+
+
+def pick_attended_feature(name: str, features: dict[str, Tensor], encoded: Tensor | None) -> Tensor:
+    """The chosen feature (B, channels, rows, columns): the backbone's, or what the pixel decoder encoded."""
+    if name != _ENCODED:
+        return features[name]
+    assert encoded is not None
+    return encoded

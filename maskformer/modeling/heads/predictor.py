@@ -28,7 +28,7 @@ class MaskFormerPredictor(nn.Module):
 
     Args:
         in_channels: of the feature that queries attend to.
-        num_classes: K.
+        num_classes: K; None where each query is a class itself: then there is no class branch, only ``predict_masks``.
         num_queries: Q.
         dim: D.
         mask_dim: C.
@@ -49,7 +49,7 @@ class MaskFormerPredictor(nn.Module):
         self,
         in_channels: int,
         *,
-        num_classes: int,
+        num_classes: int | None,
         num_queries: int,
         dim: int,
         mask_dim: int,
@@ -80,7 +80,7 @@ class MaskFormerPredictor(nn.Module):
         initialise_matrices(self.transformer)
         self.query_embed = nn.Embedding(num_queries, dim)
         self.input_proj = _input_projection(in_channels, dim, enforce_input_proj)
-        self.class_embed = nn.Linear(dim, num_classes + 1)  # index K is "no object"
+        self.class_embed = None if num_classes is None else nn.Linear(dim, num_classes + 1)  # index K is "no object"
         self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
         self.deep_supervision = deep_supervision
 
@@ -111,12 +111,18 @@ class MaskFormerPredictor(nn.Module):
         Returns:
             Predictions of every decoder layer while training with deep supervision, else of the last one only.
         """
+        assert self.class_embed is not None
         queries = self._decode(feature)
-        mask_embeddings = self.mask_embed(queries)
         return MaskPredictions(
-            class_logits=self.class_embed(queries),
-            mask_logits=torch.einsum("lbqc,bchw->lbqhw", mask_embeddings, pixel_embeddings),
+            class_logits=self.class_embed(queries), mask_logits=self._masks(queries, pixel_embeddings)
         )
+
+    def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
+        """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
+        return self._masks(self._decode(feature), pixel_embeddings)
+
+    def _masks(self, queries: Tensor, pixel_embeddings: Tensor) -> Tensor:
+        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), pixel_embeddings)
 
     def _decode(self, feature: Tensor) -> Tensor:
         """(L,B,Q,D): the queries after each supervised layer."""
