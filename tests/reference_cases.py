@@ -31,59 +31,6 @@ CASES = (
 )
 PER_PIXEL_CASES = ("per_pixel", "per_pixel_plus")
 
-_R50 = "ade20k-150/maskformer_R50_bs16_160k.yaml"
-_SWIN = (
-    *("MODEL.BACKBONE.NAME", "D2SwinTransformer", "SOLVER.BASE_LR", "0.00006"),
-    *("SOLVER.WEIGHT_DECAY", "0.01", "SOLVER.BACKBONE_MULTIPLIER", "1.0"),
-)
-_SWIN_SMALL = ("MODEL.SWIN.DEPTHS", "[2, 2, 18, 2]")
-_SWIN_BASE = (
-    *("MODEL.SWIN.EMBED_DIM", "128", "MODEL.SWIN.NUM_HEADS", "[4, 8, 16, 32]", "MODEL.SWIN.WINDOW_SIZE", "12"),
-    *_SWIN_SMALL,
-)
-_SEGMENTOR = ("MODEL.META_ARCHITECTURE", "SemanticSegmentor")
-
-# Recipes of the released models: a configuration file, and the keys of the model and its optimiser that differ from it.
-RECIPES: dict[str, tuple[str, tuple[str, ...]]] = {
-    _R50: (_R50, ()),
-    "ade20k-150/maskformer_R101_bs16_160k.yaml": (_R50, ("MODEL.RESNETS.DEPTH", "101")),
-    "ade20k-150/maskformer_R101c_bs16_160k.yaml": (
-        _R50,
-        (
-            *("MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.DEPTH", "101"),
-            *("MODEL.RESNETS.STEM_TYPE", "deeplab", "MODEL.RESNETS.STEM_OUT_CHANNELS", "128"),
-            *("MODEL.RESNETS.RES5_MULTI_GRID", "[1, 1, 1]"),
-        ),
-    ),
-    "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml": (
-        _R50,
-        (*_SEGMENTOR, "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselineHead"),
-    ),
-    "ade20k-150/per_pixel_baseline_plus_R50_bs16_160k.yaml": (
-        _R50,
-        (*_SEGMENTOR, "MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselinePlusHead"),
-    ),
-    "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml": (_R50, _SWIN),
-    "ade20k-150/swin/maskformer_swin_small_bs16_160k.yaml": (_R50, (*_SWIN, *_SWIN_SMALL)),
-    "ade20k-150/swin/maskformer_swin_base_IN21k_384_bs16_160k_res640.yaml": (_R50, (*_SWIN, *_SWIN_BASE)),
-    "ade20k-150/swin/maskformer_swin_large_IN21k_384_bs16_160k_res640.yaml": (
-        _R50,
-        (*_SWIN, *_SWIN_BASE, "MODEL.SWIN.EMBED_DIM", "192", "MODEL.SWIN.NUM_HEADS", "[6, 12, 24, 48]"),
-    ),
-    "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml": (
-        "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
-        (),
-    ),
-    "coco-panoptic/swin/maskformer_panoptic_swin_tiny_bs64_554k.yaml": (
-        "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml",
-        (
-            *_SWIN,
-            *("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "BasePixelDecoder"),
-            *("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5", "MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ", "True"),
-        ),
-    ),
-}
-
 
 def draw_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """The value of a parameter or buffer of every reference model: it depends on its full name and shape only."""
@@ -138,8 +85,7 @@ def read_json(*parts: str) -> Any:
 
 def recipe_config(recipe: str, *options: str) -> CfgNode:
     """The configuration of a released recipe, on the CPU."""
-    file, differences = RECIPES[recipe]
-    return load_config(str(CONFIGS / file), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *differences, *options])
+    return load_config(str(CONFIGS / recipe), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *options])
 
 
 def reference_config(case: str) -> CfgNode:

@@ -1,0 +1,173 @@
+"""Counts a model: ``python -m maskformer.tools.analyze --config-file FILE [--size 512 512]``.
+
+Parameters, multiply-adds and what is kept for a backward pass (without dropout), for one image, in total and by
+module. The network runs on PyTorch's meta device: that takes seconds and no memory, and gives the same numbers
+everywhere. Published "FLOPs" of segmentation models are multiply-adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskformer.config import load_config
+from maskformer.structures import InputError
+
+FLOPS_OF_A_MULTIPLY_ADD = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one module, with all inside it, costs.
+
+    Attributes:
+        name: as in the state dict; "" for the whole network.
+        parameters: their number.
+        multiply_adds: of convolutions and matrix products.
+        saved_bytes: kept for the backward pass, parameters left out.
+    """
+
+    name: str
+    parameters: int
+    multiply_adds: int
+    saved_bytes: int
+
+
+class Network(nn.Module):
+    """Backbone and head, from normalised images to predictions: what is counted."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.backbone: nn.Module = model.backbone  # type: ignore[assignment]
+        self.sem_seg_head: nn.Module = model.sem_seg_head  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> object:
+        """Run both; images are (B,3,H,W)."""
+        return self.sem_seg_head(self.backbone(images))
+
+
+def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
+    """Count the network that a configuration describes.
+
+    Args:
+        cfg: the whole config.
+        size: (height, width) of the one image.
+        depth: how deep modules are listed; 0: only the whole.
+
+    Returns:
+        The whole network first, then its modules in order.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        network = Network(build_model(cfg)).eval()  # a head in training mode may want labels
+    modules = {name: module for name, module in network.named_modules() if name == "" or name.count(".") < depth}
+    images = torch.empty(1, 3, *size, device="meta")
+    with FlopCounterMode(display=False, depth=depth + 1) as flops, _saved_bytes(network) as saved:
+        network(images)
+    counts = flops.get_flop_counts()
+    return [
+        Cost(
+            name=name,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            multiply_adds=sum(counts.get(".".join(filter(None, ["Network", name])), {}).values())
+            // FLOPS_OF_A_MULTIPLY_ADD,
+            saved_bytes=sum(size for inside, size in saved.items() if _is_inside(inside, name)),
+        )
+        for name, module in modules.items()
+    ]
+
+
+def _is_inside(name: str, parent: str) -> bool:
+    return parent in ("", name) or name.startswith(f"{parent}.")
+
+
+@contextmanager
+def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
+    """Bytes that autograd keeps, by the innermost module at work; a storage counts once."""
+    saved: Counter[str] = Counter()
+    seen = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    at_work = [""]
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: at_work.append(name)
+
+    def leave(*_: object) -> None:
+        at_work.pop()
+
+    for name, module in network.named_modules():
+        handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
+    kept = []  # a storage that is gone would leave its address to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            seen.add(storage._cdata)
+            kept.append(storage)
+            saved[at_work[-1]] += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+    for handle in handles:
+        handle.remove()
+
+
+def format_table(costs: list[Cost]) -> str:
+    """The costs as a table for people."""
+    rows = [("module", "parameters", "multiply-adds", "kept for backward")]
+    rows += [
+        (
+            cost.name or "all",
+            f"{cost.parameters / 1e6:.2f} M",
+            f"{cost.multiply_adds / 1e9:.2f} G",
+            f"{cost.saved_bytes / 2**20:.1f} MB",
+        )
+        for cost in costs
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(prog="python -m maskformer.tools.analyze", description=__doc__.split(":")[0])
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--depth", type=int, default=2, help="how deep modules are listed (default: %(default)s)")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the configuration")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the table; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    logging.getLogger("fvcore").setLevel(logging.WARNING)
+    try:
+        costs = analyze(load_config(args.config_file, args.opts), tuple(args.size), args.depth)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.config_file}, one image of {args.size[0]} x {args.size[1]}")
+    print(format_table(costs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
