@@ -17,6 +17,7 @@ from torch import distributed
 from maskformer.engine.accelerator import Accelerator, device_count
 from maskformer.structures import InputError
 
+PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
 TIMEOUT = timedelta(minutes=30)  # evaluation on one rank may keep the others waiting
 
 
@@ -115,8 +116,9 @@ def _run_rank(rank: Rank, main: Callable[..., Any], args: argparse.Namespace, de
 def _check_devices(num_processes: int, device: str, asked_by: str) -> None:
     device_type = torch.device(device).type
     available = device_count(device_type)
-    if num_processes > available:
-        unit = "CPU cores" if device_type == "cpu" else f"devices of type {device_type}"
+    per_device = PROCESSES_PER_CORE if device_type == "cpu" else 1
+    if num_processes > available * per_device:
+        unit = f"CPU cores, enough for {available * per_device}" if device_type == "cpu" else f"{device_type} devices"
         raise InputError(f"{asked_by} is {num_processes}, but this machine has {available} {unit}.")
 
 
