@@ -145,13 +145,20 @@ def format_table(costs: list[Cost]) -> str:
     )
 
 
+def format_row(file: str, whole: Cost) -> str:
+    """One model as a row of the README's table."""
+    return f"| `{file}` | {whole.parameters / 1e6:.1f} M | {whole.multiply_adds / 1e9:.1f} G |"
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m maskformer.tools.analyze", description=__doc__.split(":")[0])
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--config-file", required=True, nargs="+", metavar="FILE", help="several: a row of a Markdown table for each"
+    )
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--depth", type=int, default=2, help="how deep modules are listed (default: %(default)s)")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes of the configuration")
+    parser.add_argument("--opts", nargs="*", default=[], metavar="KEY VALUE", help="changes of the configuration")
     return parser
 
 
@@ -160,12 +167,16 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     logging.getLogger("fvcore").setLevel(logging.WARNING)
     try:
-        costs = analyze(load_config(args.config_file, args.opts), tuple(args.size), args.depth)
+        for file in args.config_file:
+            costs = analyze(load_config(file, args.opts), tuple(args.size), args.depth)
+            if len(args.config_file) > 1:
+                print(format_row(file, costs[0]), flush=True)
+            else:
+                print(f"{file}, one image of {args.size[0]} x {args.size[1]}")
+                print(format_table(costs))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.config_file}, one image of {args.size[0]} x {args.size[1]}")
-    print(format_table(costs))
     return 0
 
 
