@@ -15,7 +15,7 @@ from torch import nn
 from maskformer.checkpoint import Checkpointer, read_weights, rename_old_layout
 from maskformer.structures import InputError
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parent.parent / "reference"
 
 
 class Toy(nn.Module):
