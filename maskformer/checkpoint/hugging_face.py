@@ -95,6 +95,8 @@ def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
     renamed = {theirs: state[name] for name, theirs in names.items() if theirs is not None}
     renamed = split_projections(renamed, _DECODER_WHOLE, _DECODER_PARTS)
     renamed = split_projections(renamed, _SWIN_WHOLE, _SWIN_PARTS)
+    for name in [name for name in renamed if name.endswith(".running_var")]:
+        renamed[name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
     last_norm = state.get("backbone.norm3.weight")
     if last_norm is not None:
         renamed[_UNUSED_NORM + "weight"] = torch.ones_like(last_norm)

@@ -69,11 +69,11 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     conversion = convert_weights(read_weights(path)["model"], path)
     report = [_describe(conversion, path)]
     if cfg is not None:
-        report += _check_against_model(path, conversion, cfg)
+        report += _check_against_model(path, conversion, cfg, complete=to == "hugging-face")
     if to == "detectron2" or cfg is None:
         _write_state(out, conversion.state)
     else:
-        report += _write_hugging_face(out, conversion, cfg)
+        report += _write_hugging_face(out, conversion.state, cfg)
     return [*report, f"Written: {out}"]
 
 
@@ -93,12 +93,18 @@ def _describe(conversion: Conversion, path: str) -> str:
     )
 
 
-def _check_against_model(path: str, conversion: Conversion, cfg: CfgNode) -> list[str]:
+def _check_against_model(path: str, conversion: Conversion, cfg: CfgNode, *, complete: bool) -> list[str]:
     model = build_model(cfg)
     expected = model.state_dict().keys()
     Checkpointer(model).load(path)
+    missing = expected - conversion.state.keys()
+    needed = [name for name, _ in model.named_parameters() if name in missing]
+    if complete and needed:
+        raise InputError(
+            f"SOURCE {path} is no whole model, as Hugging Face's format needs: it lacks {_summary(needed)}."
+        )
     return [
-        f"Missing, which the model has and the file has not: {_summary(expected - conversion.state.keys())}",
+        f"Missing, which the model has and the file has not: {_summary(missing)}",
         f"Unexpected, which the file has and the model has not: {_summary(conversion.state.keys() - expected)}",
     ]
 
@@ -140,15 +146,13 @@ def _write(out: Path, write: Callable[[str], None]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _write_hugging_face(folder: Path, conversion: Conversion, cfg: CfgNode) -> list[str]:
-    if conversion.layout.backbone_only:
-        raise InputError("SOURCE is a backbone alone; Hugging Face's format needs a whole model.")
+def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode) -> list[str]:
     files: dict[str, dict[str, Any]] = {
         "config.json": describe_model(cfg),
         "preprocessor_config.json": describe_preprocessing(cfg),
     }
-    state, without_place = to_hugging_face(conversion.state)
-    _write_state(folder / "model.safetensors", state)
+    renamed, without_place = to_hugging_face(state)
+    _write_state(folder / "model.safetensors", renamed)
     for name, content in files.items():
         text = json.dumps(content, indent=2) + "\n"
         _write(folder / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))  # type: ignore[misc]
@@ -157,7 +161,7 @@ def _write_hugging_face(folder: Path, conversion: Conversion, cfg: CfgNode) -> l
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert and say what was done; returns the exit code."""
-    args = build_parser().parse_args(arguments)
+    args = build_parser().parse_intermixed_args(arguments)
     try:
         cfg = None
         if args.config_file:
