@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ def _read_safely(filename: str) -> Any:
             head = file.read(16)
         if head[8:9] == b"{" or filename.endswith(".safetensors"):
             return _read_safetensors(filename)
-        if _is_plain_pickle(head) or filename.endswith(".pkl"):
+        if _is_plain_pickle(head) or (filename.endswith(".pkl") and not head.startswith(_TORCH_BEGINNINGS)):
             return _read_pickle(filename)
         return torch.load(filename, map_location="cpu", weights_only=True)
     except _READ_ERRORS as error:
@@ -164,7 +165,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         if f"{module}.{name}" == "torch.storage._load_from_bytes":
             return _load_storage
         if f"{module}.{name}" not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}; only arrays and plain containers are read")
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -185,21 +186,22 @@ def _read_trusted(filename: str) -> Any:
         raise _unreadable(filename, error) from error
 
 
-_REFUSALS = ("it holds ", "Unsupported ", "GLOBAL", "Trying to ")  # ours; PyTorch's
+# How PyTorch's refusals and ours name what a file asks for.
+_ASKED_FOR = re.compile(r"(?:it holds|GLOBAL) ([\w.]+\w)")
 
 
 def _unreadable(filename: str, error: Exception) -> InputError:
+    asked_for = _ASKED_FOR.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if asked_for is not None:
+        return InputError(
+            f"Weights file {filename} cannot be read: it holds {asked_for[1]}, but only arrays and plain containers "
+            "are read, so that weights run no code. If you trust whoever made the file, set the environment variable "
+            f"{TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
+        )
     # PyTorch advises, before and after the reason, to read the file unsafely.
     reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please use")[0]
-    reason = reason or type(error).__name__
-    if isinstance(error, pickle.UnpicklingError) and reason.startswith(_REFUSALS):
-        remedy = (
-            "Weights run no code here, so this file is refused. If you trust whoever made it, set the environment "
-            f"variable {TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
-        )
-    else:
-        remedy = (
-            "It may be truncated or of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set "
-            "MODEL.WEIGHTS to another file."
-        )
-    return InputError(f"Weights file {filename} cannot be read: {reason.rstrip('.')}. {remedy}")
+    return InputError(
+        f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
+        "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "
+        "file."
+    )

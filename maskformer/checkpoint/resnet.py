@@ -3,7 +3,8 @@
 They expect RGB over ImageNet's mean and standard deviation and the stride on the 3x3 convolution: INPUT.FORMAT RGB,
 MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], MODEL.PIXEL_STD [58.395, 57.12, 57.375] and MODEL.RESNETS.STRIDE_IN_1X1
 False, as configs/base/common.yaml has them. timm's "c" variants (three 3x3 convolutions first) fit
-``build_resnet_deeplab_backbone`` with MODEL.RESNETS.STEM_TYPE deeplab and STEM_OUT_CHANNELS 64.
+``build_resnet_deeplab_backbone`` with MODEL.RESNETS.STEM_TYPE deeplab, STEM_OUT_CHANNELS 64 and RES5_MULTI_GRID
+[1, 1, 1].
 """
 
 from __future__ import annotations

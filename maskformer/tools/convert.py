@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import os
 import sys
@@ -115,7 +116,7 @@ def _summary(names: Iterable[str]) -> str:
 
 
 def _write_state(out: Path, state: StateDict) -> None:
-    _write(out, lambda path: WRITERS[out.suffix](state, path))
+    _write(out, functools.partial(WRITERS[out.suffix], state))
 
 
 def _write_torch(state: StateDict, path: str) -> None:
@@ -154,9 +155,12 @@ def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode) -> list[st
     renamed, without_place = to_hugging_face(state)
     _write_state(folder / "model.safetensors", renamed)
     for name, content in files.items():
-        text = json.dumps(content, indent=2) + "\n"
-        _write(folder / name, lambda path, text=text: Path(path).write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        _write(folder / name, functools.partial(_write_json, content))
     return [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
+
+
+def _write_json(content: dict[str, Any], path: str) -> None:
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

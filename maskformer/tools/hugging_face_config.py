@@ -69,7 +69,6 @@ def describe_model(cfg: CfgNode) -> dict[str, Any]:
         "dice_weight": node.DICE_WEIGHT,
         "mask_weight": node.MASK_WEIGHT,
         "cross_entropy_weight": 1.0,
-        "use_auxiliary_loss": node.DEEP_SUPERVISION,
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
     }

@@ -87,6 +87,7 @@ def test_logits_and_masks_equal_hugging_faces(peer, ours, size: tuple[int, int])
     assert_same_answers(peer, ours, size)
 
 
+@pytest.mark.slow
 def test_exported_model_gives_the_same_logits_and_masks(peer, tmp_path: Path, capsys: pytest.CaptureFixture):
     from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
 
@@ -129,6 +130,7 @@ def test_swin_names_and_shapes_are_the_released_ones():
     assert shapes == {name: shape for name, shape, *_ in read_json("parameters", "maskformer_swin_tiny_ade.json")}
 
 
+@pytest.mark.slow
 def test_swin_weights_there_and_back_are_the_same():
     peer = build_swin_peer(embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 3, 6], window_size=7)
     state = peer.state_dict()

@@ -19,6 +19,8 @@ from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.hugging_face import to_hugging_face
 from maskformer.config import load_config
 
+pytestmark = pytest.mark.slow  # importing mmdet alone takes long
+
 THIN = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "256", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5", "MODEL.RESNETS.DEPTH", "50"),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "MODEL.MASK_FORMER.HIDDEN_DIM", "32"),

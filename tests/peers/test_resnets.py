@@ -43,18 +43,17 @@ def test_torchvision_features(name: str, depth: int, build_backbone: Callable[..
     assert_same_features(features, ours.backbone(pixels))
 
 
-@pytest.mark.parametrize("name", ["resnet26", "resnet26c"])
+@pytest.mark.parametrize("deep_stem", [False, True])  # True: the "c" variants
 @torch.no_grad()
-def test_timm_features(name: str, build_backbone: Callable[..., nn.Module], tmp_path: Path):
-    timm = pytest.importorskip("timm", reason="a test-only dependency: pip install -e .[test]")
-    from timm.models.resnet import Bottleneck, ResNet
-
-    assert timm
-    stem = {"stem_width": 32, "stem_type": "deep"} if name.endswith("c") else {}
-    peer = shake(ResNet(Bottleneck, (3, 4, 6, 3), num_classes=7, channels=(16, 32, 64, 128), **stem)).eval()
+def test_timm_features(deep_stem: bool, build_backbone: Callable[..., nn.Module], tmp_path: Path):
+    timm_resnet = pytest.importorskip("timm.models.resnet", reason="a test-only dependency: pip install -e .[test]")
+    stem = {"stem_width": 32, "stem_type": "deep"} if deep_stem else {}
+    peer = timm_resnet.ResNet(timm_resnet.Bottleneck, (3, 4, 6, 3), channels=(16, 32, 64, 128), **stem)
+    shake(peer).eval()
     options = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.WIDTH_PER_GROUP", "16"]
-    if stem:
+    if deep_stem:
         options += ["MODEL.BACKBONE.NAME", "build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab"]
+        options += ["MODEL.RESNETS.RES5_MULTI_GRID", "[1, 1, 1]"]
     ours = load_into_ours(peer.state_dict(), build_backbone(*options), tmp_path / "peer.pth")
     pixels = torch.randn(1, 3, 64, 96)
     x = peer.maxpool(peer.act1(peer.bn1(peer.conv1(pixels))))
