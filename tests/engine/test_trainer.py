@@ -108,3 +108,27 @@ def test_input_error_of_the_loader_passes_through_training(cfg: CfgNode, monkeyp
 def test_results_of_each_dataset_have_their_own_folder(cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trainer_module, "build_evaluator", lambda cfg, name, folder: (name, folder))
     assert Trainer.build_evaluator(cfg, "a_val") == ("a_val", str(tmp_path / "inference" / "a_val"))
+
+
+@META_ARCH_REGISTRY.register()
+class ClassesAlone(nn.Module):
+    """The class layer of a model with as many classes as the configuration says."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.backbone = nn.Linear(1, 1)
+        self.sem_seg_head = nn.Module()
+        self.sem_seg_head.predictor = nn.ModuleDict({"class_embed": nn.Linear(1, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)})
+
+
+def test_training_starts_from_weights_of_other_classes_and_evaluation_does_not(cfg: CfgNode, tmp_path: Path):
+    weights = str(tmp_path / "weights.pth")
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "ClassesAlone", "MODEL.WEIGHTS", weights])
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 150
+    torch.save(Trainer.build_model(cfg).state_dict(), weights)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    assert torch.equal(trainer.model.backbone.weight, torch.load(weights, weights_only=True)["backbone.weight"])
+    with pytest.raises(InputError, match=r"class_embed\.weight .* has shape \(150, 1\)"):
+        Checkpointer(Trainer.build_model(cfg), str(tmp_path)).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)

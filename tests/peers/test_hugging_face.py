@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
 import pytest
 import torch
-from reference_cases import CONFIGS
+from reference_cases import CONFIGS, read_json
 from torch import Tensor
 
+from maskformer.checkpoint import Checkpointer, convert_weights
+from maskformer.checkpoint.hugging_face import to_hugging_face
 from maskformer.config import load_config
+from maskformer.tools.convert import main as convert
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
 
@@ -20,54 +23,6 @@ THIN = [
     *("MODEL.MASK_FORMER.NHEADS", "4", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "64"),
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8", "MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.DEVICE", "cpu"),
 ]
-
-# Ours by theirs; attention projections, which they keep apart, come after.
-RENAMES = (
-    (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.convolution", "backbone.stem.conv1"),
-    (r"^model\.pixel_level_module\.encoder\.embedder\.embedder\.normalization", "backbone.stem.conv1.norm"),
-    (
-        r"^model\.pixel_level_module\.encoder\.encoder\.stages\.(\d+)\.layers\.",
-        lambda m: f"backbone.res{int(m[1]) + 2}.",
-    ),
-    (r"\.layer\.(\d)\.", lambda m: f".conv{int(m[1]) + 1}."),
-    (r"\.convolution\.", "."),
-    (r"\.normalization\.", ".norm."),
-    (r"^model\.pixel_level_module\.decoder\.mask_projection", "sem_seg_head.pixel_decoder.mask_features"),
-    (r"^model\.pixel_level_module\.decoder\.fpn\.stem", "sem_seg_head.pixel_decoder.layer_4"),
-    (
-        r"^model\.pixel_level_module\.decoder\.fpn\.layers\.(\d)\.(proj|block)",
-        lambda m: f"sem_seg_head.pixel_decoder.{'adapter' if m[2] == 'proj' else 'layer'}_{3 - int(m[1])}",
-    ),
-    (r"(pixel_decoder\.\w+_\d)\.0\.", r"\1."),
-    (r"(pixel_decoder\.\w+_\d)\.1\.", r"\1.norm."),
-    (r"^model\.transformer_module\.queries_embedder", "sem_seg_head.predictor.query_embed"),
-    (r"^model\.transformer_module\.input_projection", "sem_seg_head.predictor.input_proj"),
-    (r"^model\.transformer_module\.decoder\.layernorm", "sem_seg_head.predictor.transformer.decoder.norm"),
-    (r"^model\.transformer_module\.decoder", "sem_seg_head.predictor.transformer.decoder"),
-    (r"self_attn_layer_norm", "norm1"),
-    (r"encoder_attn_layer_norm", "norm2"),
-    (r"final_layer_norm", "norm3"),
-    (r"encoder_attn", "multihead_attn"),
-    (r"(\.\d+\.)(?:mlp\.)?fc(\d)", r"\1linear\2"),
-    (r"\.(?:o_proj|out_proj)\.", ".out_proj."),
-    (r"^class_predictor", "sem_seg_head.predictor.class_embed"),
-    (r"^mask_embedder\.(\d)\.0", r"sem_seg_head.predictor.mask_embed.layers.\1"),
-)
-
-
-def rename(name: str) -> str:
-    for pattern, replacement in RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def carry_over(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's state dict under our names."""
-    renamed = {rename(name): value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    for name in [name for name in renamed if ".q_proj." in name]:
-        parts = [renamed.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
-        renamed[name.replace(".q_proj.", ".in_proj_")] = torch.cat(parts)
-    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +48,95 @@ def peer():
     return model
 
 
-@pytest.fixture(scope="module")
-def ours(peer):
+CONFIG = str(CONFIGS / "ade20k-150" / "maskformer_R50_bs16_160k.yaml")
+
+
+def build_ours() -> torch.nn.Module:
     from detectron2.modeling import build_model
 
     import maskformer.meta_arch  # noqa: F401
 
-    model = build_model(load_config(str(CONFIGS / "ade20k-150" / "maskformer_R50_bs16_160k.yaml"), THIN)).eval()
-    model.load_state_dict(carry_over(peer.state_dict()))
+    return build_model(load_config(CONFIG, THIN)).eval()
+
+
+@pytest.fixture(scope="module", params=["model.safetensors", "pytorch_model.bin", "folder"])
+def ours(request: pytest.FixtureRequest, peer, tmp_path_factory: pytest.TempPathFactory):
+    """Our model with the peer's weights, loaded as MODEL.WEIGHTS is from each kind of file."""
+    folder = tmp_path_factory.mktemp("peer")
+    if request.param == "pytorch_model.bin":
+        torch.save(peer.state_dict(), folder / request.param)
+    else:
+        peer.save_pretrained(folder)
+    model = build_ours()
+    Checkpointer(model).load(str(folder if request.param == "folder" else folder / request.param))
     return model
 
 
-@pytest.mark.parametrize("size", [(96, 128), (64, 64)])
 @torch.no_grad()
-def test_logits_and_masks_equal_hugging_faces(peer, ours, size):
+def assert_same_answers(peer, ours, size: tuple[int, int]) -> None:
     pixels = torch.randn(2, 3, *size)
     theirs = peer(pixel_values=pixels, pixel_mask=torch.ones(2, *size, dtype=torch.int64))
     class_logits, mask_logits = ours.sem_seg_head(ours.backbone(pixels)).final
     torch.testing.assert_close(class_logits, theirs.class_queries_logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(mask_logits, theirs.masks_queries_logits, rtol=1e-4, atol=1e-4)
     assert class_logits.std() > 0.05 and mask_logits.std() > 0.05  # the comparison is not of constants
+
+
+@pytest.mark.parametrize("size", [(96, 128), (64, 64)])
+def test_logits_and_masks_equal_hugging_faces(peer, ours, size: tuple[int, int]):
+    assert_same_answers(peer, ours, size)
+
+
+@pytest.mark.slow
+def test_exported_model_gives_the_same_logits_and_masks(peer, tmp_path: Path, capsys: pytest.CaptureFixture):
+    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
+
+    ours = build_ours()
+    torch.save({"model": carry_weights(peer)}, tmp_path / "ours.pth")
+    Checkpointer(ours).load(str(tmp_path / "ours.pth"))
+    folder = tmp_path / "exported"
+    words = [str(tmp_path / "ours.pth"), str(folder), "--to", "hugging-face", "--config-file", CONFIG, *THIN]
+    assert convert(words) == 0
+    assert "no place for: none" in capsys.readouterr().out
+    model, loading = MaskFormerForInstanceSegmentation.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert_same_answers(model.eval(), ours, (96, 128))
+    processor = MaskFormerImageProcessor.from_pretrained(folder)
+    assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406], abs=1e-6)
+    assert model.config.id2label[4] == "LABEL_4"
+
+
+def carry_weights(peer) -> dict[str, Tensor]:
+    return convert_weights(peer.state_dict(), "the peer").state
+
+
+# Swin
+
+
+def build_swin_peer(**sizes):
+    from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig, SwinConfig
+
+    backbone = SwinConfig(**sizes, drop_path_rate=0.3, out_features=["stage1", "stage2", "stage3", "stage4"])
+    decoder = DetrConfig(use_timm_backbone=False, backbone_config=ResNetConfig(out_features=["stage4"]))
+    return MaskFormerForInstanceSegmentation(
+        MaskFormerConfig(backbone_config=backbone, decoder_config=decoder, num_labels=150)
+    ).eval()
+
+
+def test_swin_names_and_shapes_are_the_released_ones():
+    with torch.device("meta"):
+        peer = build_swin_peer(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
+    shapes = {name: list(tensor.shape) for name, tensor in carry_weights(peer).items()}
+    assert shapes == {name: shape for name, shape, *_ in read_json("parameters", "maskformer_swin_tiny_ade.json")}
+
+
+@pytest.mark.slow
+def test_swin_weights_there_and_back_are_the_same():
+    peer = build_swin_peer(embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 3, 6], window_size=7)
+    state = peer.state_dict()
+    back, without_place = to_hugging_face(carry_weights(peer))
+    assert not without_place
+    other = build_swin_peer(embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 3, 6], window_size=7)
+    renamed = {name.replace(".out_proj.", ".o_proj.").replace(".fc", ".mlp.fc"): value for name, value in back.items()}
+    other.load_state_dict(renamed)
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())

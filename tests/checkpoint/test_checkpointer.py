@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from maskformer.checkpoint import Checkpointer, read_weights, rename_old_layout
+from maskformer.checkpoint import Checkpointer, rename_old_layout
 from maskformer.structures import InputError
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parent.parent / "reference"
 
 
 class Toy(nn.Module):
@@ -119,47 +119,6 @@ def test_safetensors_file_is_read(tmp_path: Path):
     model = Toy()
     Checkpointer(model).load(str(tmp_path / "model.safetensors"))
     assert_all_are(model, 2.0)
-
-
-class Bomb:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("exploded"),)
-
-
-@pytest.mark.parametrize("name", ["bomb.pkl", "bomb.pth"])
-def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / name
-    content = {"model": {"weight": np.zeros(1)}, "extra": Bomb()}
-    if name.endswith(".pkl"):
-        write_pickle(path, content)
-    else:
-        torch.save(content, path)
-    with pytest.raises(InputError, match=rf"Weights file .*{name} cannot be read: .*(touch|GLOBAL|global)"):
-        read_weights(str(path))
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize("name", ["cut.pkl", "cut.pth", "cut.safetensors", "empty.pth"])
-def test_truncated_file_is_one_sentence(tmp_path: Path, name: str):
-    state = {"weight": torch.zeros(1000)}
-    torch.save(state, tmp_path / "whole.pth")
-    whole = {
-        "cut.pkl": pickle.dumps({"model": {"weight": np.zeros(1000)}, "__author__": ""}),
-        "cut.safetensors": b"\xff" * 64,
-        "cut.pth": (tmp_path / "whole.pth").read_bytes(),
-    }
-    (tmp_path / name).write_bytes(whole.get(name, b"")[: len(whole.get(name, b"")) // 2])
-    with pytest.raises(InputError, match=rf"Weights file .*{name} cannot be read") as caught:
-        read_weights(str(tmp_path / name))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1, 2]])
-def test_file_without_parameters_is_refused(tmp_path: Path, content: Any):
-    torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(InputError, match=r"other\.pth holds no parameters"):
-        read_weights(str(tmp_path / "other.pth"))
 
 
 # Files that are not there
@@ -279,3 +238,105 @@ def test_saved_checkpoint_restores_model_and_optimiser(tmp_path: Path):
     assert rest["iteration"] == 7
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert other_optimizer.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+# Layouts told by their names
+
+
+def test_weights_in_a_wrapper_are_unwrapped(tmp_path: Path):
+    torch.save({f"module.{name}": value for name, value in state_of(Toy(), 2.0).items()}, tmp_path / "ddp.pth")
+    model = Toy()
+    Checkpointer(model).load(str(tmp_path / "ddp.pth"))
+    assert_all_are(model, 2.0)
+
+
+def test_unknown_layout_names_some_parameters_and_the_layouts_known(tmp_path: Path):
+    torch.save({"encoder.weight": torch.zeros(2), "encoder.bias": torch.zeros(2)}, tmp_path / "other.pth")
+    message = (
+        r"such as encoder\.weight, encoder\.bias are in no layout that fits; known are: Hugging Face MaskFormer; .*Swin"
+    )
+    with pytest.raises(InputError, match=message):
+        Checkpointer(Toy()).load(str(tmp_path / "other.pth"))
+
+
+def test_unused_last_norm_of_a_swin_release_is_no_mismatch(tmp_path: Path, log: pytest.LogCaptureFixture):
+    """Its name, norm.weight, is the end of many of ours."""
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.patch_embed = nn.ModuleDict({"proj": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
+    model.backbone.norm3 = nn.LayerNorm(2)
+    state = {
+        "patch_embed.proj.weight": np.ones((2, 2)),
+        "patch_embed.proj.bias": np.ones(2),
+        "patch_embed.norm.weight": np.ones(2),
+        "patch_embed.norm.bias": np.ones(2),
+        "layers.0.blocks.0.attn.relative_position_bias_table": np.ones((169, 3)),
+        "norm.weight": np.ones(7),
+        "head.weight": np.ones((5, 7)),
+    }
+    content = {"model": state, "__author__": "third_party", "matching_heuristics": True}
+    Checkpointer(model).load(str(write_pickle(tmp_path / "swin.pkl", content)))
+    assert_all_are(model.backbone.patch_embed, 1.0)
+    assert messages(log, logging.WARNING) == []
+
+
+# Fine-tuning on other classes
+
+
+def test_fine_tuning_leaves_the_class_layer_alone_and_says_so_in_one_line(
+    tmp_path: Path, log: pytest.LogCaptureFixture
+):
+    torch.save(state_of(Toy(num_classes=150), 0.5), tmp_path / "ade.pth")
+    model = Toy()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "ade.pth"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) if "class_embed" in name else (value == 0.5).all()
+    names = "sem_seg_head.predictor.class_embed.weight, sem_seg_head.predictor.class_embed.bias"
+    assert messages(log, logging.WARNING) == [
+        f"Weights {tmp_path / 'ade.pth'} are of other classes (sem_seg_head.predictor.class_embed.weight is (151, 2) "
+        f"there and (3, 2) here), so these are trained anew: {names}"
+    ]
+
+
+def test_fine_tuning_refuses_any_other_mismatch(tmp_path: Path):
+    state = {**state_of(Toy(150), 0.0), "sem_seg_head.predictor.query_embed.weight": torch.zeros(100, 2)}
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=r"query_embed\.weight has shape \(100, 2\) .*change .*NUM_OBJECT_QUERIES"):
+        Checkpointer(Toy(), fine_tuning=True).load(str(tmp_path / "model.pth"))
+
+
+def test_fine_tuning_refuses_a_class_layer_of_another_width(tmp_path: Path):
+    state = {**state_of(Toy(), 0.0), "sem_seg_head.predictor.class_embed.weight": torch.zeros(3, 7)}
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=r"class_embed\.weight has shape \(3, 7\)"):
+        Checkpointer(Toy(), fine_tuning=True).load(str(tmp_path / "model.pth"))
+
+
+@pytest.mark.parametrize("part", ["weight", "query_embed.weight"])
+def test_per_pixel_heads_have_their_own_class_layers(tmp_path: Path, part: str):
+    def build(num_classes: int) -> nn.Module:
+        model = nn.Module()
+        model.sem_seg_head = nn.Module()
+        head = nn.Linear(2, num_classes) if part == "weight" else nn.Module()
+        if part != "weight":
+            head.query_embed = nn.Embedding(num_classes, 2)
+            head.norm = nn.LayerNorm(2)
+        model.sem_seg_head.predictor = head
+        model.backbone = nn.Linear(2, 2)
+        return model
+
+    torch.save(state_of(build(150), 0.5), tmp_path / "model.pth")
+    model = build(3)
+    before = model.get_parameter(f"sem_seg_head.predictor.{part}").clone()
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert torch.equal(model.get_parameter(f"sem_seg_head.predictor.{part}"), before)
+    assert_all_are(model.backbone, 0.5)
+
+
+def test_resuming_refuses_other_classes_even_in_fine_tuning(tmp_path: Path):
+    Checkpointer(Toy(num_classes=150), str(tmp_path)).save("model")
+    with pytest.raises(InputError, match=r"class_embed\.weight .* has shape \(151, 2\)"):
+        Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load("", resume=True)
+    same_file = str(tmp_path / "model.pth")
+    Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load(same_file, resume=False)

@@ -1,0 +1,21 @@
+"""Weights in and out: safe loading, and the one place that knows other people's parameter names.
+
+``reading`` opens files without running anything in them; ``detection`` knows a layout by its names; ``hugging_face``,
+``openmmlab``, ``resnet`` (torchvision and timm), ``swin`` and ``original`` hold one source's names each;
+``checkpointer`` puts them into a model.
+"""
+
+from maskformer.checkpoint.checkpointer import Checkpointer
+from maskformer.checkpoint.detection import LAYOUTS, Conversion, convert_weights
+from maskformer.checkpoint.original import rename_old_layout
+from maskformer.checkpoint.reading import find_weights_file, read_weights
+
+__all__ = [
+    "LAYOUTS",
+    "Checkpointer",
+    "Conversion",
+    "convert_weights",
+    "find_weights_file",
+    "read_weights",
+    "rename_old_layout",
+]

@@ -1,0 +1,68 @@
+"""What a layout is: somebody's parameter names, how to know them, and how to bring them to ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+NOTHING = r"(?!)"  # a pattern that is found nowhere
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One source of weights.
+
+    Attributes:
+        name: for messages.
+        marks: patterns; a file has this layout when each of them is found in the beginning of some name.
+        convert: their tensors by their names -> tensors by our names; what we have no name for keeps its own.
+        backbone_only: such files hold no head.
+        never_holds: a pattern for parameters and buffers of ours that such files never hold, and do without.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    convert: Callable[[StateDict], StateDict]
+    backbone_only: bool = False
+    never_holds: str = NOTHING
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether parameters of these names are in this layout."""
+        names = list(names)
+        return all(any(re.match(mark, name) for name in names) for mark in self.marks)
+
+
+def drop(state: StateDict, pattern: str) -> StateDict:
+    """Leave out tensors whose name a pattern is found in."""
+    return {name: tensor for name, tensor in state.items() if not re.search(pattern, name)}
+
+
+def join_projections(state: StateDict, parts: tuple[str, str, str], whole: str) -> StateDict:
+    """Join query, key and value projections, which others keep apart, into one.
+
+    Args:
+        state: tensors by name.
+        parts: what the three are called within a name, such as "q_proj.", in the order query, key, value.
+        whole: what their join is called there, such as "in_proj_".
+
+    Returns:
+        The same without the parts and with the joins, (3D,D) or (3D,).
+    """
+    joined = dict(state)
+    for name in [name for name in state if parts[0] in name]:
+        joined[name.replace(parts[0], whole)] = torch.cat([joined.pop(name.replace(parts[0], part)) for part in parts])
+    return joined
+
+
+def split_projections(state: StateDict, whole: str, parts: tuple[str, str, str]) -> StateDict:
+    """The opposite of ``join_projections``."""
+    split = dict(state)
+    for name in [name for name in state if whole in name]:
+        for part, tensor in zip(parts, split.pop(name).chunk(3)):
+            split[name.replace(whole, part)] = tensor.clone()
+    return split

@@ -1,0 +1,185 @@
+"""Convert weights of any known layout to this package's names, or a model to Hugging Face's format.
+
+    python -m maskformer.tools.convert SOURCE OUT.safetensors [--config-file FILE]
+    python -m maskformer.tools.convert SOURCE OUT_FOLDER --to hugging-face --config-file FILE
+
+SOURCE is a file or a folder of Hugging Face's. With a configuration the result is checked against its model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
+from maskformer.checkpoint.hugging_face import to_hugging_face
+from maskformer.config import load_config
+from maskformer.data.catalog import register_all
+from maskformer.engine.launch import EXIT_INPUT_ERROR
+from maskformer.structures import InputError
+from maskformer.tools.hugging_face_config import describe_model, describe_preprocessing
+
+StateDict = dict[str, torch.Tensor]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maskformer.tools.convert", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("source", help="weights of any known layout, or a folder that save_pretrained wrote")
+    parser.add_argument("out", help=".safetensors or .pth; with --to hugging-face a folder")
+    parser.add_argument("--to", choices=("detectron2", "hugging-face"), default="detectron2")
+    parser.add_argument("--config-file", metavar="FILE", help="of the model that the weights are for")
+    parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="changes to the configuration")
+    return parser
+
+
+def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str]:
+    """Convert, check against the model where there is a configuration, and write.
+
+    Args:
+        source: file or folder.
+        out: file, or folder for Hugging Face.
+        to: "detectron2" or "hugging-face".
+        cfg: of the model.
+
+    Returns:
+        The report, a sentence a line.
+
+    Raises:
+        InputError: the source cannot be read or does not fit, or the model has no counterpart there.
+    """
+    path = find_weights_file(source)
+    _check_output(path, out, to)
+    if to == "hugging-face" and cfg is None:
+        raise InputError("Hugging Face's format describes the model too: give its --config-file.")
+    if not os.path.isfile(path):
+        raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
+    conversion = convert_weights(read_weights(path)["model"], path)
+    report = [_describe(conversion, path)]
+    if cfg is not None:
+        report += _check_against_model(path, conversion, cfg, complete=to == "hugging-face")
+    if to == "detectron2" or cfg is None:
+        _write_state(out, conversion.state)
+    else:
+        report += _write_hugging_face(out, conversion.state, cfg)
+    return [*report, f"Written: {out}"]
+
+
+def _check_output(path: str, out: Path, to: str) -> None:
+    if to == "hugging-face" and out.is_file():
+        raise InputError(f"{out} is a file; with --to hugging-face OUT is a folder.")
+    if to == "detectron2" and out.suffix not in WRITERS:
+        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(WRITERS)}.")
+    if os.path.realpath(path) in (os.path.realpath(out), os.path.realpath(out / "model.safetensors")):
+        raise InputError(f"OUT {out} would overwrite SOURCE; choose another name.")
+
+
+def _describe(conversion: Conversion, path: str) -> str:
+    return (
+        f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
+        f"{conversion.renamed} of them renamed"
+    )
+
+
+def _check_against_model(path: str, conversion: Conversion, cfg: CfgNode, *, complete: bool) -> list[str]:
+    model = build_model(cfg)
+    expected = model.state_dict().keys()
+    Checkpointer(model).load(path)
+    missing = expected - conversion.state.keys()
+    needed = [name for name, _ in model.named_parameters() if name in missing]
+    if complete and needed:
+        raise InputError(
+            f"SOURCE {path} is no whole model, as Hugging Face's format needs: it lacks {_summary(needed)}."
+        )
+    return [
+        f"Missing, which the model has and the file has not: {_summary(missing)}",
+        f"Unexpected, which the file has and the model has not: {_summary(conversion.state.keys() - expected)}",
+    ]
+
+
+def _summary(names: Iterable[str]) -> str:
+    counts = collections.Counter(".".join(name.split(".")[:2]) for name in sorted(names))
+    return ", ".join(f"{beginning} ({count})" for beginning, count in counts.items()) or "none"
+
+
+def _write_state(out: Path, state: StateDict) -> None:
+    _write(out, functools.partial(WRITERS[out.suffix], state))
+
+
+def _write_torch(state: StateDict, path: str) -> None:
+    torch.save({"model": state}, path)
+
+
+def _write_safetensors(state: StateDict, path: str) -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise InputError("Writing .safetensors needs the package safetensors: pip install safetensors") from error
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+
+
+WRITERS: dict[str, Callable[[StateDict, str], None]] = {".safetensors": _write_safetensors, ".pth": _write_torch}
+
+
+def _write(out: Path, write: Callable[[str], None]) -> None:
+    """Write under another name first: a file half-written is never left under its own."""
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(str(unfinished))
+        unfinished.replace(out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode) -> list[str]:
+    files: dict[str, dict[str, Any]] = {
+        "config.json": describe_model(cfg),
+        "preprocessor_config.json": describe_preprocessing(cfg),
+    }
+    renamed, without_place = to_hugging_face(state)
+    _write_state(folder / "model.safetensors", renamed)
+    for name, content in files.items():
+        _write(folder / name, functools.partial(_write_json, content))
+    return [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
+
+
+def _write_json(content: dict[str, Any], path: str) -> None:
+    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert and say what was done; returns the exit code."""
+    args = build_parser().parse_intermixed_args(arguments)
+    try:
+        cfg = None
+        if args.config_file:
+            cfg = load_config(args.config_file, [*args.options, "MODEL.DEVICE", "cpu"])
+            register_all(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+        elif args.options:
+            raise InputError(f"{args.options[0]} changes a configuration, but there is no --config-file.")
+        for line in convert(args.source, Path(args.out), to=args.to, cfg=cfg):
+            print(line)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
