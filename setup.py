@@ -43,11 +43,12 @@ setup(
         "pillow",
         "pycocotools",
         "pyyaml",
+        "safetensors",
         "scipy",
         "tqdm",
     ],
     extras_require={
-        "test": ["ninja", "pytest>=8", "transformers>=4.40"],
+        "test": ["ninja", "pytest>=8", "timm>=1.0", "transformers>=4.40"],
         "dev": ["mypy", "ruff"],
     },
 )

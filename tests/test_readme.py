@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from maskformer.config import load_config
+from maskformer.tools.analyze import analyze
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 LINKS = sorted(set(re.findall(r"\]\((?!https?:)([^)#\s]+)\)", TEXT)))
-CONFIGS = sorted(set(re.findall(r"(?:configs/)?([\w-]+/[\w-]+\.yaml)", TEXT)))
+CONFIGS = sorted(set(re.findall(r"(?:configs/)?((?:[\w-]+/)+[\w-]+\.yaml)", TEXT.replace("configs/", ""))))
+# Configuration -> parameters and multiply-adds, in the words of the table.
+TABLE = dict(re.findall(r"^\| `([\w/-]+\.yaml)` \|(.+?\|.+?)\|.+\|$", TEXT, flags=re.MULTILINE))
 PAGES = TEXT + (REPOSITORY / "docs" / "sdaa.md").read_text(encoding="utf-8")
 MODULES = sorted(set(re.findall(r"python -m (maskformer[\w.]+)", PAGES)))
 
@@ -24,7 +27,13 @@ def test_linked_file_exists(link):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_named_configuration_loads(name):
-    assert load_config(str(REPOSITORY / "configs" / name)).MODEL.META_ARCHITECTURE == "MaskFormer"
+    assert load_config(str(REPOSITORY / "configs" / name)).DATASETS.TRAIN
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_table_of_models_holds_what_analyze_prints(name):
+    (whole,) = analyze(load_config(str(REPOSITORY / "configs" / name)), (512, 512), depth=0)
+    assert f" {whole.parameters / 1e6:.1f} M | {whole.multiply_adds / 1e9:.1f} G " == TABLE[name]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -39,4 +48,4 @@ def test_commands_of_the_makefile_are_its_targets():
 
 
 def test_links_configurations_and_commands_are_found_in_the_text():
-    assert len(LINKS) >= 5 and len(CONFIGS) >= 4 and len(MODULES) >= 2
+    assert len(LINKS) >= 5 and len(CONFIGS) >= 4 and len(MODULES) >= 2 and len(TABLE) == 22

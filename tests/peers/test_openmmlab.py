@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import R50, shake
+from peer_models import R50, shake
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, convert_weights

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import shake
+from peer_models import shake
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import R50, shake
+from peer_models import R50, shake
 from torch import nn
 from torch.nn import functional as F
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
 from maskformer.tools.convert import main as convert
-
-pytest.importorskip("maskformer.modeling.backbones")
 
 SIZES = {"depths": [2, 2, 2, 2], "num_heads": [1, 2, 3, 6], "window_size": 4}
 SWIN = [
