@@ -27,7 +27,7 @@ def test_linked_file_exists(link):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_named_configuration_loads(name):
-    assert load_config(str(REPOSITORY / "configs" / name)).DATASETS.TRAIN
+    assert load_config(str(REPOSITORY / "configs" / name)).INPUT.FORMAT == "RGB"
 
 
 @pytest.mark.parametrize("name", TABLE)
