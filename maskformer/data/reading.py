@@ -42,12 +42,7 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
     Raises:
         InputError: the file cannot be read, is not a one-channel integer image, or holds any other value.
     """
-    label_map = _read(file_name, None, "Label")
-    if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
-        raise InputError(
-            f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
-            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
-        )
+    label_map = read_class_map(file_name)
     values = np.flatnonzero(np.bincount(label_map.ravel())) if label_map.dtype == np.uint8 else np.unique(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
@@ -57,6 +52,27 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
             "prepared (datasets/README.md) or NUM_CLASSES belongs to another dataset."
         )
     return label_map.astype(np.uint8 if max(num_classes - 1, ignore_label) <= 255 else np.int32, copy=False)
+
+
+def read_class_map(file_name: str) -> np.ndarray:
+    """Read one integer a pixel, whatever it means.
+
+    Args:
+        file_name: one-channel PNG (grey or palette) or TIFF.
+
+    Returns:
+        (H,W) of the file's own integer type.
+
+    Raises:
+        InputError: the file cannot be read or is not a one-channel integer image.
+    """
+    label_map = _read(file_name, None, "Label")
+    if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
+        raise InputError(
+            f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
+            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
+        )
+    return label_map
 
 
 def read_segment_ids(file_name: str) -> np.ndarray:
