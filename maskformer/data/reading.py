@@ -87,14 +87,31 @@ def read_segment_ids(file_name: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read or is not RGB.
     """
-    rgb = _read(file_name, None, "Panoptic label")
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise InputError(
-            f"Panoptic label file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an "
-            "8-bit RGB image with segment ids R + 256 G + 65536 B. datasets/README.md says how labels are prepared."
-        )
+    rgb = read_rgb(file_name, "Panoptic label")
     red, green, blue = np.moveaxis(rgb.astype(np.int32), 2, 0)
     return red + (green << 8) + (blue << 16)
+
+
+def read_rgb(file_name: str, kind: str) -> np.ndarray:
+    """Read a label whose channels are numbers.
+
+    Args:
+        file_name: 8-bit RGB PNG.
+        kind: what to call it in a message.
+
+    Returns:
+        (H,W,3) uint8.
+
+    Raises:
+        InputError: the file cannot be read or is not RGB.
+    """
+    rgb = _read(file_name, None, kind)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise InputError(
+            f"{kind} file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an 8-bit RGB "
+            "image whose colours are numbers. datasets/README.md says how labels are prepared."
+        )
+    return rgb
 
 
 def check_declared_size(record: dict[str, Any], image: np.ndarray) -> None:

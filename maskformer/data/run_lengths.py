@@ -29,6 +29,8 @@ def encode_segments(id_map: np.ndarray, segment_ids: Iterable[int]) -> dict[int,
         runs = np.flatnonzero(values == segment_id)
         borders = np.stack([starts[runs], ends[runs]], axis=1).ravel()
         counts = np.diff(borders, prepend=0, append=pixels.size).tolist()  # gap, run, gap, ..., gap
+        if not counts[-1]:
+            counts.pop()  # as pycocotools writes a run that ends in the last pixel
         compressed = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         encoded[int(segment_id)] = {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
     return encoded
