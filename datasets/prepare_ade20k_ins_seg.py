@@ -17,9 +17,7 @@ def main(args: Namespace) -> None:
     for split, split_folder in (("train", "training"), ("val", "validation")):
         name = f"ade20k_instance_{split}"
         parts = folder / f".{name}.parts"
-        jobs = [
-            Job(sources, (parts / f"{sources[0].stem}.json",)) for sources in find_annotated(folder, split_folder)
-        ]
+        jobs = [Job(sources, (parts / f"{sources[0].stem}.json",)) for sources in find_annotated(folder, split_folder)]
         target = folder / f"{name}.json"
         counts = run_and_merge(
             prepare_instances, merge_instances, jobs, target, workers=args.workers, title=name, redo=args.redo

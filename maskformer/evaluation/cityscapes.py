@@ -184,8 +184,8 @@ def match_instances(
             if shared:
                 met.append({**instance, "intersection": shared})
                 instance["matchedPred"].append({**prediction, "intersection": shared})
-        prediction |= {"matchedGt": met, "voidIntersection": int(covered[void_ids].sum())}
-        predicted[table[label_id].name].append(prediction)
+        overlaps = {"matchedGt": met, "voidIntersection": int(covered[void_ids].sum())}
+        predicted[table[label_id].name].append({**prediction, **overlaps})
     return {"groundTruth": truth, "prediction": predicted}
 
 

@@ -281,9 +281,7 @@ def test_image_without_label_and_label_without_image_are_named(tmp_path: Path) -
         read_list(tmp_path / "train.txt")
 
 
-def test_mistake_ends_in_one_sentence(
-    write_png: Callable[[str, Any], str], tmp_path: Path, prepare: Callable
-) -> None:
+def test_mistake_ends_in_one_sentence(write_png: Callable[[str, Any], str], tmp_path: Path, prepare: Callable) -> None:
     with pytest.raises(SystemExit, match=r"no images and no labels in .*annotations/training"):
         prepare("prepare_ade20k_sem_seg.py", tmp_path)
     label = write_png(f"{ADE}/annotations/training/a.png", [[151]])
@@ -294,3 +292,42 @@ def test_mistake_ends_in_one_sentence(
     write_png(f"{ADE}/annotations_instance/training/a.png", [[[101, 1, 0]]])
     with pytest.raises(SystemExit, match=r"a\.png holds the category 101"):
         prepare("prepare_ade20k_pan_seg.py", tmp_path)
+
+
+@pytest.mark.samples
+def test_panoptic_model_is_measured_on_the_prepared_instances(
+    samples_root: Path, tmp_path: Path, prepare: Callable
+) -> None:
+    import torch
+    from detectron2.data import DatasetCatalog
+    from detectron2.structures import Boxes, Instances
+
+    from maskformer.config import load_config
+    from maskformer.data.catalog.ade20k import register_ade20k
+    from maskformer.evaluation import build_evaluator
+
+    copy_raw(samples_root / ADE, tmp_path / ADE)
+    for script in ("prepare_ade20k_pan_seg.py", "prepare_ade20k_ins_seg.py"):
+        prepare(script, tmp_path)
+    register_ade20k(tmp_path)
+    cfg = load_config("")
+    cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
+    cfg.MODEL.MASK_FORMER.TEST.INSTANCE_ON = cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
+    evaluator = build_evaluator(cfg, "ade20k_panoptic_val")
+    evaluator.reset()
+    for record in DatasetCatalog.get("ade20k_panoptic_val"):
+        ids = torch.as_tensor(read_ids(Path(record["pan_seg_file_name"])).astype(np.int32))
+        segments = [{key: s[key] for key in ("id", "isthing", "category_id")} for s in record["segments_info"]]
+        things = [segment for segment in segments if segment["isthing"]]
+        instances = Instances(
+            tuple(ids.shape),
+            pred_masks=torch.stack([ids == thing["id"] for thing in things] or [ids < 0])[: len(things)],
+            pred_classes=torch.tensor([thing["category_id"] for thing in things], dtype=torch.int64),
+            scores=torch.ones(len(things)),
+            pred_boxes=Boxes(torch.zeros(len(things), 4)),
+        )
+        evaluator.process([record], [{"panoptic_seg": (ids, segments), "instances": instances}])
+    results = evaluator.evaluate()
+    assert results["segm"]["AP"] == pytest.approx(100) and results["panoptic_seg"]["PQ"] == pytest.approx(100)
+    assert len(DatasetCatalog.get("ade20k_instance_val")[0]["annotations"]) == 12
+    register_ade20k("datasets")

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from maskformer.structures import InputError
 
-
 IMAGES_PER_PROCESS = 16  # for fewer, starting a process takes longer than its work
 
 
