@@ -150,12 +150,13 @@ def test_instance_ap_of_perturbed_masks_is_that_of_cityscapesscripts(
     for output, shift in zip(outputs, (2, 4), strict=True):
         instances = output["instances"]
         instances.pred_masks = torch.roll(instances.pred_masks, shift, dims=2)
-    extra = copy.deepcopy(outputs[0]["instances"])[:2]  # the same two again, one on void and group, one elsewhere
-    extra.pred_masks = torch.zeros(2, *SIZE, dtype=torch.uint8)
+    extra = copy.deepcopy(outputs[0]["instances"])[:3]
+    extra.pred_masks = torch.zeros(3, *SIZE, dtype=torch.uint8)
+    extra.pred_masks[2, 44:, :6] = 1  # on the ego vehicle, which is void: ignored
     extra.pred_masks[0, 30:44, 50:62] = 1
     extra.pred_classes[0] = 7  # a bicycle, on the group of bicycles: ignored
     extra.pred_masks[1, :12, :20] = 1  # in the sky: a false positive, and the most certain of all
-    extra.scores = torch.tensor([0.95, 0.99])
+    extra.scores = torch.tensor([0.95, 0.99, 0.98])
     outputs[0]["instances"] = Instances.cat([outputs[0]["instances"], extra])
     expected = run_instance_scripts(folder, outputs, monkeypatch)["averages"]
     scores = measure(CityscapesInstanceEvaluator("cityscapes_fine_instance_seg_val"), "instance_seg", outputs)
