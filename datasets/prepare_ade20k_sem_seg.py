@@ -6,50 +6,25 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
+from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-NUM_CLASSES = 150
-IGNORED = 255
+from maskformer.data.preparation.ade20k import prepare_semantic
+from maskformer.data.preparation.command import run_command
+from maskformer.data.preparation.files import Job, find_files, pair_files, run_jobs
 
 
-def shifted(label_map: np.ndarray) -> np.ndarray:
-    """Shift 0..150 to 255, 0..149; (H,W) uint8 to (H,W) uint8."""
-    return np.where(label_map == 0, IGNORED, label_map - 1).astype(np.uint8)
-
-
-def convert(source: Path, target: Path) -> None:
-    """Convert one label file; the target is there completely or not at all."""
-    label_map = np.asarray(Image.open(source))
-    if label_map.ndim != 2 or label_map.max() > NUM_CLASSES:
-        sys.exit(f"{source} is no ADE20K label: expected one channel with values 0..{NUM_CLASSES}.")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    Image.fromarray(shifted(label_map)).save(unfinished, format="PNG")
-    os.replace(unfinished, target)
-
-
-def main() -> None:
-    """Convert both splits under the folder of all datasets."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-    parser.add_argument("--root", default=default_root, help="folder that holds ADEChallengeData2016 (%(default)s)")
-    folder = Path(parser.parse_args().root) / "ADEChallengeData2016"
+def main(args: Namespace) -> None:
+    """Shift the labels of both splits."""
+    folder = Path(args.root) / "ADEChallengeData2016"
     for split in ("training", "validation"):
-        sources = sorted((folder / "annotations" / split).glob("*.png"))
-        if not sources:
-            sys.exit(f"{folder / 'annotations' / split} has no labels (*.png); set DETECTRON2_DATASETS or --root.")
-        target_folder = folder / "annotations_detectron2" / split
-        target_folder.mkdir(parents=True, exist_ok=True)
-        for source in tqdm(sources, desc=split, unit="label"):
-            convert(source, target_folder / source.name)
-        print(f"{len(sources)} labels written to {target_folder}")
+        images, sources = folder / "images" / split, folder / "annotations" / split
+        pairs = pair_files(find_files(images, "*.jpg"), find_files(sources, "*.png"), f"labels in {sources}")
+        target = folder / "annotations_detectron2" / split
+        jobs = [Job((label,), (target / label.name,)) for _, label in pairs]
+        counts = run_jobs(prepare_semantic, jobs, workers=args.workers, title=split, redo=args.redo)
+        print(f"{target}: {len(jobs)} labels, {counts}")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(__doc__.splitlines()[0], main)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    CityscapesSemSegEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-)
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
+from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.semantic import SemanticEvaluator
@@ -82,18 +77,11 @@ def _has_instance_json(dataset_name: str) -> bool:
 
 
 def _cityscapes_semantic(dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    _require_cityscapes_scripts(dataset_name)
-    return CityscapesSemSegEvaluator(dataset_name)
+    return CityscapesSemanticEvaluator(dataset_name)
 
 
 def _cityscapes_instance(dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    _require_cityscapes_scripts(dataset_name)
     return CityscapesInstanceEvaluator(dataset_name)
-
-
-def _require_cityscapes_scripts(dataset_name: str) -> None:
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        raise InputError(f"Measuring {dataset_name} needs the package cityscapesscripts: pip install cityscapesscripts")
 
 
 _PANOPTIC = Measure("PANOPTIC_ON", _always, PanopticEvaluator)

@@ -1,6 +1,7 @@
-"""ADE20K of the 2016 scene parsing challenge: ``ade20k_panoptic_{train,val}``, 100 things and 50 stuff classes.
+"""ADE20K of the 2016 scene parsing challenge, 100 things and 50 stuff classes.
 
-``ade20k_sem_seg_{train,val}`` are Detectron2's own.
+``ade20k_panoptic_{train,val}`` and ``ade20k_instance_{train,val}``; ``ade20k_sem_seg_{train,val}`` are Detectron2's
+own. The category ids of both JSON files are 0..149, so that a panoptic model is measured on instances too.
 """
 
 from __future__ import annotations
@@ -10,19 +11,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskformer.data.catalog.registration import read_categories, register
+from detectron2.data.datasets import load_coco_json
+
+from maskformer.data.catalog.registration import instance_metadata, panoptic_metadata, read_categories, register
 from maskformer.structures import InputError
 
-_FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
+FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
 
 
 def register_ade20k(root: str | Path) -> None:
-    """Register the dataset as found under ``root/ADEChallengeData2016``; files are looked for when it is loaded."""
+    """Register the datasets as found under ``root/ADEChallengeData2016``; files are looked for when one is loaded."""
     folder = Path(root) / "ADEChallengeData2016"
     categories = read_categories("ade20k_150.json")
-    for split, split_folder in _FOLDER_OF_SPLIT.items():
+    for split, split_folder in FOLDER_OF_SPLIT.items():
+        image_root = str(folder / "images" / split_folder)
+        instance_json = str(folder / f"ade20k_instance_{split}.json")
         paths = {
-            "image_root": str(folder / "images" / split_folder),
+            "image_root": image_root,
             "sem_seg_root": str(folder / "annotations_detectron2" / split_folder),
             "panoptic_root": str(folder / f"ade20k_panoptic_{split}"),
             "panoptic_json": str(folder / f"ade20k_panoptic_{split}.json"),
@@ -32,30 +37,20 @@ def register_ade20k(root: str | Path) -> None:
             partial(load_panoptic, **paths),
             **paths,
             **panoptic_metadata(categories),
+            json_file=instance_json,
             evaluator_type="ade20k_panoptic_seg",
             ignore_label=255,
             label_divisor=1000,
         )
-
-
-def panoptic_metadata(categories: list[dict[str, Any]]) -> dict[str, Any]:
-    """Make names, colours and id tables for evaluators and the visualizer.
-
-    Both class lists hold all categories, and the stuff table all ids: Detectron2 looks things and stuff up in separate
-    lists by contiguous id, and its semantic evaluator takes the stuff tables alone.
-
-    Args:
-        categories: ``name``, ``id``, ``isthing`` and ``color`` in the order of contiguous ids.
-    """
-    names, colours = [c["name"] for c in categories], [c["color"] for c in categories]
-    return {
-        "thing_classes": names,
-        "thing_colors": colours,
-        "stuff_classes": names,
-        "stuff_colors": colours,
-        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories) if c["isthing"]},
-        "stuff_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
-    }
+        name = f"ade20k_instance_{split}"
+        register(
+            name,
+            partial(load_coco_json, instance_json, image_root, name),
+            **instance_metadata(categories),
+            image_root=image_root,
+            json_file=instance_json,
+            evaluator_type="coco",
+        )
 
 
 def load_panoptic(
