@@ -48,7 +48,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["ninja", "pytest>=8", "timm>=1.0", "transformers>=4.40"],
+        "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
+        "test": ["cityscapesscripts", "h5py", "ninja", "pytest>=8", "timm>=1.0", "transformers>=4.40"],
         "dev": ["mypy", "ruff"],
     },
 )
