@@ -40,6 +40,11 @@ def _add_input_keys(node: CfgNode) -> None:
     node.COLOR_AUG_SSD = False
     # Training crops are padded bottom/right to a multiple of this, in pixels; < 1: no padding.
     node.SIZE_DIVISIBILITY = -1
+    # Mappers that end in _lsj: examples are squares of this many pixels,
+    node.IMAGE_SIZE = 1024
+    # cut from images scaled to fit the square times a random factor between these.
+    node.MIN_SCALE = 0.1
+    node.MAX_SCALE = 2.0
 
 
 def _add_solver_keys(node: CfgNode) -> None:

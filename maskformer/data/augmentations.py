@@ -111,6 +111,22 @@ def detr_recipe(
     return T.AugmentationList([step for step in (flip, detour, resize, colour_jitter) if step is not None])
 
 
+def large_scale_jitter_recipe(
+    *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
+) -> T.AugmentationList:
+    """Flip, scale to fit a square times a random factor, and cut a square where the result is larger.
+
+    Args:
+        image_size: of the square, in pixels.
+        min_scale: the least factor.
+        max_scale: the largest.
+        flip: unless ``INPUT.RANDOM_FLIP`` is "none".
+    """
+    scale = T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size)
+    cut = T.FixedSizeCrop((image_size, image_size), pad=False)  # labels are padded with other values than Detectron2's
+    return T.AugmentationList([step for step in (flip, scale, cut) if step is not None])
+
+
 def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -> T.Augmentation:
     """Build the training-time resizing of the shortest edge.
 

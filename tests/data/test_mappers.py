@@ -23,6 +23,8 @@ from maskformer.data import (
     build_mapper,
 )
 from maskformer.data.augmentations import build_colour_jitter
+from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper
+from maskformer.data.mappers.training import TrainingMapper
 from maskformer.structures import InputError, SegmentMasks
 
 Write = Callable[[str, Any], str]
@@ -407,3 +409,43 @@ def test_example_takes_at_most_six_bytes_a_pixel_on_its_way_out_of_the_worker(
 ) -> None:
     example = mapper_class(augmentations=random_recipe(), **PLAIN)(large_record)
     assert len(pickle.dumps(example)) <= 6 * 64 * 80
+
+
+class TestLargeScaleJitter:
+    """An image of 120 x 160 with an example of 64 x 64: the square is 48 x 64 of content at scale 1."""
+
+    def build(self, make_config: Callable, register_dataset: Callable, name: str, scale: float) -> TrainingMapper:
+        words = ("INPUT.DATASET_MAPPER_NAME", name, "DATASETS.TRAIN", (register_dataset("tiny_train", []),))
+        sizes = ("INPUT.IMAGE_SIZE", 64, "INPUT.MIN_SCALE", scale, "INPUT.MAX_SCALE", scale)
+        cfg = make_config(*words, *sizes, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 48)
+        return build_mapper(cfg, is_train=True)
+
+    @pytest.mark.parametrize(("scale", "content"), [(1.0, (48, 64)), (0.5, (24, 32)), (2.0, (64, 64))])
+    def test_example_is_a_square_with_the_scaled_image_in_it(
+        self, make_config: Callable, register_dataset: Callable, large_record: dict, scale: float, content: tuple
+    ) -> None:
+        mapper = self.build(make_config, register_dataset, "coco_panoptic_lsj", scale)
+        example = mapper(large_record)
+        assert example["image"].shape == (3, 64, 64)
+        assert example["instances"].gt_masks.image_size == (64, 64)
+        rows, columns = content
+        outside = torch.ones(64, 64, dtype=torch.bool)
+        outside[:rows, :columns] = False
+        assert (example["image"][:, outside] == 128).all()
+        covered = example["instances"].gt_masks.tensor.any(0)
+        assert not covered[outside].any()
+        assert covered[:rows, :columns].float().mean() > 0.9
+
+    def test_scale_is_drawn_between_the_two(self, make_config: Callable, register_dataset: Callable) -> None:
+        words = ("INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "DATASETS.TRAIN")
+        cfg = make_config(*words, (register_dataset("tiny_train", []),), "INPUT.MIN_SCALE", 0.1, "INPUT.MAX_SCALE", 2.0)
+        mapper = build_mapper(cfg, is_train=True)
+        assert type(mapper) is InstanceLSJDatasetMapper
+        scale, cut = mapper.augmentations.augs[-2:]
+        assert (scale.min_scale, scale.max_scale, scale.target_height) == (0.1, 2.0, 1024)
+        assert cut.crop_size == (1024, 1024)
+
+    def test_scales_in_the_wrong_order_are_refused(self, make_config: Callable, register_dataset: Callable) -> None:
+        words = ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "DATASETS.TRAIN", (register_dataset("t", []),))
+        with pytest.raises(InputError, match=r"INPUT.MIN_SCALE is 3.0 and INPUT.MAX_SCALE 2.0; expected positive"):
+            build_mapper(make_config(*words, "INPUT.MIN_SCALE", 3.0), is_train=True)

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 
 from maskformer.data.mappers.inference import InferenceMapper
 from maskformer.data.mappers.instance import MaskFormerInstanceDatasetMapper
+from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper, PanopticLSJDatasetMapper
 from maskformer.data.mappers.panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
 from maskformer.data.mappers.semantic import MaskFormerSemanticDatasetMapper
 from maskformer.data.mappers.training import TrainingMapper
@@ -16,6 +17,8 @@ MAPPERS: dict[str, type[TrainingMapper]] = {
     "mask_former_panoptic": MaskFormerPanopticDatasetMapper,
     "mask_former_instance": MaskFormerInstanceDatasetMapper,
     "detr_panoptic": DETRPanopticDatasetMapper,
+    "coco_panoptic_lsj": PanopticLSJDatasetMapper,
+    "coco_instance_lsj": InstanceLSJDatasetMapper,
 }
 
 

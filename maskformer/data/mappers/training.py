@@ -65,7 +65,18 @@ class TrainingMapper:
         """Read ``INPUT`` and the metadata of the first training dataset."""
         if not is_train:
             raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
-        settings, ignore_label = cfg.INPUT, _ignore_label(cfg)
+        ignore_label = _ignore_label(cfg)
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": ignore_label,
+            **cls.shape_options(cfg, ignore_label),
+        }
+
+    @classmethod
+    def shape_options(cls, cfg: CfgNode, ignore_label: int) -> dict[str, Any]:
+        """Arguments that decide how large an example is: ``augmentations`` and ``size_divisibility``."""
+        settings = cfg.INPUT
         crop = build_crop(settings.CROP.TYPE, settings.CROP.SIZE, settings.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label)
         augmentations = cls.recipe(
             resize=build_resize(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING),
@@ -73,13 +84,7 @@ class TrainingMapper:
             colour_jitter=build_colour_jitter(settings.FORMAT) if settings.COLOR_AUG_SSD else None,
             flip=build_flip(settings.RANDOM_FLIP),
         )
-        return {
-            "augmentations": augmentations,
-            "image_format": settings.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "ignore_label": ignore_label,
-            "size_divisibility": settings.SIZE_DIVISIBILITY,
-        }
+        return {"augmentations": augmentations, "size_divisibility": settings.SIZE_DIVISIBILITY}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of one image; the given entry is left as it is.
