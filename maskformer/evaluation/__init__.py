@@ -3,6 +3,14 @@
 from maskformer.evaluation.build import build_evaluator
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.panoptic import PanopticEvaluator
+from maskformer.evaluation.report import append_scores, format_scores
 from maskformer.evaluation.semantic import SemanticEvaluator
 
-__all__ = ["InstanceEvaluator", "PanopticEvaluator", "SemanticEvaluator", "build_evaluator"]
+__all__ = [
+    "InstanceEvaluator",
+    "PanopticEvaluator",
+    "SemanticEvaluator",
+    "append_scores",
+    "build_evaluator",
+    "format_scores",
+]
