@@ -16,14 +16,15 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     Args:
         length: of the side, in pixels.
         window: likewise; 1 or more.
-        overlap: the least fraction of a window that it shares with the next, 0 <= overlap < 1.
+        overlap: the least fraction of a window that it shares with the next, 0 <= overlap < 1; a step is at least
+            one pixel.
 
     Returns:
         Ascending, from 0 to ``length - window``; [0] where one window covers the side.
     """
     if window >= length:
         return [0]
-    furthest_step = max(int(window * (1 - overlap)), 1)
+    furthest_step = max(int(window * (1 - overlap) + 1e-6), 1)  # 10 * (1 - 0.8) is a little below 2
     last = length - window
     num_steps = math.ceil(last / furthest_step)
     return [last * step // num_steps for step in range(num_steps + 1)]

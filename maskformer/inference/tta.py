@@ -121,7 +121,7 @@ class QueryAverage:
         class_probs = class_logits.softmax(-1)
         grid_size = (self.mask_logits.shape[-2], self.mask_logits.shape[-1])
         mask_logits = resample_masks(mask_logits, geometry, self.geometry, grid_size, flipped=flipped)
-        order = match_queries(self._class_probs, self.mask_logits.sigmoid(), class_probs, mask_logits.sigmoid())
+        order = match_queries(self._class_probs, self.mask_logits, class_probs, mask_logits)
         class_probs, mask_logits = class_probs[order], mask_logits[order]
         self._count += 1
         self._class_probs = self._class_probs + (class_probs - self._class_probs) / self._count
@@ -136,31 +136,32 @@ def _mask_weights(class_probs: Tensor) -> Tensor:
 
 
 def match_queries(
-    class_probs: Tensor, mask_probs: Tensor, other_class_probs: Tensor, other_mask_probs: Tensor
+    class_probs: Tensor, mask_logits: Tensor, other_class_probs: Tensor, other_mask_logits: Tensor
 ) -> Tensor:
     """Find, for each query of one set, the query of another set that means the same segment.
 
-    For a pair, let ``both`` be the probability that both are objects, and ``agree`` the probability that both are
-    objects of one class, times the overlap (soft IoU) of their masks. The assignment has the least sum of
-    ``both - 2 * agree``. So two confident queries are taken for one segment if they have the same class and an IoU
-    above 1/2, which is when panoptic quality calls two segments the same (arXiv 1801.00868, section 4.1); otherwise
-    each is rather paired with a "no object".
+    For a pair, let ``both`` be the geometric mean of the two probabilities to be an object, and ``agree`` the sum over
+    classes of the geometric mean of the two class probabilities, times the IoU of the two binary masks. The assignment
+    has the least sum of ``both - 2 * agree``. So two sure queries are taken for one segment if they have the same class
+    and an IoU above 1/2, which is when panoptic quality calls two segments the same (arXiv 1801.00868, section 4.1);
+    otherwise each is rather paired with a "no object". Of two equal sets, equal queries are paired, however unsure of
+    their classes: no pair costs less than minus the arithmetic mean of its two object probabilities.
 
     Args:
         class_probs: (Q,K+1) probabilities.
-        mask_probs: (Q,h,w) probabilities.
-        other_class_probs: (Q,K+1).
-        other_mask_probs: (Q,h,w).
+        mask_logits: (Q,h,w) logits.
+        other_class_probs: (Q,K+1) probabilities.
+        other_mask_logits: (Q,h,w) logits.
 
     Returns:
         (Q,) int64: the other set's query for each query of the first.
     """
-    both = (1 - class_probs[:, -1])[:, None] * (1 - other_class_probs[:, -1])[None]
-    same_class = class_probs[:, :-1] @ other_class_probs[:, :-1].T
-    masks, other_masks = mask_probs.flatten(1), other_mask_probs.flatten(1)
+    both = ((1 - class_probs[:, -1])[:, None] * (1 - other_class_probs[:, -1])[None]).clamp(min=0).sqrt()
+    same_class = class_probs[:, :-1].sqrt() @ other_class_probs[:, :-1].sqrt().T
+    masks, other_masks = ((logits > 0).flatten(1).float() for logits in (mask_logits, other_mask_logits))
     intersection = masks @ other_masks.T
     union = masks.sum(1)[:, None] + other_masks.sum(1)[None] - intersection
-    cost = both - 2 * same_class * intersection / union.clamp(min=1e-6)
+    cost = both - 2 * same_class * intersection / union.clamp(min=1)
     _, other_queries = linear_sum_assignment(cost.double().cpu().numpy())  # rows come back in order
     return torch.as_tensor(other_queries, dtype=torch.int64, device=class_probs.device)
 
