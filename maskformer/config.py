@@ -106,6 +106,10 @@ def _mask_former_keys() -> CfgNode:
     # Crop padding and resize masks to the original size before, not after, classes are decided; always so for
     # panoptic and instance output.
     node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    # Semantic results of large images: (height, width) in pixels of the resized image; every window of that size goes
+    # through the network alone, and scores are averaged. (): the whole image at once.
+    node.TEST.SLIDING_WINDOW = ()
+    node.TEST.SLIDING_WINDOW_OVERLAP = 0.33  # the least fraction of a window that the next one shares, 0 <= . < 1
     return node
 
 

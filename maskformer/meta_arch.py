@@ -126,18 +126,26 @@ class MaskFormer(nn.Module):
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
             (K,height,width) scores, ``panoptic_seg`` ((height,width) int32 map, segments_info) and ``instances``.
         """
-        images = self._normalise(batched_inputs)
-        padded_size = tuple(images.tensor.shape[-2:])
         if self.training:
+            images = self._normalise(batched_inputs)
+            padded_size = tuple(images.tensor.shape[-2:])
             targets = [self._targets(example, padded_size) for example in batched_inputs]
             return self.criterion(self._predict(images), targets)
-        class_logits, mask_logits = self._predict(images).final
-        return [
-            self._results(image_class_logits, image_mask_logits, _geometry(example, image_size, padded_size))
-            for image_class_logits, image_mask_logits, example, image_size in zip(
-                class_logits, mask_logits, batched_inputs, images.image_sizes
-            )
-        ]
+        return [self._results(*prediction) for prediction in self.predict(batched_inputs)]
+
+    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor, Geometry]]:
+        """What the last decoder layer says of each image, before it becomes results.
+
+        Args:
+            batched_inputs: as for inference.
+
+        Returns:
+            One triple an image: (Q,K+1) class logits, (Q,h,w) mask logits, and its sizes.
+        """
+        images = self._normalise(batched_inputs)
+        padded_size = tuple(images.tensor.shape[-2:])
+        geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
+        return list(zip(*self._predict(images).final, geometries))
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(example["image"].to(self.device) - self.pixel_mean) / self.pixel_std for example in batched_inputs]
@@ -163,14 +171,21 @@ class MaskFormer(nn.Module):
         return Targets(labels=instances.gt_classes, masks=masks)
 
     def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
-        """One image's results from (Q,K+1) and (Q,h,w) logits."""
+        results: dict[str, Any] = {}
+        if self.inference.semantic_on:
+            results["sem_seg"] = self.semantic_scores(class_logits, mask_logits, geometry)
+        return {**results, **self.segment_results(class_logits, mask_logits, geometry)}
+
+    def semantic_scores(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> Tensor:
+        """(K,height,width) scores from what ``predict`` says of one image."""
+        options = self.inference
+        restore_masks_first = options.restore_masks_first or options.panoptic_on or options.instance_on
+        return semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
+
+    def segment_results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
+        """``panoptic_seg`` and ``instances``, where switched on, from what ``predict`` says of one image."""
         options = self.inference
         results: dict[str, Any] = {}
-        if options.semantic_on:
-            restore_masks_first = options.restore_masks_first or options.panoptic_on or options.instance_on
-            results["sem_seg"] = semantic_inference(
-                class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first
-            )
         if options.panoptic_on:
             panoptic = panoptic_inference(
                 class_logits,

@@ -15,6 +15,7 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
+from detectron2.utils.events import has_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,8 +26,11 @@ from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
+from maskformer.engine.test_time import apply_test_time_options
 from maskformer.engine.writers import TcappdllWriter
-from maskformer.evaluation import build_evaluator
+from maskformer.evaluation import append_scores, build_evaluator, format_scores
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
@@ -83,13 +87,24 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Detectron2's evaluation; what it times as inference has really been done by the device."""
+        """Detectron2's evaluation, with the test-time options of the configuration and a table of the scores.
+
+        What it times as inference has really been done by the device. Outside a training, whose hooks do it, a line
+        with the scores is appended to ``OUTPUT_DIR/metrics.json``.
+        """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
-        waiting = model.register_forward_hook(lambda *_: accelerator.synchronize())
+        loading_cfg, test_model = apply_test_time_options(cfg, model)
+        waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
-            return super().test(cfg, model, evaluators)
+            results = super().test(loading_cfg, test_model, evaluators)
         finally:
             waiting.remove()
+        if comm.is_main_process() and results:
+            by_dataset = results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
+            logger.info("Scores in percent:\n%s", format_scores(by_dataset))
+            if not has_event_storage():
+                append_scores(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), results)
+        return results
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them."""

@@ -4,6 +4,7 @@ from maskformer.evaluation.build import build_evaluator
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.panoptic import PanopticEvaluator
+from maskformer.evaluation.report import append_scores, format_scores
 from maskformer.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
@@ -12,5 +13,7 @@ __all__ = [
     "InstanceEvaluator",
     "PanopticEvaluator",
     "SemanticEvaluator",
+    "append_scores",
     "build_evaluator",
+    "format_scores",
 ]

@@ -26,15 +26,15 @@ class Geometry:
 
     def upsample(self, mask_logits: Tensor) -> Tensor:
         """(N,h,w) logits -> (N,H,W) on the padded input, bilinear."""
-        return _resize(mask_logits, self.padded_size)
+        return resize_maps(mask_logits, self.padded_size)
 
     def restore(self, maps: Tensor) -> Tensor:
         """(N,H,W) values on the padded input -> (N,height,width) of the original image, bilinear."""
         height, width = self.image_size
-        return _resize(maps[:, :height, :width], self.output_size)
+        return resize_maps(maps[:, :height, :width], self.output_size)
 
 
-def _resize(maps: Tensor, size: Size) -> Tensor:
+def resize_maps(maps: Tensor, size: Size) -> Tensor:
     """Bilinear, align_corners False; nothing to do at the same size."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps

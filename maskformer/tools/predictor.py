@@ -13,6 +13,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.test_time import apply_test_time_options
 from maskformer.structures import InputError
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
@@ -54,6 +55,7 @@ class Predictor:
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
         model = build_model(cfg)
         _load_all(model, cfg.MODEL.WEIGHTS)
+        cfg, model = apply_test_time_options(cfg, model)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT)
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer
@@ -132,3 +135,59 @@ def test_training_starts_from_weights_of_other_classes_and_evaluation_does_not(c
     assert torch.equal(trainer.model.backbone.weight, torch.load(weights, weights_only=True)["backbone.weight"])
     with pytest.raises(InputError, match=r"class_embed\.weight .* has shape \(150, 1\)"):
         Checkpointer(Trainer.build_model(cfg), str(tmp_path)).resume_or_load(cfg.MODEL.WEIGHTS, resume=False)
+
+
+class FixedScores(DatasetEvaluator):
+    """Finds the same scores whatever the model says."""
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {"sem_seg": {"mIoU": 44.5, "IoU-sky": 90.0}, "panoptic_seg": {"PQ": float("nan")}}
+
+
+@pytest.fixture
+def tested(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
+    """A run that evaluates on one dataset."""
+    monkeypatch.setattr(trainer_module, "build_test_loader", lambda cfg, name: [[0.0]])
+    monkeypatch.setattr(trainer_module, "build_evaluator", lambda cfg, name, folder: FixedScores())
+    cfg.DATASETS.TEST = ("a_val",)
+    return cfg
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_evaluation_alone_appends_its_scores_to_metrics_json(tested: CfgNode, tmp_path: Path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 3}\n')
+    Trainer.test(tested, Trainer.build_model(tested))
+    first, scores = metrics_of(tmp_path)
+    assert first == {"iteration": 3}
+    assert scores.keys() == {"sem_seg/mIoU", "sem_seg/IoU-sky", "panoptic_seg/PQ"}
+    assert scores["sem_seg/mIoU"] == 44.5 and math.isnan(scores["panoptic_seg/PQ"])
+
+
+def test_scores_of_several_datasets_have_their_names(tested: CfgNode, tmp_path: Path):
+    tested.DATASETS.TEST = ("a_val", "b_val")
+    Trainer.test(tested, Trainer.build_model(tested))
+    (scores,) = metrics_of(tmp_path)
+    assert {"a_val/sem_seg/mIoU", "b_val/sem_seg/mIoU"} <= scores.keys()
+
+
+def test_evaluation_in_a_training_is_told_once(tested: CfgNode, tmp_path: Path):
+    trained(tested)
+    told = [line for line in metrics_of(tmp_path) if "sem_seg/mIoU" in line]
+    assert [line["iteration"] for line in told] == [4]  # by Detectron2's hook, after the last step
+
+
+def test_scores_are_in_a_table_of_the_log(tested: CfgNode, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", logger="maskformer"):
+        Trainer.test(tested, Trainer.build_model(tested))
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in caplog.messages[-1].splitlines()[1:]]
+    assert table[0] == ["dataset", "result", "metric", "score"]
+    assert table[2:] == [["a_val", "sem_seg", "mIoU", "44.50"], ["a_val", "panoptic_seg", "PQ", "nan"]]
+
+
+def test_only_the_main_process_tells_scores(tested: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    Trainer.test(tested, Trainer.build_model(tested))
+    assert not (tmp_path / "metrics.json").exists()

@@ -257,3 +257,15 @@ def test_model_sees_the_channel_order_that_it_was_trained_with() -> None:
         assert (seen[-1]["height"], seen[-1]["width"]) == (2, 3)
     with pytest.raises(InputError, match=r"INPUT\.FORMAT is 'L'; expected one of RGB, BGR"):
         Predictor(model=Recorder(), resize=Nothing(), input_format="L")
+
+
+def test_predictor_looks_at_the_views_of_the_original_that_the_configuration_asks_for(
+    shapes_config: str, tiny_options: list[str], tiny_weights: str, predictor: Predictor, images: Path
+) -> None:
+    """INPUT.MIN_SIZE_TEST is 64 where there is no view, and of no effect where there is one of 64."""
+    image = read(images / "a.png")
+    views = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", "False"]
+    words = [*tiny_options, "MODEL.WEIGHTS", tiny_weights, *views, "INPUT.MIN_SIZE_TEST", "17"]
+    result = Predictor.from_config(load_config(shapes_config, words))(image)
+    torch.testing.assert_close(result["sem_seg"], predictor(image)["sem_seg"])
+    assert torch.equal(result["panoptic_seg"][0], predictor(image)["panoptic_seg"][0])

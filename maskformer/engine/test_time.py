@@ -1,0 +1,187 @@
+"""What evaluation and prediction do beyond one pass of the network: views of ``TEST.AUG``, and sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import SemanticSegmentor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window
+from maskformer.meta_arch import MaskFormer
+from maskformer.structures import InputError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which views of an image are shown; the keys are those of ``TEST.AUG``.
+
+    Attributes:
+        min_sizes: lengths of the shorter side, in pixels.
+        max_size: the longer side is at most this.
+        flip: show mirror images too.
+    """
+
+    min_sizes: Sequence[int]
+    max_size: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How an image is divided; the keys are those of ``MODEL.MASK_FORMER.TEST``.
+
+    Attributes:
+        size: (height, width) in pixels of the resized image.
+        overlap: the least fraction of a window that the next one shares.
+    """
+
+    size: tuple[int, int]
+    overlap: float
+
+
+def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """The model as evaluation and prediction run it, and the configuration that its images are loaded with.
+
+    Args:
+        cfg: ``TEST.AUG``, ``MODEL.MASK_FORMER.TEST.SLIDING_WINDOW`` and ``_OVERLAP`` are read.
+        model: with its weights; it may be one that several processes train.
+
+    Returns:
+        Both as they are where neither option is on. With augmentation, images are loaded at their own size.
+
+    Raises:
+        InputError: a value is impossible, or the model does not give a result of a kind that the options support.
+    """
+    augmentation, window = _read_augmentation(cfg), _read_window(cfg)
+    if augmentation is None and window is None:
+        return cfg, model
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    _check_support(model, window)
+    if augmentation is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
+        cfg.freeze()
+    return cfg, TestTimeModel(model=model, augmentation=augmentation, window=window)
+
+
+def _read_augmentation(cfg: CfgNode) -> Augmentation | None:
+    aug = cfg.TEST.AUG
+    if not aug.ENABLED:
+        return None
+    if not aug.MIN_SIZES or min(aug.MIN_SIZES) < 1:
+        raise InputError(f"TEST.AUG.MIN_SIZES is {aug.MIN_SIZES}; expected one or more lengths in pixels, 1 or more.")
+    if aug.MAX_SIZE < 1:
+        raise InputError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}; expected a length in pixels, 1 or more.")
+    return Augmentation(min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
+
+
+def _read_window(cfg: CfgNode) -> SlidingWindow | None:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    size, overlap = tuple(test.SLIDING_WINDOW), test.SLIDING_WINDOW_OVERLAP
+    if not size:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW is {size}; expected (height, width) in pixels, or () for none."
+        )
+    if not 0 <= overlap < 1:
+        raise InputError(
+            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP is {overlap}; expected a fraction, 0 or more and below 1."
+        )
+    return SlidingWindow(size=size, overlap=overlap)
+
+
+def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
+    if not isinstance(model, (MaskFormer, SemanticSegmentor)):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {type(model).__name__}; TEST.AUG.ENABLED and "
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW expect MaskFormer or SemanticSegmentor: switch them off."
+        )
+    if window is None or not isinstance(model, MaskFormer):
+        return
+    options = model.inference
+    if options.panoptic_on or options.instance_on:
+        raise InputError(
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW gives semantic results only, because a segment may reach over many "
+            "windows: set PANOPTIC_ON and INSTANCE_ON of MODEL.MASK_FORMER.TEST to False, or SLIDING_WINDOW to ()."
+        )
+
+
+class TestTimeModel(nn.Module):
+    """A model that looks at an image several times, and stands where the model itself does in evaluation.
+
+    Args:
+        model: ``MaskFormer``, or a ``SemanticSegmentor``, which gives semantic results only.
+        augmentation: the views of each image; None: the image as it comes.
+        window: divides each view, for semantic results only; None: views are whole.
+    """
+
+    def __init__(self, *, model: nn.Module, augmentation: Augmentation | None, window: SlidingWindow | None):
+        super().__init__()
+        self.model = model
+        self.augmentation = augmentation
+        self.window = window
+        self.training = model.training  # evaluation restores the mode that it finds here
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images one by one; inputs and results are those of the model."""
+        return [self._segment(example) for example in batched_inputs]
+
+    def _segment(self, example: dict[str, Any]) -> dict[str, Any]:
+        image: Tensor = example["image"]
+        rows, columns = image.shape[-2:]
+        output = {"height": example.get("height", rows), "width": example.get("width", columns)}
+        views = self._plan_views((rows, columns))
+        if not isinstance(self.model, MaskFormer) or self.window is not None:
+            return self._segment_semantically(image, views, output)
+        return _segment_by_queries(self.model, image, views, output)
+
+    def _plan_views(self, image_size: tuple[int, int]) -> list[View]:
+        aug = self.augmentation
+        if aug is None:
+            return [View(image_size)]
+        return plan_views(image_size, min_sizes=aug.min_sizes, max_size=aug.max_size, flip=aug.flip)
+
+    def _segment_semantically(self, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
+        scores = ScoreAverage()
+        for view in views:
+            scores.add(view.restore(self._scores(view.show(image), output)))
+        return {"sem_seg": scores.mean()}
+
+    def _scores(self, image: Tensor, output: dict[str, int]) -> Tensor:
+        """(K,height,width) scores of one view, in windows where it is larger than one."""
+        window = self.window
+        if window is None or (image.shape[-2] <= window.size[0] and image.shape[-1] <= window.size[1]):
+            return self.model([{"image": image, **output}])[0]["sem_seg"]
+        scores = slide_window(
+            image, window.size, window.overlap, lambda part: self.model([{"image": part}])[0]["sem_seg"]
+        )
+        return resize_maps(scores, (output["height"], output["width"]))
+
+
+def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
+    """All results of MaskFormer from whole views; see ``maskformer.inference.tta``."""
+    options = model.inference
+    scores = ScoreAverage()
+    queries: QueryAverage | None = None
+    for view in views:
+        (prediction,) = model.predict([{"image": view.show(image), **output}])
+        if options.semantic_on:
+            scores.add(view.restore(model.semantic_scores(*prediction)))
+        if not (options.panoptic_on or options.instance_on):
+            continue
+        if queries is None:  # the largest view, not flipped
+            queries = QueryAverage(*prediction)
+        else:
+            queries.add(*prediction, flipped=view.flipped)
+    results = {"sem_seg": scores.mean()} if options.semantic_on else {}
+    if queries is None:
+        return results
+    return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}

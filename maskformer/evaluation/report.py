@@ -1,0 +1,38 @@
+"""Where scores go: a table in the log, a line in ``metrics.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.evaluation.testing import flatten_results_dict
+from tabulate import tabulate
+
+
+def format_scores(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for people, of everything but the scores of single classes.
+
+    Args:
+        results: dataset -> kind of result -> metric -> score; names with "-" are of single classes.
+    """
+    rows = [
+        (dataset, kind, metric, score)
+        for dataset, kinds in results.items()
+        for kind, scores in kinds.items()
+        for metric, score in scores.items()
+        if "-" not in metric
+    ]
+    return tabulate(rows, headers=("dataset", "result", "metric", "score"), tablefmt="pipe", floatfmt=".2f")
+
+
+def append_scores(path: str, results: Mapping[str, Any]) -> None:
+    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``.
+
+    Args:
+        path: the file, created where it is missing.
+        results: nested by dataset (where there are several), kind of result and metric.
+    """
+    scores = {name: float(score) for name, score in flatten_results_dict(results).items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(scores, sort_keys=True) + "\n")

@@ -1,0 +1,161 @@
+"""Panoptic quality of semantic predictions: the region of each class in an image is one segment.
+
+    python -m maskformer.tools.evaluate_pq_for_semantic --json-file PREDICTIONS --dataset-name ade20k_sem_seg_val
+
+PREDICTIONS is the ``inference/DATASET/sem_seg_predictions.json`` that an evaluation writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from maskformer.data.catalog import register_all
+from maskformer.data.reading import read_label_map
+from maskformer.engine.launch import EXIT_INPUT_ERROR
+from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
+from maskformer.structures import InputError
+
+Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON
+
+
+def read_predictions(path: str) -> Regions:
+    """Read what Detectron2's ``SemSegEvaluator`` wrote, by image file.
+
+    Args:
+        path: a list of ``file_name``, ``category_id`` and ``segmentation`` (RLE).
+
+    Raises:
+        InputError: the file cannot be read, or is something else.
+    """
+    expected = "expected the sem_seg_predictions.json of an evaluation; change --json-file."
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"Predictions {path} cannot be read ({error}); {expected}") from error
+    fields = {"file_name", "category_id", "segmentation"}
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and fields <= entry.keys() for entry in entries
+    ):
+        raise InputError(f"Predictions {path} hold no list of {', '.join(sorted(fields))}; {expected}")
+    regions: Regions = defaultdict(list)
+    for entry in entries:
+        regions[entry["file_name"]].append(entry)
+    return regions
+
+
+def evaluate(regions: Regions, dataset_name: str) -> RegionCounts:
+    """Compare predictions with the semantic labels of a dataset.
+
+    Args:
+        regions: see ``read_predictions``.
+        dataset_name: registered, with ``sem_seg_file_name`` in its entries.
+
+    Raises:
+        InputError: the dataset has no such labels, or images, sizes or classes differ from the predictions'.
+    """
+    records = _read_records(dataset_name)
+    _check_images(regions, records, dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    num_classes = len(metadata.stuff_classes)
+    contiguous_ids = metadata.get("stuff_dataset_id_to_contiguous_id") or {i: i for i in range(num_classes)}
+    counts = RegionCounts.none(num_classes)
+    for file_name, label_file in records.items():
+        label = read_label_map(label_file, num_classes, metadata.ignore_label).astype(np.int64)
+        label[label == metadata.ignore_label] = NO_CLASS
+        predicted = draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
+        counts += count_regions(predicted, label, num_classes)
+    return counts
+
+
+def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguous_ids: dict[int, int]) -> np.ndarray:
+    """One image's class map from its entries.
+
+    Args:
+        regions: at least one, of disjoint pixels.
+        size: (height, width) of the label.
+        contiguous_ids: ``category_id`` -> class 0..K-1.
+
+    Returns:
+        (height,width) int64, ``NO_CLASS`` where no entry is.
+
+    Raises:
+        InputError: the size or a class differs.
+    """
+    class_map = np.full(size, NO_CLASS, dtype=np.int64)
+    for region in regions:
+        file_name, category, mask_size = region["file_name"], region["category_id"], region["segmentation"]["size"]
+        if tuple(mask_size) != size:
+            raise InputError(
+                f"The prediction of {file_name} is {mask_size[1]} x {mask_size[0]} pixels (width x height) but its "
+                f"label is {size[1]} x {size[0]}: change --dataset-name, or evaluate again."
+            )
+        if category not in contiguous_ids:
+            raise InputError(
+                f"The prediction of {file_name} has category_id {category}, which is none of the dataset's "
+                f"{len(contiguous_ids)} classes: change --dataset-name or --json-file."
+            )
+        class_map[mask_util.decode(region["segmentation"]).astype(bool)] = contiguous_ids[category]
+    return class_map
+
+
+def _read_records(dataset_name: str) -> dict[str, str]:
+    """Image file -> label file."""
+    if dataset_name not in DatasetCatalog:
+        raise InputError(f"--dataset-name is {dataset_name!r}, which is not registered; expected a dataset's name.")
+    try:
+        records = DatasetCatalog.get(dataset_name)
+    except (OSError, AssertionError) as error:
+        raise InputError(
+            f"Dataset {dataset_name} cannot be read ({error}): set DETECTRON2_DATASETS, see datasets/README.md."
+        ) from error
+    if not records or "sem_seg_file_name" not in records[0]:
+        raise InputError(f"Dataset {dataset_name} holds no semantic labels; change --dataset-name.")
+    return {record["file_name"]: record["sem_seg_file_name"] for record in records}
+
+
+def _check_images(regions: Regions, records: dict[str, str], dataset_name: str) -> None:
+    missing, foreign = sorted(records.keys() - regions.keys()), sorted(regions.keys() - records.keys())
+    if missing or foreign:
+        which = f"no prediction for {missing[0]}" if missing else f"one for {foreign[0]}, which is not in it"
+        raise InputError(
+            f"{dataset_name} has {len(records)} images, the predictions are of {len(regions)}, with {which}: change "
+            "--dataset-name or --json-file, or set DETECTRON2_DATASETS to the folder of the evaluation."
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maskformer.tools.evaluate_pq_for_semantic", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json")
+    parser.add_argument("--dataset-name", default="ade20k_sem_seg_val", metavar="NAME", help="(default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the scores; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+    try:
+        counts = evaluate(read_predictions(args.json_file), args.dataset_name)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    print(f"{args.dataset_name}, each class of an image as one segment, in percent")
+    print("  ".join(f"{name} {score:.3f}" for name, score in counts.scores().items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
