@@ -42,12 +42,7 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
     Raises:
         InputError: the file cannot be read, is not a one-channel integer image, or holds any other value.
     """
-    label_map = _read(file_name, None, "Label")
-    if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
-        raise InputError(
-            f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
-            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
-        )
+    label_map = read_class_map(file_name)
     values = np.flatnonzero(np.bincount(label_map.ravel())) if label_map.dtype == np.uint8 else np.unique(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
@@ -57,6 +52,27 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
             "prepared (datasets/README.md) or NUM_CLASSES belongs to another dataset."
         )
     return label_map.astype(np.uint8 if max(num_classes - 1, ignore_label) <= 255 else np.int32, copy=False)
+
+
+def read_class_map(file_name: str) -> np.ndarray:
+    """Read one integer a pixel, whatever it means.
+
+    Args:
+        file_name: one-channel PNG (grey or palette) or TIFF.
+
+    Returns:
+        (H,W) of the file's own integer type.
+
+    Raises:
+        InputError: the file cannot be read or is not a one-channel integer image.
+    """
+    label_map = _read(file_name, None, "Label")
+    if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
+        raise InputError(
+            f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
+            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
+        )
+    return label_map
 
 
 def read_segment_ids(file_name: str) -> np.ndarray:
@@ -71,14 +87,31 @@ def read_segment_ids(file_name: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read or is not RGB.
     """
-    rgb = _read(file_name, None, "Panoptic label")
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
-        raise InputError(
-            f"Panoptic label file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an "
-            "8-bit RGB image with segment ids R + 256 G + 65536 B. datasets/README.md says how labels are prepared."
-        )
+    rgb = read_rgb(file_name, "Panoptic label")
     red, green, blue = np.moveaxis(rgb.astype(np.int32), 2, 0)
     return red + (green << 8) + (blue << 16)
+
+
+def read_rgb(file_name: str, kind: str) -> np.ndarray:
+    """Read a label whose channels are numbers.
+
+    Args:
+        file_name: 8-bit RGB PNG.
+        kind: what to call it in a message.
+
+    Returns:
+        (H,W,3) uint8.
+
+    Raises:
+        InputError: the file cannot be read or is not RGB.
+    """
+    rgb = _read(file_name, None, kind)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+        raise InputError(
+            f"{kind} file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an 8-bit RGB "
+            "image whose colours are numbers. datasets/README.md says how labels are prepared."
+        )
+    return rgb
 
 
 def check_declared_size(record: dict[str, Any], image: np.ndarray) -> None:

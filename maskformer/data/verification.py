@@ -15,8 +15,13 @@ from maskformer.structures import InputError
 logger = logging.getLogger(__name__)
 
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
-_PREPARATION = {  # folder under DETECTRON2_DATASETS: what makes it ready
+_PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it ready
+    "ade20k_panoptic": "python datasets/prepare_ade20k_pan_seg.py",
+    "ade20k_instance": "python datasets/prepare_ade20k_ins_seg.py",
     "ADEChallengeData2016": "python datasets/prepare_ade20k_sem_seg.py",
+    "ADE20K_2021_17_01": "python datasets/prepare_ade20k_full_sem_seg.py",
+    "coco_stuff_10k": "python datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py",
+    "cityscapes_panoptic": "python -m cityscapesscripts.preparation.createPanopticImgs",
     "shapes": "python -m maskformer.tools.make_shapes",
 }
 
@@ -36,7 +41,25 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
         InputError: it is not registered, a file or folder is missing or not prepared, it is empty, or its number of
             classes is another.
     """
-    config_key = "DATASETS.TRAIN" if is_train else "DATASETS.TEST"
+    records = load_dataset(name, "DATASETS.TRAIN" if is_train else "DATASETS.TEST")
+    _check_num_classes(name, MetadataCatalog.get(name), records[0], num_classes, is_train=is_train)
+    _check_pairs(name, records)
+    return records
+
+
+def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
+    """Load a dataset whose files are there.
+
+    Args:
+        name: of the dataset.
+        config_key: where the user gave it, for messages.
+
+    Returns:
+        Detectron2's dataset dicts, one at least.
+
+    Raises:
+        InputError: it is not registered, a file or folder is missing or not prepared, or it is empty.
+    """
     _check_registered(name, config_key)
     metadata = MetadataCatalog.get(name)
     _check_files(name, metadata)
@@ -46,9 +69,21 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
             f"Dataset {name} is empty: no image has a label of the same name; expected at least one. Look into "
             f"{_roots(metadata)} or change {config_key}."
         )
-    _check_num_classes(name, metadata, records[0], num_classes, is_train=is_train)
-    _check_pairs(name, records)
     return records
+
+
+def class_names(metadata: Metadata, record: dict[str, Any]) -> list[str] | None:
+    """The list that the labels index: of things where there are instances alone, else of all classes.
+
+    Args:
+        metadata: of the dataset.
+        record: one of its entries.
+    """
+    return metadata.get("thing_classes" if _has_only_things(record) else "stuff_classes")
+
+
+def _has_only_things(record: dict[str, Any]) -> bool:
+    return "annotations" in record and not {"sem_seg_file_name", "pan_seg_file_name"} & record.keys()
 
 
 def _check_registered(name: str, config_key: str) -> None:
@@ -79,7 +114,7 @@ def _why_missing(path: Path) -> str:
 
 
 def _how_to_prepare(path: Path) -> str:
-    commands = [command for folder, command in _PREPARATION.items() if folder in path.parts]
+    commands = [command for part, command in _PREPARATION.items() if any(p.startswith(part) for p in path.parts)]
     return f"run `{commands[0]}` (see datasets/README.md)" if commands else "lay them out as datasets/README.md says"
 
 
@@ -115,12 +150,9 @@ def _roots(metadata: Metadata) -> str:
 def _check_num_classes(
     name: str, metadata: Metadata, record: dict[str, Any], num_classes: int, *, is_train: bool
 ) -> None:
-    """Compare with the list that the labels index: of things where there are instances alone, else of all classes.
-
-    A model with things first may be evaluated on instances of the things alone.
-    """
-    only_things = "annotations" in record and not {"sem_seg_file_name", "pan_seg_file_name"} & record.keys()
-    names = metadata.get("thing_classes" if only_things else "stuff_classes")
+    """Compare with ``class_names``; a model with things first may be evaluated on instances of the things alone."""
+    only_things = _has_only_things(record)
+    names = class_names(metadata, record)
     if names is None:
         logger.warning("Dataset %s names no classes: MODEL.SEM_SEG_HEAD.NUM_CLASSES is not checked.", name)
         return
