@@ -15,7 +15,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from maskformer.own_datasets import absolute_paths, read_own_datasets
-from maskformer.structures import InputError
+from maskformer.structures import InputError, OwnDataset
 
 
 def add_maskformer_config(cfg: CfgNode) -> None:
@@ -169,19 +169,14 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
     if not describing:
         return
     source = layers[describing[-1]][0]
-    for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():  # those of the command line
-        cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
-    try:
-        datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
-    except InputError as error:
-        raise InputError(f"In {source}: {error}") from error
-    dataset = next((datasets[name] for name in (*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]) if name in datasets), None)
+    dataset = _choose_own_dataset(cfg, source)
     if dataset is None:
         return
-    head, settings = cfg.MODEL.SEM_SEG_HEAD, [*layers[describing[0] :], ("the command line", _as_tree(options))]
+    head = cfg.MODEL.SEM_SEG_HEAD
     following = {"NUM_CLASSES": len(dataset.classes), "IGNORE_VALUE": dataset.ignore_label}
     for key, value in following.items():
-        places = [place for place, content in settings if key in _head_of(content)]
+        places = [place for place, content in layers[describing[0] :] if key in _head_of(content)]
+        places += ["the command line"] if f"MODEL.SEM_SEG_HEAD.{key}" in options[::2] else []
         if value is not None and places and head[key] != value:
             raise InputError(
                 f"MODEL.SEM_SEG_HEAD.{key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in "
@@ -192,16 +187,20 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
             head[key] = value
 
 
+def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
+    """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
+    for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
+        cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
+    try:
+        datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
+    except InputError as error:
+        raise InputError(f"In {source}: {error}") from error
+    candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
+    return next((datasets[name] for name in candidates if name in datasets), None)
+
+
 def _head_of(content: dict[str, Any]) -> dict[str, Any]:
     return (content.get("MODEL") or {}).get("SEM_SEG_HEAD") or {}
-
-
-def _as_tree(options: Sequence[str]) -> dict[str, Any]:
-    trees = [
-        functools.reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value)
-        for key, value in zip(options[::2], options[1::2])
-    ]
-    return functools.reduce(_merge, trees, {})
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A user's own datasets, which the configuration describes in ``DATASETS.OWN``; the block: maskformer/own_datasets.py."""
+"""A user's own datasets, which ``DATASETS.OWN`` describes; the form of its block: maskformer/own_datasets.py."""
 
 from __future__ import annotations
 
