@@ -165,7 +165,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
 
 def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], options: Sequence[str]) -> None:
     """Set what follows from a dataset of DATASETS.OWN; what is set beside or above the block has to agree."""
-    describing = [index for index, (_, content) in enumerate(layers) if "OWN" in (content.get("DATASETS") or {})]
+    describing = [index for index, (_, content) in enumerate(layers) if _has_own(content)]
     if not describing:
         return
     source = layers[describing[-1]][0]
@@ -197,6 +197,10 @@ def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
         raise InputError(f"In {source}: {error}") from error
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
+
+
+def _has_own(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("DATASETS"), dict) and "OWN" in content["DATASETS"]
 
 
 def _head_of(content: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +273,7 @@ def _read_layers(path: str) -> list[tuple[str, dict[str, Any]]]:
     """A file after those that it is based on: path and content of each."""
     content = _read_yaml(path)
     base = content.pop("_BASE_", None)
-    if "OWN" in (content.get("DATASETS") or {}):
+    if _has_own(content):
         content["DATASETS"]["OWN"] = absolute_paths(content["DATASETS"]["OWN"], os.path.dirname(path))
     below = [] if base is None else _read_layers(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
     return [*below, (path, content)]

@@ -63,7 +63,13 @@ def read_own_datasets(block: Any) -> list[OwnDataset]:
     """
     if not isinstance(block, Mapping):
         raise InputError(f"DATASETS.OWN is {block!r}; expected the name of each dataset and what describes it.")
-    return [split for name, content in block.items() for split in _read_dataset(f"DATASETS.OWN.{name}", name, content)]
+    found: dict[str, OwnDataset] = {}
+    for name, content in block.items():
+        for split in _read_dataset(f"DATASETS.OWN.{name}", name, content):
+            if split.name in found:
+                raise InputError(f"{found[split.name].key} and {split.key} would both be named {split.name}.")
+            found[split.name] = split
+    return list(found.values())
 
 
 def _read_dataset(key: str, name: str, content: Any) -> list[OwnDataset]:

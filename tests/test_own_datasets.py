@@ -73,6 +73,10 @@ def test_things_are_all_classes_of_instances_and_the_named_ones_of_a_panoptic_da
     ("block", "parts"),
     [
         ([], ["DATASETS.OWN is []"]),
+        (
+            {"a": {**garden()["garden"], "b_c": TRAIN}, "a_b": {**garden()["garden"], "c": TRAIN}},
+            ["DATASETS.OWN.a.b_c and DATASETS.OWN.a_b.c would both be named a_b_c"],
+        ),
         ({"garden": 3}, ["DATASETS.OWN.garden is 3"]),
         (garden(clases=["a"]), ["DATASETS.OWN.garden.clases does not exist", "Close to it: classes"]),
         (garden(train={"images": "a", "label": "b"}), ["garden.train.label does not exist", "Close to it: labels"]),
