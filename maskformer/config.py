@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,8 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-from maskformer.structures import InputError
+from maskformer.own_datasets import absolute_paths, read_own_datasets
+from maskformer.structures import InputError, OwnDataset
 
 
 def add_maskformer_config(cfg: CfgNode) -> None:
@@ -26,6 +28,8 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     _add_input_keys(cfg.INPUT)
     _add_solver_keys(cfg.SOLVER)
     _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
+    # A user's own datasets: see maskformer/own_datasets.py. Their paths are relative to the file that they stand in.
+    cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
     cfg.LOG = CfgNode()
@@ -138,20 +142,22 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     """Detectron2's and our defaults, then a file, then options; the device is "auto" unless they name one.
 
     The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
-    too.
+    too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of ``DATASETS.OWN`` that is named
+    first in ``DATASETS.TRAIN`` or ``TEST``, unless they are set beside or above it.
 
     Args:
         path: YAML file; "" for the defaults alone.
         options: KEY VALUE KEY VALUE ..., as on the command line.
 
     Raises:
-        InputError: the file cannot be read, or a key or the type of a value is wrong.
+        InputError: the file cannot be read, a key or the type of a value is wrong, or a value contradicts a dataset.
     """
     cfg = get_cfg()
     add_maskformer_config(cfg)
     cfg.MODEL.DEVICE = "auto"  # an available accelerator, else the CPU; see engine/accelerator.py
+    layers = _read_layers(path) if path else []
     if path:
-        content = _read_yaml_with_base(path)
+        content = functools.reduce(_merge, (content for _, content in layers))
         _check_keys(content, cfg, path)
         content.pop("VERSION", None)
         with _explained(path):
@@ -162,7 +168,52 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         _check_key(key, cfg, "the command line")
         with _explained("the command line"):
             cfg.merge_from_list([key, value])
+    _follow_own_dataset(cfg, layers, options)
     return cfg
+
+
+def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], options: Sequence[str]) -> None:
+    """Set what follows from a dataset of DATASETS.OWN; what is set beside or above the block has to agree."""
+    describing = [index for index, (_, content) in enumerate(layers) if _has_own(content)]
+    if not describing:
+        return
+    source = layers[describing[-1]][0]
+    dataset = _choose_own_dataset(cfg, source)
+    if dataset is None:
+        return
+    head = cfg.MODEL.SEM_SEG_HEAD
+    following = {"NUM_CLASSES": len(dataset.classes), "IGNORE_VALUE": dataset.ignore_label}
+    for key, value in following.items():
+        places = [place for place, content in layers[describing[0] :] if key in _head_of(content)]
+        places += ["the command line"] if f"MODEL.SEM_SEG_HEAD.{key}" in options[::2] else []
+        if value is not None and places and head[key] != value:
+            raise InputError(
+                f"MODEL.SEM_SEG_HEAD.{key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in "
+                f"{source} ({len(dataset.classes)} classes); expected the same: take MODEL.SEM_SEG_HEAD.{key} away or "
+                "correct the dataset."
+            )
+        if value is not None:
+            head[key] = value
+
+
+def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
+    """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
+    for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
+        cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
+    try:
+        datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
+    except InputError as error:
+        raise InputError(f"In {source}: {error}") from error
+    candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
+    return next((datasets[name] for name in candidates if name in datasets), None)
+
+
+def _has_own(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("DATASETS"), dict) and "OWN" in content["DATASETS"]
+
+
+def _head_of(content: dict[str, Any]) -> dict[str, Any]:
+    return (content.get("MODEL") or {}).get("SEM_SEG_HEAD") or {}
 
 
 @contextmanager
@@ -176,7 +227,7 @@ def _explained(source: str) -> Iterator[None]:
 def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:
     for key, value in content.items():
         _check_key(prefix + str(key), cfg, source)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + str(key) != "DATASETS.OWN":  # which has keys of the user's
             _check_keys(value, cfg, source, f"{prefix}{key}.")
 
 
@@ -227,7 +278,17 @@ def _construct_size_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
 _ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_size_list)
 
 
-def _read_yaml_with_base(path: str) -> dict[str, Any]:
+def _read_layers(path: str) -> list[tuple[str, dict[str, Any]]]:
+    """A file after those that it is based on: path and content of each."""
+    content = _read_yaml(path)
+    base = content.pop("_BASE_", None)
+    if _has_own(content):
+        content["DATASETS"]["OWN"] = absolute_paths(content["DATASETS"]["OWN"], os.path.dirname(path))
+    below = [] if base is None else _read_layers(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
+    return [*below, (path, content)]
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = _ConfigLoader(file).get_single_data() or {}
@@ -239,11 +300,7 @@ def _read_yaml_with_base(path: str) -> dict[str, Any]:
         raise InputError(f"Configuration file {path} is not plain YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"Configuration file {path} holds a {type(content).__name__}, expected keys and values.")
-    base = content.pop("_BASE_", None)
-    if base is None:
-        return content
-    base_path = os.path.join(os.path.dirname(path), os.path.expanduser(base))
-    return _merge(_read_yaml_with_base(base_path), content)
+    return content
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

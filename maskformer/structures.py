@@ -31,6 +31,53 @@ class InputError(ValueError):
 
 
 @dataclass(frozen=True)
+class LabelValues:
+    """How label files number the classes, where they do not simply hold 0..K-1.
+
+    Attributes:
+        of_classes: K distinct integers: the value of each class.
+        ignored: the values of pixels without a class.
+    """
+
+    of_classes: tuple[int, ...]
+    ignored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OwnDataset:
+    """One split of a user's own dataset, as ``DATASETS.OWN`` describes it.
+
+    Attributes:
+        name: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` call it.
+        key: where it is described, for messages.
+        classes: K names.
+        colors: K colours (red, green, blue), 0..255; None: made up.
+        values: the value of each class in label maps, or its category id in JSON; and the ignored values.
+        things: the names among ``classes`` that are counted one by one.
+        paths: absolute; ``images`` and either ``labels``, ``instances``, or ``panoptic`` and ``panoptic_masks``.
+    """
+
+    name: str
+    key: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, ...], ...] | None
+    values: LabelValues
+    things: tuple[str, ...]
+    paths: dict[str, str]
+
+    @property
+    def ignore_label(self) -> int | None:
+        """The value of pixels without a class after reading; None where there are instances alone."""
+        if "instances" in self.paths:
+            return None
+        num_classes, ignored = len(self.classes), self.values.ignored
+        is_plain = self.values.of_classes == tuple(range(num_classes))
+        if is_plain and len(ignored) == 1 and ignored[0] >= num_classes:
+            return ignored[0]
+        return 255 if num_classes <= 255 else 65535
+
+
+@dataclass(frozen=True)
 class MaskPredictions:
     """What the network says, one entry a supervised decoder layer; the last layer is the answer.
 

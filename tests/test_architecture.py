@@ -16,11 +16,12 @@ DEVICE_MODULES = {"cuda", "sdaa", "npu", "xpu", "mps", "mlu", "hpu", "musa", "ac
 # What each part of the package may import from the package, besides itself. A part is a folder or a file right under
 # maskformer/; a part that is missing here fails a test.
 LAYERS = ("data", "modeling", "losses", "inference")
-BELOW_ENGINE = {"structures", "config", "checkpoint", "meta_arch", "evaluation", *LAYERS}
+BELOW_ENGINE = {"structures", "own_datasets", "config", "checkpoint", "meta_arch", "evaluation", *LAYERS}
 ALLOWED = {
     "structures": set(),
     **{layer: {"structures"} for layer in LAYERS},
-    "config": {"structures"},
+    "own_datasets": {"structures"},
+    "config": {"structures", "own_datasets"},
     "checkpoint": {"structures"},
     "meta_arch": {"structures", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data import detection_utils
 from PIL import Image
 
-from maskformer.structures import InputError
+from maskformer.structures import InputError, LabelValues
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -28,13 +28,16 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     return _read(file_name, image_format, "Image")
 
 
-def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.ndarray:
+def read_label_map(
+    file_name: str, num_classes: int, ignore_label: int, label_values: LabelValues | None = None
+) -> np.ndarray:
     """Read a semantic label: one integer a pixel.
 
     Args:
         file_name: one-channel PNG (grey or palette) or TIFF.
         num_classes: K; values 0..K-1 are classes.
         ignore_label: the value of pixels without a class.
+        label_values: how the file numbers them, if it does otherwise.
 
     Returns:
         (H,W) uint8 where every allowed value fits, else int32.
@@ -43,6 +46,9 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
         InputError: the file cannot be read, is not a one-channel integer image, or holds any other value.
     """
     label_map = read_class_map(file_name)
+    if label_values is not None:
+        _check_values(file_name, label_map, label_values)
+        label_map = renumber(label_map, label_values, ignore_label)
     values = np.flatnonzero(np.bincount(label_map.ravel())) if label_map.dtype == np.uint8 else np.unique(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
@@ -52,6 +58,37 @@ def read_label_map(file_name: str, num_classes: int, ignore_label: int) -> np.nd
             "prepared (datasets/README.md) or NUM_CLASSES belongs to another dataset."
         )
     return label_map.astype(np.uint8 if max(num_classes - 1, ignore_label) <= 255 else np.int32, copy=False)
+
+
+def renumber(label_map: np.ndarray, label_values: LabelValues, ignore_label: int) -> np.ndarray:
+    """Replace the values of a file by 0..K-1 and the ignored ones by ``ignore_label``.
+
+    Args:
+        label_map: (H,W) integers.
+        label_values: what they mean.
+        ignore_label: the value of pixels without a class.
+
+    Returns:
+        (H,W) int32; -1 where a value means nothing.
+    """
+    known = np.array([*label_values.of_classes, *label_values.ignored])
+    num_ignored = len(label_values.ignored)
+    meanings = np.array([*range(len(label_values.of_classes)), *[ignore_label] * num_ignored], dtype=np.int32)
+    order = np.argsort(known)
+    position = np.searchsorted(known[order], label_map).clip(max=len(known) - 1)
+    return np.where(known[order][position] == label_map, meanings[order][position], np.int32(-1))
+
+
+def _check_values(file_name: str, label_map: np.ndarray, label_values: LabelValues) -> None:
+    foreign = np.setdiff1d(label_map, [*label_values.of_classes, *label_values.ignored])
+    if len(foreign):
+        first, last = min(label_values.of_classes), max(label_values.of_classes)
+        ignored = ", ".join(map(str, label_values.ignored)) or "none"
+        raise InputError(
+            f"Label file {file_name} holds the value {foreign[0]}; expected those of the "
+            f"{len(label_values.of_classes)} classes ({first}..{last}) or an ignored one ({ignored}): correct classes, "
+            "offset, ids or ignore of this dataset in DATASETS.OWN."
+        )
 
 
 def read_class_map(file_name: str) -> np.ndarray:

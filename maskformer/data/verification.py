@@ -94,6 +94,8 @@ def _check_registered(name: str, config_key: str) -> None:
 
 
 def _check_files(name: str, metadata: Metadata) -> None:
+    if metadata.get("own_key"):  # its loader looks itself, and names the key of DATASETS.OWN
+        return
     for key in _FOLDER_KEYS:
         folder = metadata.get(key)
         if folder is not None and not (os.path.isdir(folder) and os.listdir(folder)):

@@ -22,8 +22,10 @@ from torch.multiprocessing import ProcessRaisedException
 
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
+from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.processes import run_in_processes
+from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError
 
 EXIT_INPUT_ERROR = 2
@@ -81,13 +83,26 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_names(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
-    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))  # as Detectron2 does
+    register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     Accelerator(cfg.MODEL.DEVICE).search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
     # Detectron2's loop logs the traceback of whatever stops it; a user's mistake is told in one line, by `run`.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
     return cfg
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the datasets under ``$DETECTRON2_DATASETS``, and the user's own, as often as wanted.
+
+    Args:
+        cfg: ``DATASETS.OWN`` is read.
+
+    Raises:
+        InputError: an own dataset has the name of another.
+    """
+    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))  # as Detectron2 does
+    register_own(read_own_datasets(cfg.DATASETS.OWN))
 
 
 def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:

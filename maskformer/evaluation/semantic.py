@@ -24,7 +24,12 @@ class SemanticEvaluator(SemSegEvaluator):
     def __init__(self, dataset_name: str, output_folder: str | None = None):
         metadata = MetadataCatalog.get(dataset_name)
         self.num_classes = len(metadata.stuff_classes)
-        read = partial(read_label_map, num_classes=self.num_classes, ignore_label=metadata.ignore_label)
+        read = partial(
+            read_label_map,
+            num_classes=self.num_classes,
+            ignore_label=metadata.ignore_label,
+            label_values=metadata.get("label_values"),
+        )
         self._read_label = lru_cache(maxsize=1)(read)  # an image's label is looked at twice
         super().__init__(dataset_name, output_dir=output_folder, sem_seg_loading_fn=self._load_label)
 

@@ -21,9 +21,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
-from maskformer.data.catalog import register_all
 from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
 from maskformer.structures import InputError
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
@@ -229,7 +228,7 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     task = choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = with_threshold(task, cfg, args.confidence_threshold)
-    register_all(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    register_datasets(cfg)
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
     if dataset not in MetadataCatalog:
         warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, so classes are numbered.")

@@ -12,8 +12,10 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer
+from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.test_time import apply_test_time_options
+from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
@@ -53,6 +55,7 @@ class Predictor:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+        register_own(read_own_datasets(cfg.DATASETS.OWN))  # says which classes are things
         model = build_model(cfg)
         _load_all(model, cfg.MODEL.WEIGHTS)
         cfg, model = apply_test_time_options(cfg, model)

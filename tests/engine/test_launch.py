@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
@@ -113,6 +114,21 @@ def test_setup_logs_ours_to_the_output_folder(tmp_path: Path):
     setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
     logging.getLogger("maskformer.data").info("a line of ours")
     assert "a line of ours" in (tmp_path / "log.txt").read_text()
+
+
+def test_setup_registers_the_users_own_datasets(tmp_path: Path):
+    split = "train: {images: images, labels: labels}"
+    text = f"DATASETS:\n  OWN: {{launch: {{classes: [grass, path], {split}}}}}\n  TRAIN: [launch_train]\n"
+    (tmp_path / "own.yaml").write_text(text)
+    options = ("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "output"), "MODEL.META_ARCHITECTURE", "MaskFormer")
+    schedule = ("MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead", "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR")
+    try:
+        setup(arguments("--config-file", str(tmp_path / "own.yaml"), *options, *schedule))
+        assert MetadataCatalog.get("launch_train").stuff_classes == ["grass", "path"]
+        assert MetadataCatalog.get("launch_train").sem_seg_root == str(tmp_path / "labels")
+    finally:
+        DatasetCatalog.remove("launch_train")
+        MetadataCatalog.remove("launch_train")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
         """Make the example of an image with ``sem_seg_file_name``; see the base class."""
         label_file = self._required(dataset_dict, "sem_seg_file_name")
         original = self._read_image(dataset_dict)
-        label_map = read_label_map(label_file, self.num_classes, self.ignore_label)
+        values = dataset_dict.get("label_values")
+        label_map = read_label_map(label_file, self.num_classes, self.ignore_label, values)
         check_same_size(original, dataset_dict["file_name"], label_map, label_file)
         image, label_map, _ = self._augment(original, label_map)
         label_map = self._pad(label_map, self.ignore_label)
