@@ -116,13 +116,13 @@ def edit_json(path: Path, change: Any) -> None:
 
 
 def test_label_maps_are_paired_with_images_by_name_in_subfolders_too(folder: Path):
-    for part, name in (("images", "b.PNG"), ("labels", "b.tif")):
+    for part, name in (("images", "a.PNG"), ("labels", "a.tif")):
         (folder / part / "deep").mkdir()
         Image.fromarray(np.full((1, 1), 5, np.uint8)).save(folder / part / "deep" / name)
     records = load(folder, "labels")
     assert [(r["file_name"], r["sem_seg_file_name"]) for r in records] == [
         (str(folder / "images/a.jpg"), str(folder / "labels/a.png")),
-        (str(folder / "images/deep/b.PNG"), str(folder / "labels/deep/b.tif")),
+        (str(folder / "images/deep/a.PNG"), str(folder / "labels/deep/a.tif")),
     ]
     assert records[0]["label_values"] == LabelValues((5, 3, 9), (0,))
 
