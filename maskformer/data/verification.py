@@ -43,7 +43,8 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
     """
     records = load_dataset(name, "DATASETS.TRAIN" if is_train else "DATASETS.TEST")
     _check_num_classes(name, MetadataCatalog.get(name), records[0], num_classes, is_train=is_train)
-    _check_pairs(name, records)
+    if MetadataCatalog.get(name).get("own_key") is None:  # which is paired by name already, with subfolders
+        _check_pairs(name, records)
     return records
 
 
