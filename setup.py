@@ -45,6 +45,7 @@ setup(
         "pyyaml",
         "safetensors",
         "scipy",
+        "tabulate",
         "tqdm",
     ],
     extras_require={
