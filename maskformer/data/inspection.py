@@ -16,6 +16,7 @@ from maskformer.data.reading import (
     check_same_size,
     read_class_map,
     read_image,
+    read_label_map,
     read_segment_ids,
 )
 from maskformer.data.targets import panoptic_targets
@@ -84,10 +85,15 @@ def count_semantic(record: Record, image: np.ndarray, ignore_label: int | None) 
     """Count the pixels of each value of a label map, and its segments: one a value.
 
     Raises:
-        InputError: the label cannot be read or has another size than the image.
+        InputError: the label cannot be read, has another size than the image or, in a user's own dataset, holds a
+            value that the dataset's block does not explain.
     """
-    label_map = read_class_map(record["sem_seg_file_name"])
-    check_same_size(image, record["file_name"], label_map, record["sem_seg_file_name"])
+    label_file, label_values = record["sem_seg_file_name"], record.get("label_values")
+    if label_values is None or ignore_label is None:
+        label_map = read_class_map(label_file)
+    else:
+        label_map = read_label_map(label_file, len(label_values.of_classes), ignore_label, label_values)
+    check_same_size(image, record["file_name"], label_map, label_file)
     values, counts = np.unique(label_map, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True)), int((values != ignore_label).sum())
 

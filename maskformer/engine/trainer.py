@@ -26,7 +26,7 @@ from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
-from maskformer.engine.test_time import apply_test_time_options
+from maskformer.engine.testing import apply_test_time_options
 from maskformer.engine.writers import TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, format_scores
 

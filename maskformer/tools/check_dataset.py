@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from detectron2.data import MetadataCatalog
 
+from maskformer.config import load_config
 from maskformer.data.catalog import register_all
+from maskformer.data.catalog.own import register_own
 from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
 from maskformer.data.verification import class_names, load_dataset
+from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError
 from maskformer.tools.progress import track
 
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="look at every image")
     amount.add_argument("--images", type=int, default=200, help="how many to look at, evenly spread (%(default)s)")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="whose DATASETS.OWN describes the dataset")
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help=_ROOT)
     parser.add_argument("--queries", type=int, default=100, help="MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (%(default)s)")
@@ -84,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         register_all(args.root)
+        register_own(read_own_datasets(load_config(args.config_file).DATASETS.OWN))
         records = load_dataset(args.name, "NAME")
         metadata = MetadataCatalog.get(args.name)
         names = class_names(metadata, records[0])

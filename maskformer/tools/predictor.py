@@ -14,7 +14,7 @@ from torch import nn
 from maskformer.checkpoint import Checkpointer
 from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.test_time import apply_test_time_options
+from maskformer.engine.testing import apply_test_time_options
 from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError
 

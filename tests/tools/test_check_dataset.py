@@ -144,3 +144,22 @@ def test_real_samples_have_nothing_wrong(
     out = capsys.readouterr().out
     assert "nothing wrong was found" in out
     assert segments is None or f"most segments in an image: {segments} " in out
+
+
+def test_own_dataset_is_checked_by_the_numbers_of_its_block(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for name, label in (("a", [[1, 1, 2]]), ("b", [[0, 2, 2]])):
+        Image.fromarray(np.zeros((1, 3, 3), dtype=np.uint8)).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(np.asarray(label, dtype=np.uint8)).save(tmp_path / "labels" / f"{name}.png")
+    block = "classes: [grass, path], offset: 1, ignore: 0, val: {images: images, labels: labels}"
+    (tmp_path / "own.yaml").write_text(f"DATASETS: {{OWN: {{checked_garden: {{{block}}}}}}}\n")
+    command = ["checked_garden_val", "--config-file", str(tmp_path / "own.yaml"), "--root", str(tmp_path)]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "grass   40.00 % of pixels" in out and "path    60.00 % of pixels" in out
+    Image.fromarray(np.full((1, 3), 7, dtype=np.uint8)).save(tmp_path / "labels" / "b.png")
+    assert main(command) == 1
+    assert "b.png holds the value 7; expected those of the 2 classes (1..2) or an ignored one (0)" in (
+        capsys.readouterr().out
+    )

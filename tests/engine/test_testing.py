@@ -11,7 +11,7 @@ from reference_cases import CONFIGS, build_case
 from torch import Tensor, nn
 
 from maskformer.config import load_config
-from maskformer.engine.test_time import apply_test_time_options
+from maskformer.engine.testing import apply_test_time_options
 from maskformer.structures import InputError
 
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "200"]
@@ -204,7 +204,7 @@ def test_a_model_of_another_kind_is_refused():
 
 
 def test_a_model_that_processes_train_together_is_taken_out_of_their_wrapper(semantic_model, monkeypatch):
-    monkeypatch.setattr("maskformer.engine.test_time.DistributedDataParallel", Shared)
+    monkeypatch.setattr("maskformer.engine.testing.DistributedDataParallel", Shared)
     assert augmented(Shared(semantic_model), "(32,)", True).model is semantic_model
 
 
