@@ -110,7 +110,9 @@ def _run_rank(rank: Rank, main: Callable[..., Any], args: argparse.Namespace, de
     comm.create_local_process_group(rank.local_world_size)
     comm.synchronize()
     main(args)
-    distributed.destroy_process_group()  # after an error it could wait for ranks that no longer answer
+    # After an error neither is reached: they could wait for ranks that no longer answer.
+    comm.synchronize()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
+    distributed.destroy_process_group()
 
 
 def _check_devices(num_processes: int, device: str, asked_by: str) -> None:

@@ -162,8 +162,12 @@ def test_two_machines_meet_at_the_address(tmp_path: Path):
     url = _meeting_point(arguments())
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")}
     machines = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path, str(rank), url], cwd=REPOSITORY, env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path, str(rank), url],
+            cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
         for rank in (0, 1)
-    ]
-    assert [machine.wait(timeout=120) for machine in machines] == [0, 0]
+    ]  # fmt: skip
+    outputs = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)
     assert (tmp_path / "names").read_text().split() == [f"{index}.jpg" for index in range(7)]
