@@ -1,7 +1,7 @@
 """The set prediction loss: functional (focal and dice), matcher, criterion."""
 
 from .criterion import SetCriterion, masks_per_batch
-from .functional import dice_loss, pairwise_dice_cost, pairwise_focal_cost, sigmoid_focal_loss
+from .functional import dice_loss, pairwise_mask_costs, sigmoid_focal_loss
 from .matcher import HungarianMatcher
 
 __all__ = [
@@ -9,7 +9,6 @@ __all__ = [
     "SetCriterion",
     "dice_loss",
     "masks_per_batch",
-    "pairwise_dice_cost",
-    "pairwise_focal_cost",
+    "pairwise_mask_costs",
     "sigmoid_focal_loss",
 ]

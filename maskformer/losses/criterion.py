@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions, Match, Targets
 
-from .functional import MatchedMaskLosses
+from .matched_masks import MatchedMaskLosses
 from .matcher import HungarianMatcher
 from .precision import without_autocast
 
@@ -95,10 +95,14 @@ class SetCriterion(nn.Module):
         """Two (L,): focal and dice of the matched of (L,B,Q,h,w) logits, each over the number of masks."""
         layers, images, queries, rows = pairs
         masks = torch.cat([target.masks for target in targets])
-        focal, dice = MatchedMaskLosses.apply(mask_logits[layers, images, queries], masks, rows)
-        by_layer = (len(mask_logits), len(rows) // len(mask_logits))  # each layer matches as many pairs
-        num_masks = average_num_masks(sum(len(target.labels) for target in targets), mask_logits.device)
-        return focal.view(by_layer).sum(1) / num_masks, dice.view(by_layer).sum(1) / num_masks
+        if pairs.shape[2] == len(masks):  # every layer matches every target: the rows of each are 0, 1, 2, ...
+            focal, dice = MatchedMaskLosses.apply(mask_logits[layers.T, images.T, queries.T], masks)
+        else:  # an image has more targets than queries
+            matched = mask_logits[layers, images, queries].flatten(0, 1)[:, None]
+            losses = MatchedMaskLosses.apply(matched, masks[rows.flatten()])
+            focal, dice = (loss.view(rows.shape).T for loss in losses)
+        num_masks = average_num_masks(len(masks), mask_logits.device)
+        return focal.sum(0) / num_masks, dice.sum(0) / num_masks
 
 
 _masks_per_batch: ContextVar[float | None] = ContextVar("masks_per_batch", default=None)
@@ -132,10 +136,18 @@ def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
 
 
 def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:
-    """(4, pairs) int64: layer, image and query of each matched pair, and its target's row in the batch's targets."""
+    """(4,L,pairs) int64: layer, image and query of each matched pair, and its target's row in the batch's targets.
+
+    Each layer matches as many pairs; they are in the order of their targets.
+    """
     first_rows = [0]
     for target in targets:
         first_rows.append(first_rows[-1] + len(target.labels))
+    pairs = torch.stack([_index_layer(layer, matches[layer], first_rows) for layer in range(len(matches))], dim=1)
+    return pairs.gather(2, pairs[3].argsort(1).expand_as(pairs))
+
+
+def _index_layer(layer: int, matches: list[Match], first_rows: list[int]) -> Tensor:
     columns = [
         torch.stack(
             [
@@ -145,8 +157,7 @@ def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:
                 match.target_indices + first_rows[image],
             ]
         )
-        for layer, layer_matches in enumerate(matches)
-        for image, match in enumerate(layer_matches)
+        for image, match in enumerate(matches)
     ]
     return torch.cat(columns, dim=1)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions, Match, Targets
 
-from .functional import pairwise_dice_cost, pairwise_focal_cost
+from .functional import pairwise_mask_costs
 from .precision import without_autocast
 
 
@@ -73,10 +73,9 @@ class HungarianMatcher(nn.Module):
     def _image_costs(self, class_logits: Tensor, mask_logits: Tensor, target: Targets) -> Tensor:
         """(L,Q,G) from (L,Q,K+1) and (L,Q,h,w) logits of one image; the target masks are resized once."""
         masks = resize_masks(target.masks, mask_logits.shape[-2:]).flatten(1).to(mask_logits.dtype)
-        mask_logits = mask_logits.flatten(2)
         class_cost = -class_logits.softmax(-1)[..., target.labels]
-        focal_cost = pairwise_focal_cost(mask_logits, masks)
-        dice_cost = pairwise_dice_cost(mask_logits, masks)
+        layer_costs = [pairwise_mask_costs(layer.flatten(1), masks) for layer in mask_logits]
+        focal_cost, dice_cost = (torch.stack(costs) for costs in zip(*layer_costs))
         return self.class_weight * class_cost + self.mask_weight * focal_cost + self.dice_weight * dice_cost
 
 

@@ -9,13 +9,8 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
-from maskformer.losses.functional import (
-    MatchedMaskLosses,
-    dice_loss,
-    pairwise_dice_cost,
-    pairwise_focal_cost,
-    sigmoid_focal_loss,
-)
+from maskformer.losses import chunks
+from maskformer.losses.functional import dice_loss, pairwise_mask_costs, sigmoid_focal_loss
 
 LOGIT_OF_THREE_QUARTERS = math.log(3.0)
 
@@ -66,67 +61,27 @@ def test_losses_of_extreme_logits_are_the_reference(units):
     assert dice_loss(logits, targets, 1).item() == pytest.approx(right["dice_extreme_num1"], rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "pair", [(pairwise_focal_cost, sigmoid_focal_loss), (pairwise_dice_cost, dice_loss)], ids=["focal", "dice"]
-)
-def test_pairwise_cost_is_the_matched_loss_of_each_pair(pair):
-    pairwise, matched = pair
-    logits = torch.randn(3, 20, dtype=torch.float64)
+@pytest.mark.parametrize("queries_at_once", [1, 2, 100])
+def test_pairwise_cost_is_the_matched_loss_of_each_pair(queries_at_once: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunks, "PER_CPU_THREAD", queries_at_once * 20 // torch.get_num_threads())
+    logits = torch.randn(3, 20, dtype=torch.float64) * 4
     targets = (torch.rand(4, 20) > 0.5).double()
-    costs = pairwise(logits, targets)
-    for query in range(3):
-        for target in range(4):
-            single = matched(logits[[query]], targets[[target]], 1)
-            assert costs[query, target].item() == pytest.approx(single.item(), rel=1e-12)
+    for costs, matched in zip(pairwise_mask_costs(logits, targets), (sigmoid_focal_loss, dice_loss)):
+        assert costs.shape == (3, 4)
+        for query in range(3):
+            for target in range(4):
+                single = matched(logits[[query]], targets[[target]], 1)
+                assert costs[query, target].item() == pytest.approx(single.item(), rel=1e-12)
 
 
-def test_pairwise_focal_cost_of_extreme_logits_is_finite():
-    logits = torch.tensor([[300.0, -300.0]])
-    assert pairwise_focal_cost(logits, torch.tensor([[0.0, 1.0]])).isfinite().all()
+def test_pairwise_costs_of_extreme_logits_are_the_matched_losses():
+    logits, targets = torch.tensor([[300.0, -300.0], [1e4, 1e4]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    focal, dice = pairwise_mask_costs(logits, targets)
+    expected = [[sigmoid_focal_loss(row[None], target[None], 1) for target in targets] for row in logits]
+    torch.testing.assert_close(focal, torch.tensor(expected))
+    assert dice[1, 1] == 0 and focal[1, 1] == 0
 
 
-def matched_definition(mask_logits, masks, rows):
-    """Slow: each mask alone, upsampled, through the definitions."""
-    focal, dice = [], []
-    for logits, row in zip(mask_logits, rows.tolist()):
-        upsampled = torch.nn.functional.interpolate(
-            logits[None, None], masks.shape[-2:], mode="bilinear", align_corners=False
-        ).flatten(1)
-        target = masks[row].flatten()[None].to(logits.dtype)
-        focal.append(sigmoid_focal_loss(upsampled, target, 1))
-        dice.append(dice_loss(upsampled, target, 1))
-    return torch.stack(focal), torch.stack(dice)
-
-
-@pytest.mark.parametrize("size", [(16, 24), (13, 22), (4, 6)], ids=["times 4", "odd", "same size"])
-def test_matched_mask_losses_and_gradients_equal_the_definitions(size, monkeypatch):
-    monkeypatch.setattr(MatchedMaskLosses, "_CHUNK_ELEMENTS", 2 * size[0] * size[1])  # several chunks
-    masks = torch.rand(3, *size) > 0.5
-    rows = torch.tensor([2, 0, 1, 1, 0])
-    logits = torch.randn(5, 4, 6, dtype=torch.float64) * 5
-    weights = torch.rand(2, 5, dtype=torch.float64)
-    gradients, values = [], []
-    for losses_of in (MatchedMaskLosses.apply, matched_definition):
-        leaf = logits.clone().requires_grad_()
-        focal, dice = losses_of(leaf, masks, rows)
-        (weights[0] @ focal + weights[1] @ dice).backward()
-        gradients.append(leaf.grad)
-        values.append(torch.cat([focal, dice]).detach())
-    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-14)
-
-
-def test_matched_mask_losses_of_extreme_logits_have_finite_gradients():
-    logits = torch.tensor([[[1e4, -1e4], [60.0, -60.0]]], requires_grad=True)
-    focal, dice = MatchedMaskLosses.apply(logits, torch.tensor([[[False, True], [True, False]]]), torch.tensor([0]))
-    (focal + dice).sum().backward()
-    assert focal.isfinite().all() and dice.isfinite().all() and logits.grad.isfinite().all()
-
-
-def test_matched_mask_losses_of_no_pair_are_empty_and_differentiable():
-    logits = torch.randn(0, 2, 2, requires_grad=True)
-    focal, dice = MatchedMaskLosses.apply(
-        logits, torch.zeros(0, 8, 8, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
-    )
-    (focal.sum() + dice.sum()).backward()
-    assert focal.shape == dice.shape == (0,) and logits.grad.shape == (0, 2, 2)
+def test_pairwise_costs_of_no_target_have_no_column():
+    focal, dice = pairwise_mask_costs(torch.randn(3, 20), torch.zeros(0, 20))
+    assert focal.shape == dice.shape == (3, 0)

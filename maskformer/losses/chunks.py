@@ -1,0 +1,16 @@
+"""How many pixels the losses look at together."""
+
+from __future__ import annotations
+
+import torch
+
+# A handful of float32 temporaries of this size fit the second cache of a core, and PyTorch gives no thread less. Larger
+# ones than 32 MB would moreover go back to the system after each use (glibc), and fault in again.
+PER_CPU_THREAD = 1 << 15
+# Elsewhere each operator costs a launch: few large ones win.
+ELSEWHERE = 1 << 23
+
+
+def elements_at_once(device: torch.device) -> int:
+    """Values of one temporary."""
+    return PER_CPU_THREAD * torch.get_num_threads() if device.type == "cpu" else ELSEWHERE

@@ -1,0 +1,154 @@
+"""Focal and dice of matched masks, values and gradients in one pass over a few rows of pixels at a time.
+
+A low-resolution mask (h,w) is upsampled, compared with its target and its gradient brought down again before the next
+one: nothing of the size of the image is kept, and on a CPU nothing leaves the cache. With the sign z = 1 outside the
+target and -1 inside, s = z x the logit of a pixel's error e = sigmoid(s), and alpha = (2 + z) / 4:
+
+    focal = mean of alpha e^2 softplus(s)     d focal / dx = z alpha e^2 (2 (1 - e) softplus(s) + e) / pixels
+    dice  = 1 - n / m                         d dice / dx = e (1 - e) (n / m - (1 - z)) / m
+    n = 2 sum p t + 1,  m = sum p + sum t + 1
+
+n and m are known only after the last pixel. As they are constants of a mask, e (1 - e) and z e (1 - e) are brought to
+low resolution first and weighted there. Linear interpolation is a product with a matrix on each side, and bringing
+gradients down is a product with their transposes.
+
+Source: the formulas of ``functional``; arXiv 1708.02002, equation 5; arXiv 1606.04797.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .chunks import elements_at_once
+from .functional import FOCAL_ALPHA
+
+
+class MatchedMaskLosses(torch.autograd.Function):
+    """``sigmoid_focal_loss`` and ``dice_loss`` of each matched mask, upsampled to the target's size.
+
+    ``apply(mask_logits (T,N,h,w), masks (T,H,W) bool)`` compares each of the N masks ``mask_logits[t]`` with
+    ``masks[t]`` and returns ``focal`` (T,N) means over pixels, and ``dice`` (T,N).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Both losses, and what both gradients are made of, at low resolution."""
+        num_pixels = masks.shape[-2] * masks.shape[-1]
+        sums, maps = _sum_and_bring_down(mask_logits, masks)
+        error, signed_error, focal = sums
+        area = masks.flatten(1).sum(1, keepdim=True).to(mask_logits.dtype)
+        overlap = area - (error - signed_error) / 2  # sum p t
+        numerator, denominator = 2 * overlap + 1, signed_error + 2 * area + 1
+        ratio = numerator / denominator
+        focal_map, slope, signed_slope = maps
+        dice_map = _weigh((ratio - 1) / denominator, slope).add_(_weigh(1 / denominator, signed_slope))
+        ctx.save_for_backward(focal_map / num_pixels, dice_map)
+        return focal / num_pixels, 1 - ratio
+
+    @staticmethod
+    def backward(ctx: Any, focal_gradient: Tensor, dice_gradient: Tensor) -> tuple[Tensor, None]:
+        """Scale each mask's stored gradients by what came in for its losses."""
+        focal_map, dice_map = ctx.saved_tensors
+        return _weigh(focal_gradient, focal_map).add_(_weigh(dice_gradient, dice_map)), None
+
+
+def _weigh(weights: Tensor, maps: Tensor) -> Tensor:
+    """(T,N) times (T,N,h,w)."""
+    return weights[..., None, None] * maps
+
+
+def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The three sums over pixels, and the three maps at low resolution, of each mask.
+
+    Returns:
+        (3,T,N) sums of e, z e and the focal loss; (3,T,N,h,w) gradient of the focal sum, e (1 - e) and z e (1 - e).
+    """
+    upsample_rows, upsample_columns = (
+        _interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
+    )
+    sums = mask_logits.new_empty(3, *mask_logits.shape[:2])
+    maps = mask_logits.new_empty(3, *mask_logits.shape)
+    targets_at_once, rows_at_once = _chunk(mask_logits.shape[1], masks.shape[1:], mask_logits.device)
+    bands = list(_bands(upsample_rows, rows_at_once))
+    for start in range(0, len(masks), targets_at_once):
+        chunk = slice(start, start + targets_at_once)
+        # Rows come first, so that interpolating along them is one product.
+        wide = (mask_logits[chunk] @ upsample_columns.mT).movedim(2, 0).contiguous()  # (h,t,N,W)
+        wide_sums, wide_maps = wide.new_zeros(3, *wide.shape[1:]), wide.new_zeros(3, *wide.shape)
+        for band in bands:
+            logits = (band.weights @ wide[band.coarse].flatten(1)).unflatten(1, wide.shape[1:])
+            band_sums, band_maps = _band_sums_and_maps(logits, masks[chunk, band.fine])
+            wide_sums += band_sums
+            wide_maps[:, band.coarse] += (band.weights.mT @ band_maps.flatten(2)).unflatten(2, wide.shape[1:])
+        sums[:, chunk] = wide_sums.sum(-1)
+        maps[:, chunk] = (wide_maps @ upsample_columns).movedim(1, 3)
+    return sums, maps
+
+
+def _band_sums_and_maps(logits: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Some rows (y,t,N,W) of logits and (t,y,W) of targets: the three terms summed over rows, and the three maps.
+
+    Returns:
+        (3,t,N,W) sums of e, z e and the focal loss over the rows; (3,y,t,N,W).
+    """
+    sign = inside.movedim(1, 0)[:, :, None].to(logits.dtype).mul_(-2).add_(1)
+    signed_alpha = (sign * 0.5).add_(0.5 - FOCAL_ALPHA)  # z alpha
+    error_logits = logits * sign
+    terms, maps = logits.new_empty(2, 3, *logits.shape)
+    error, softplus = torch.sigmoid(error_logits, out=terms[0]), F.softplus(error_logits)
+    torch.mul(error, sign, out=terms[1])
+    weight = (signed_alpha * error).mul_(error)
+    torch.mul(weight, softplus, out=terms[2]).mul_(sign)
+    right = 1 - error
+    torch.addcmul(error, right, softplus, value=2, out=maps[0]).mul_(weight)
+    slope = torch.mul(error, right, out=maps[1])
+    torch.mul(slope, sign, out=maps[2])
+    return terms.sum(1), maps
+
+
+@dataclass(frozen=True)
+class _Band:
+    """Some rows of the image, and the rows of the mask grid that they come from.
+
+    Attributes:
+        fine: rows of the image.
+        coarse: rows of the grid.
+        weights: (fine, coarse) of the interpolation.
+    """
+
+    fine: slice
+    coarse: slice
+    weights: Tensor
+
+
+def _bands(weights: Tensor, rows_at_once: int) -> Iterator[_Band]:
+    """Cut the rows of an (H,h) interpolation, each band with the columns that it uses."""
+    num_fine, num_coarse = weights.shape
+    scale = num_coarse / num_fine
+    for start in range(0, num_fine, rows_at_once):
+        stop = min(start + rows_at_once, num_fine)
+        # Pixel y lies at (y + 1/2) scale - 1/2 on the grid: between the row below that number and the next.
+        first = max(int((start + 0.5) * scale - 0.5), 0)
+        last = min(int((stop - 0.5) * scale - 0.5) + 2, num_coarse)
+        coarse = slice(first, last)
+        yield _Band(slice(start, stop), coarse, weights[start:stop, coarse].contiguous())
+
+
+def _chunk(masks_of_target: int, size: torch.Size, device: torch.device) -> tuple[int, int]:
+    """How many targets of (H,W), and how many rows of them, to look at together."""
+    elements = elements_at_once(device)
+    row = max(masks_of_target * size[1], 1)
+    rows_at_once = min(max(elements // row, 1), size[0])
+    return max(elements // (rows_at_once * row), 1), rows_at_once
+
+
+def _interpolation_matrix(length: int, new_length: int, like: Tensor) -> Tensor:
+    """(new_length, length): linear interpolation along one axis, as ``F.interpolate`` does it."""
+    identity = torch.eye(length, dtype=like.dtype, device=like.device)
+    return F.interpolate(identity[None], new_length, mode="linear", align_corners=False)[0].mT.contiguous()
