@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -156,6 +155,8 @@ def match_queries(
     Returns:
         (Q,) int64: the other set's query for each query of the first.
     """
+    from scipy.optimize import linear_sum_assignment  # here: it takes longer to import than all of maskformer
+
     both = ((1 - class_probs[:, -1])[:, None] * (1 - other_class_probs[:, -1])[None]).clamp(min=0).sqrt()
     same_class = class_probs[:, :-1].sqrt() @ other_class_probs[:, :-1].sqrt().T
     masks, other_masks = ((logits > 0).flatten(1).float() for logits in (mask_logits, other_mask_logits))

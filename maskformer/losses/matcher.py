@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,5 +89,7 @@ def solve_assignment(cost: Tensor) -> Match:
     Args:
         cost: (Q,G) on the CPU.
     """
+    from scipy.optimize import linear_sum_assignment  # here: it takes longer to import than all of maskformer
+
     query_indices, target_indices = linear_sum_assignment(cost.numpy())
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
