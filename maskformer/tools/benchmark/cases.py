@@ -143,9 +143,7 @@ def _post_processing(quick: bool, **options: Any) -> tuple[Contender, ...]:
 
 def _whole(quick: bool, others: Sequence[str], **options: Any) -> tuple[Contender, ...]:
     options = {**options, "size": _QUICK_SIZE, "tiny": True} if quick else options
-    return tuple(
-        Contender(name, f"{_WORKLOADS}inference:{_WHOLE_SET_UPS[name]}", options) for name in (OURS, *others)
-    )
+    return tuple(Contender(name, f"{_WORKLOADS}inference:{_WHOLE_SET_UPS[name]}", options) for name in (OURS, *others))
 
 
 _WHOLE_SET_UPS = {

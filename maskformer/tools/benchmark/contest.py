@@ -36,7 +36,7 @@ class Process:
     """
 
     def __init__(self, contender: Contender, *, device: str, environment: dict[str, str]):
-        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (close)
         inherited = {name: value for name, value in os.environ.items() if name not in _THRESHOLDS}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "maskformer.tools.benchmark.worker"],

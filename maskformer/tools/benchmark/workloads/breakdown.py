@@ -114,7 +114,7 @@ def _mark(criterion: nn.Module | torch.Tensor) -> None:
         with record_function(LOSSES):
             return forward(*args, **kwargs)
 
-    criterion.forward = marked  # type: ignore[method-assign]
+    criterion.forward = marked
 
 
 def profile_parts(step: Callable[[], Any], accelerator: Accelerator) -> tuple[dict[str, float], float]:

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference
 from maskformer.tools.benchmark import definitions
 
-from .models import build_hugging_face, build_ours, draw_image, draw_segment_map, import_transformers, load_recipe, normalise
+from .models import (
+    build_hugging_face,
+    build_ours,
+    draw_image,
+    draw_segment_map,
+    import_transformers,
+    load_recipe,
+    normalise,
+)
 
 Unit = Callable[[], Any]
 PANOPTIC = {"object_mask_threshold": 0.8, "overlap_threshold": 0.8}  # as the COCO recipes
@@ -89,7 +97,7 @@ def _pad(size: Sequence[int]) -> tuple[int, int]:
 
 
 def _ours_panoptic(classes: int) -> Callable[..., Any]:
-    options = {"thing_class_ids": frozenset(range(classes // 2)), **PANOPTIC}
+    options: dict[str, Any] = {"thing_class_ids": frozenset(range(classes // 2)), **PANOPTIC}
     return lambda *predicted: panoptic_inference(*predicted, **options)
 
 
@@ -157,13 +165,11 @@ def keep_queries(class_predictor: nn.Module, queries: int, classes: int, kept: i
     class_predictor.register_forward_hook(lambda _module, _inputs, logits: logits + shift)
 
 
-def _build(
-    kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: bool
-) -> tuple[CfgNode, nn.Module]:
+def _build(kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: bool) -> tuple[CfgNode, nn.Module]:
     """Ours or Hugging Face's model of a recipe, in evaluation mode, that finds ``kept`` objects."""
     cfg = load_inference_config(recipe, task, device, tiny=tiny)
-    model = (build_ours if kind == "maskformer" else build_hugging_face)(cfg).eval()
-    predictor: Any = model.sem_seg_head.predictor.class_embed if kind == "maskformer" else model.class_predictor
+    model: Any = (build_ours if kind == "maskformer" else build_hugging_face)(cfg).eval()
+    predictor = model.sem_seg_head.predictor.class_embed if kind == "maskformer" else model.class_predictor
     queries, classes = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     keep_queries(predictor, queries, classes, kept, device)
     return cfg, model
@@ -248,7 +254,10 @@ def set_up_hugging_face(
     options: dict[str, Any] = {}
     if task == "panoptic":
         classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        options = {"threshold": PANOPTIC["object_mask_threshold"], "label_ids_to_fuse": set(range(classes // 2, classes))}
+        options = {
+            "threshold": PANOPTIC["object_mask_threshold"],
+            "label_ids_to_fuse": set(range(classes // 2, classes)),
+        }
     process = getattr(processor, f"post_process_{task}_segmentation")
 
     @torch.inference_mode()

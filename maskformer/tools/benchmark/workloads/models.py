@@ -68,12 +68,31 @@ def import_transformers() -> ModuleType:
     return transformers
 
 
-def build_hugging_face(cfg: CfgNode) -> nn.Module:
-    """Hugging Face's model of the same sizes, with its own losses on every decoder layer, on ``cfg.MODEL.DEVICE``."""
+def build_hugging_face(cfg: CfgNode, *, every_layer: bool = False) -> nn.Module:
+    """Hugging Face's model of the same sizes, on ``cfg.MODEL.DEVICE``.
+
+    Args:
+        cfg: of our model.
+        every_layer: predict from every decoder layer, to train; its forward then wants ``output_hidden_states=True``.
+    """
     transformers = import_transformers()
-    description = {**describe_model(cfg), "use_auxiliary_loss": cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION}
+    description = {**describe_model(cfg), "use_auxiliary_loss": every_layer, "return_dict": True}
     config = transformers.MaskFormerConfig.from_dict(description)
-    return transformers.MaskFormerForInstanceSegmentation(config).to(cfg.MODEL.DEVICE)
+    model = transformers.MaskFormerForInstanceSegmentation(config).to(cfg.MODEL.DEVICE)
+    if every_layer:
+        _drop_decoder_input(model, cfg.MODEL.MASK_FORMER.DEC_LAYERS)
+    return model
+
+
+def _drop_decoder_input(model: Any, num_layers: int) -> None:
+    """Keep the predictions of the L layers: some versions count the decoder's input, all zeros, as one more."""
+    get_logits = model.get_logits
+
+    def get_logits_of_layers(outputs: Any) -> Any:
+        outputs.transformer_decoder_hidden_states = outputs.transformer_decoder_hidden_states[-num_layers:]
+        return get_logits(outputs)
+
+    model.get_logits = get_logits_of_layers
 
 
 def draw_segment_map(num_segments: int, size: tuple[int, int], seed: int) -> Tensor:

@@ -68,9 +68,7 @@ def set_up_definition(
     model = build_ours(cfg).train()
     node = cfg.MODEL.MASK_FORMER
     model.criterion = PlainCriterion(
-        definitions.LossWeights(
-            of_mask=node.MASK_WEIGHT, of_dice=node.DICE_WEIGHT, of_no_object=node.NO_OBJECT_WEIGHT
-        )
+        definitions.LossWeights(of_mask=node.MASK_WEIGHT, of_dice=node.DICE_WEIGHT, of_no_object=node.NO_OBJECT_WEIGHT)
     )
     return repeat_step(cfg, model, build_plain_optimizer(cfg, model), draw(cfg, size, batch, masks))
 
@@ -83,7 +81,7 @@ def set_up_hugging_face(
     accelerator = Accelerator(device)
     half_precision = accelerator.half_precision(cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None
     scaler = accelerator.gradient_scaler(half_precision)
-    model = build_hugging_face(cfg).train()
+    model = build_hugging_face(cfg, every_layer=True).train()
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     inputs = peer_inputs(cfg, draw(cfg, size, batch, masks))
@@ -91,7 +89,7 @@ def set_up_hugging_face(
     def step() -> None:
         optimizer.zero_grad()
         with accelerator.autocast(half_precision):
-            loss = model(**inputs).loss
+            loss = model(**inputs, output_hidden_states=True).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)
@@ -106,9 +104,7 @@ def draw(cfg: CfgNode, size: Sequence[int], batch: int, masks: int) -> list[dict
     return draw_batch(batch, (size[0], size[1]), masks, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
-def repeat_step(
-    cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[dict[str, Any]]
-) -> Unit:
+def repeat_step(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer, batch: list[dict[str, Any]]) -> Unit:
     """The engine's step, on the same batch each time."""
     trainer = build_step_trainer(cfg, model, itertools.repeat(batch), optimizer)
 
