@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cpu", help="as MODEL.DEVICE (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or cases to run (default: all)")
     parser.add_argument("--rounds", type=int, help="units of each contender that count (default: the case's own)")
     allocators = [*ALLOCATORS, "both"]

@@ -32,19 +32,18 @@ class Process:
     Args:
         contender: what it does.
         device: on which device, where the contender uses one.
-        environment: variables besides this process's own.
+        environment: all of its variables.
     """
 
     def __init__(self, contender: Contender, *, device: str, environment: dict[str, str]):
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (close)
-        inherited = {name: value for name, value in os.environ.items() if name not in _THRESHOLDS}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "maskformer.tools.benchmark.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={**inherited, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment},
+            env=environment,
         )
         self._request = {"setup": contender.setup, "options": contender.options, "device": device}
 
@@ -114,17 +113,16 @@ def run_case(
         What was measured; a contender that failed has its error there, and the others went on.
     """
     rounds = case.rounds if rounds is None else rounds
-    environment = {**ALLOCATORS[allocator], **case.environment}
+    environment = make_environment(case, allocator)
     outcomes = {contender.name: Outcome() for contender in case.contenders}
     with contextlib.ExitStack() as stack:
-        processes: dict[str, Process] = {}
-        for contender in case.contenders:
-            process = Process(contender, device=device, environment=environment)
+        processes = {each.name: Process(each, device=device, environment=environment) for each in case.contenders}
+        for process in processes.values():
             stack.callback(process.close)
-            report(f"{contender.name} sets up")
-            with _note_error(outcomes[contender.name]):
-                outcomes[contender.name].threads = process.set_up()["threads"]
-                processes[contender.name] = process
+        for name, process in processes.items():  # they have all begun to import by now
+            report(f"{name} sets up")
+            with _note_error(outcomes[name]):
+                outcomes[name].threads = process.set_up()["threads"]
         for index in range(-case.warm_ups, rounds):
             for name, process in processes.items():
                 if outcomes[name].error is None:
@@ -134,6 +132,16 @@ def run_case(
                         if index >= 0:
                             outcomes[name].samples.append(sample)
     return CaseResult(case, allocator, outcomes)
+
+
+def make_environment(case: Case, allocator: str) -> dict[str, str]:
+    """The variables of a case's processes: this one's, but for the allocator's, and those of the case.
+
+    They import from where this process does.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in _THRESHOLDS}
+    path = os.pathsep.join(filter(None, sys.path))
+    return {**inherited, "PYTHONPATH": path, **ALLOCATORS[allocator], **case.environment}
 
 
 @contextlib.contextmanager
