@@ -147,8 +147,15 @@ POST_PROCESSING: dict[tuple[str, str], Callable[[int], Callable[..., Any]]] = {
 # --- whole ---
 
 
+# The COCO recipes have one with ResNets; the peer has none.
+NO_ENCODER = [
+    *("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "BasePixelDecoder", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "0"),
+    *("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
+]
+
+
 def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) -> CfgNode:
-    """A recipe whose model gives the results of one task alone."""
+    """A recipe, without a pixel decoder's encoder, whose model gives the results of one task alone."""
     test = "MODEL.MASK_FORMER.TEST."
     switches = [
         word
@@ -156,7 +163,8 @@ def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) ->
         for word in (f"{test}{name.upper()}_ON", str(name == task))
     ]
     thresholds = [word for name, value in PANOPTIC.items() for word in (f"{test}{name.upper()}", str(value))]
-    return load_recipe(recipe, device, tiny=tiny, options=[*switches, *(thresholds if task == "panoptic" else [])])
+    options = [*NO_ENCODER, *switches, *(thresholds if task == "panoptic" else [])]
+    return load_recipe(recipe, device, tiny=tiny, options=options)
 
 
 def keep_queries(class_predictor: nn.Module, queries: int, classes: int, kept: int, device: str) -> None:
