@@ -2,11 +2,13 @@
 PYTHON ?= python3
 # Another PyTorch than the pinned one, in an environment of its own: make test TORCH=2.7.1
 TORCH ?=
+# Options of the benchmark: make bench BENCH="--only training --rounds 3"
+BENCH ?=
 VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
-.PHONY: help demo test test_fast check install_dev clean
+.PHONY: help demo bench test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -14,6 +16,9 @@ help:  ## Show this list
 
 demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (about 10 minutes)
 	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo
+
+bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")
+	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.benchmark $(BENCH)
 
 test: $(READY)  ## Run all tests
 	@$(RUN) -m pytest

@@ -277,7 +277,7 @@ def find_readers() -> dict[str, list[str]]:
     keys = declared_keys()
     readers: dict[str, list[str]] = {key: [] for key in keys}
     for path, tree in PRODUCT.items():
-        if path != PACKAGE / "config.py" and path.parent != PACKAGE / "tools":
+        if path != PACKAGE / "config.py" and PACKAGE / "tools" not in path.parents:
             for key in find_reads(tree, keys):
                 readers[key].append(str(path.relative_to(REPOSITORY)))
     return readers
