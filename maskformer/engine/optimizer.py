@@ -139,7 +139,21 @@ def parameter_groups(
 
 
 def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=solver.BASE_LR)
+    # On a CPU one pass over a group is a fifth of the time of a dozen; other devices choose by themselves.
+    fused = True if all(_is_on_cpu(group) for group in groups) else None
+    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
+    optimizer._step_supports_amp_scaling = False  # then a loss scaler skips a step by not calling it: ``StepTrainer``
+
+    def keep_fused(_: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:  # a checkpoint of another device brings its own
+            group["fused"] = fused
+
+    optimizer.register_load_state_dict_post_hook(keep_fused)
+    return optimizer
+
+
+def _is_on_cpu(group: dict[str, Any]) -> bool:
+    return all(parameter.device.type == "cpu" for parameter in group["params"])
 
 
 def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:

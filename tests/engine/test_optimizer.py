@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from pathlib import Path
@@ -85,6 +86,40 @@ def test_groups_of_released_recipe_are_reproduced(reference: str):
         assert actual[name] == pytest.approx(values, rel=1e-12), name
     assert len(optimizer.param_groups) == len({(lr, decay) for _, lr, decay in expected})
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_fused_update_is_the_plain_one():
+    model = Toy().double()
+    twin = copy.deepcopy(model)
+    fused, plain = build_optimizer(config(), model), build_optimizer(config(), twin)
+    for group in plain.param_groups:
+        group["fused"] = False
+    assert all(group["fused"] for group in fused.param_groups)
+    for _ in range(3):
+        for parameter, other in zip(model.parameters(), twin.parameters()):
+            parameter.grad = torch.randn_like(parameter)
+            other.grad = parameter.grad.clone()
+        fused.step()
+        plain.step()
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-12, atol=1e-14)
+
+
+def test_checkpoint_of_another_device_does_not_change_how_the_update_is_made():
+    optimizer = build_optimizer(config(), Toy())
+    step_with_gradients_of_ones(optimizer)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = None
+    optimizer.load_state_dict(state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    step_with_gradients_of_ones(optimizer)
+
+
+def step_with_gradients_of_ones(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
 
 
 def step_with_gradients(optimizer: torch.optim.Optimizer, *gradients: float) -> list[float]:
