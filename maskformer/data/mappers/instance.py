@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as rle
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import polygons_to_bitmask
 
 from maskformer.data.augmentations import transform_map
 from maskformer.data.mappers.example import Record
@@ -78,7 +78,15 @@ def draw_mask(segmentation: list[Any] | dict[str, Any], transforms: T.Transform,
         (height, width) uint8, 1 inside.
     """
     if isinstance(segmentation, dict):
-        return transform_map(transforms, rle.decode(segmentation))
+        return transform_map(transforms, _decode(segmentation))
     # Corners may lie outside a crop: drawing clips them, so no polygon library is needed.
     corners = [transforms.apply_coords(np.array(polygon, dtype=np.float64).reshape(-1, 2)) for polygon in segmentation]
-    return polygons_to_bitmask([polygon.reshape(-1) for polygon in corners], *size).astype(np.uint8)
+    if not corners:
+        return np.zeros(size, dtype=np.uint8)
+    outlines = rle.frPyObjects([polygon.reshape(-1) for polygon in corners], *size)
+    return _decode(rle.merge(outlines))
+
+
+def _decode(encoded: dict[str, Any]) -> np.ndarray:
+    """(height, width) uint8 in rows; COCO's masks come in columns, which NumPy turns ten times slower than OpenCV."""
+    return cv2.transpose(rle.decode(encoded).T)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskformer.data.augmentations import detr_recipe, transform_map
+from maskformer.data.counting import replace_values
 from maskformer.data.mappers.example import Record, owned_tensor
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.data.reading import check_same_size, read_label_map, read_segment_ids
@@ -69,7 +70,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         """The category of each pixel, ``ignore_label`` where there is no segment."""
         category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
         dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
-        return np.array(category_of_segment, dtype=dtype).take(segment_map)
+        return replace_values(segment_map, np.array(category_of_segment, dtype=dtype))
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):
