@@ -37,12 +37,10 @@ class LabelledImage(T.AugInput):
         image_format: "RGB", or "BGR" for a picture of Pillow's that augmentations shall see so.
     """
 
-    def __init__(
-        self, image: np.ndarray | Image.Image, label_map: np.ndarray | None = None, image_format: str = "RGB"
-    ):
+    def __init__(self, image: np.ndarray | Image.Image, label_map: np.ndarray | None = None, image_format: str = "RGB"):
         self.boxes = None  # Detectron2's transforms of boxes have no part in segmentation
         self.picture = Picture(image, image_format)
-        self.labels = None
+        self.labels: IntegerMap | None = None
         if label_map is not None:
             self.add_labels(label_map)
 
@@ -56,9 +54,10 @@ class LabelledImage(T.AugInput):
         return self.picture.array
 
     @property
-    def sem_seg(self) -> np.ndarray | None:
+    def sem_seg(self) -> np.ndarray:
         """(H,W) integers, as transformed so far."""
-        return None if self.labels is None else self.labels.array
+        assert self.labels is not None, "there is no label map"
+        return self.labels.array
 
     @property
     def blank(self) -> np.ndarray:
@@ -77,7 +76,7 @@ class CategoryAreaCrop(T.RandomCrop_CategoryAreaConstraint):
 
     input_args = ("blank", "labels")
 
-    def get_transform(self, blank: np.ndarray, labels: IntegerMap | None) -> T.Transform:  # type: ignore[override]
+    def get_transform(self, blank: np.ndarray, labels: IntegerMap | None) -> T.Transform:
         """Draw a window, up to ten times.
 
         Args:
@@ -132,9 +131,7 @@ class ColourJitter(ColorAugSSDTransform):
 
     def _look_up(self, img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
         """Replace the hue (channel 0), saturation (1) or value (2) by a table's."""
-        there, back = (
-            (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
-        )
+        there, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
         hsv = cv2.cvtColor(img, there)
         cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
         return cv2.cvtColor(hsv, back)

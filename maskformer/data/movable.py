@@ -89,7 +89,11 @@ class Picture(_Movable):
 
     def _cut(self, window: Window) -> None:
         if self._resizing is None:
-            self._image = _cut(self._image, window)
+            self._image = (
+                self._image.crop((window.left, window.top, window.left + window.width, window.top + window.height))
+                if isinstance(self._image, Image.Image)
+                else _cut(self._image, window)
+            )
         elif isinstance(self._image, Image.Image):
             self._image = resize_picture(self._image, self.size, window, self._resizing.interp)
         elif self._image.dtype == np.uint8 and self._image.shape[2:] == (3,):
@@ -152,8 +156,5 @@ def contiguous(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _cut(image: np.ndarray | Image.Image, window: Window) -> np.ndarray | Image.Image:
-    bottom, right = window.top + window.height, window.left + window.width
-    if isinstance(image, Image.Image):
-        return image.crop((window.left, window.top, right, bottom))
-    return image[window.top : bottom, window.left : right]
+def _cut(array: np.ndarray, window: Window) -> np.ndarray:
+    return array[window.top : window.top + window.height, window.left : window.left + window.width]

@@ -229,9 +229,9 @@ def _read(file_name: str, mode: str | None, kind: str) -> Image.Image:
     """Decode a file as Detectron2's ``read_image`` does; ``mode``: convert to it, None: keep the file's own."""
     try:
         with PathManager.open(file_name, "rb") as file:
-            image = Image.open(file)
-            image.load()
-            image = _turn_upright(image)
+            decoded = Image.open(file)
+            decoded.load()
+            image = _turn_upright(decoded)
             return image if mode in (None, image.mode) else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise InputError(
@@ -242,7 +242,7 @@ def _read(file_name: str, mode: str | None, kind: str) -> Image.Image:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow raises whatever its parser of a damaged tag meets; the pixels are good
         return image
     return image if turn is None else image.transpose(turn)

@@ -38,7 +38,7 @@ class _Span:
 
 
 def resize_picture(
-    picture: Image.Image, new_size: tuple[int, int], window: Window, resample: int = Image.BILINEAR
+    picture: Image.Image, new_size: tuple[int, int], window: Window, resample: int = Image.Resampling.BILINEAR
 ) -> Image.Image:
     """Resize a picture and keep a window.
 
@@ -48,7 +48,9 @@ def resize_picture(
         window: lies within it.
         resample: Pillow's filter.
     """
-    if resample not in (Image.BILINEAR, Image.BOX, Image.HAMMING, Image.BICUBIC, Image.LANCZOS):
+    if window == Window(0, 0, *new_size):
+        return picture.resize(new_size[::-1], resample)
+    if resample == Image.Resampling.NEAREST:  # no filter; its steps are Pillow's own
         resized = picture.resize(new_size[::-1], resample)
         return resized.crop(_corners(window.left, window.top, window.width, window.height))
     rows = _span(picture.height, new_size[0], window.top, window.height)

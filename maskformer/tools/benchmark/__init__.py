@@ -1,0 +1,1 @@
+"""The benchmark: ours against peers and definitions, side by side."""

@@ -1,0 +1,1 @@
+"""What the benchmark times: one function that sets up each unit of work."""
