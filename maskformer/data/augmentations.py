@@ -71,6 +71,23 @@ class LabelledImage(T.AugInput):
             self.labels.transform(tfm)
 
 
+class Recipe(T.AugmentationList):
+    """Augmentations in order, of a ``LabelledImage`` or of any other input of Detectron2's."""
+
+    def __call__(self, aug_input: T.AugInput) -> T.TransformList:
+        """Augment in place, and return what was done."""
+        if isinstance(aug_input, LabelledImage):
+            return super().__call__(aug_input)
+        labelled = LabelledImage(aug_input.image, aug_input.sem_seg)
+        transforms = super().__call__(labelled)
+        aug_input.image = labelled.image
+        if aug_input.sem_seg is not None:
+            aug_input.sem_seg = labelled.sem_seg
+        if aug_input.boxes is not None:
+            aug_input.boxes = transforms.apply_box(aug_input.boxes)
+        return transforms
+
+
 class CategoryAreaCrop(T.RandomCrop_CategoryAreaConstraint):
     """Detectron2's crop with the same draws; it counts the labels of a window in a fraction of the time."""
 
@@ -178,7 +195,7 @@ def crop_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> T.AugmentationList:
+) -> Recipe:
     """Resize, crop, jitter the colours and flip: MaskFormer's recipe for semantic segmentation.
 
     Args:
@@ -187,7 +204,7 @@ def crop_recipe(
         colour_jitter: where ``INPUT.COLOR_AUG_SSD``.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    return T.AugmentationList([step for step in (resize, crop, colour_jitter, flip) if step is not None])
+    return Recipe([step for step in (resize, crop, colour_jitter, flip) if step is not None])
 
 
 def detr_recipe(
@@ -196,7 +213,7 @@ def detr_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> T.AugmentationList:
+) -> Recipe:
     """Flip, then resize, or one time in two resize to 400, 500 or 600, crop, and resize (DETR, appendix A.4).
 
     Args:
@@ -206,13 +223,13 @@ def detr_recipe(
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
     first_resize = _by_size(T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice"))
-    detour = None if crop is None else T.RandomApply(T.AugmentationList([first_resize, crop]), prob=0.5)
-    return T.AugmentationList([step for step in (flip, detour, resize, colour_jitter) if step is not None])
+    detour = None if crop is None else T.RandomApply(Recipe([first_resize, crop]), prob=0.5)
+    return Recipe([step for step in (flip, detour, resize, colour_jitter) if step is not None])
 
 
 def large_scale_jitter_recipe(
     *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
-) -> T.AugmentationList:
+) -> Recipe:
     """Flip, scale to fit a square times a random factor, and cut a square where the result is larger.
 
     Args:
@@ -224,7 +241,7 @@ def large_scale_jitter_recipe(
     scale = _by_size(T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size))
     # Not padded: labels are, with other values than Detectron2's.
     cut = _by_size(T.FixedSizeCrop((image_size, image_size), pad=False))
-    return T.AugmentationList([step for step in (flip, scale, cut) if step is not None])
+    return Recipe([step for step in (flip, scale, cut) if step is not None])
 
 
 def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -> T.Augmentation:

@@ -247,3 +247,18 @@ def test_augmentation_that_looks_at_the_image_gets_the_resized_one() -> None:
     labelled = LabelledImage(Image.fromarray(image))
     T.AugmentationList([build_resize((8,), 100, "choice"), Brightest()])(labelled)
     assert labelled.image.shape == (1, 1, 3) and labelled.image[0, 0, 0] > 100
+
+
+def test_recipe_augments_detectron2s_own_input_with_its_boxes() -> None:
+    recipe = crop_recipe(
+        resize=build_resize((48,), 400, "choice"),
+        crop=build_crop("absolute", (24, 30), 0.9, 255),
+        colour_jitter=None,
+        flip=build_flip("horizontal"),
+    )
+    noise, boxes = labelled_noise(24, 32), np.array([[2.0, 3.0, 9.0, 8.0]])
+    plain = T.AugInput(noise.image, sem_seg=noise.sem_seg, boxes=boxes.copy())
+    transforms = recipe(plain)
+    assert plain.image.shape == (24, 30, 3)
+    assert np.array_equal(plain.sem_seg, transform_map(transforms, noise.sem_seg))
+    assert np.array_equal(plain.boxes, transforms.apply_box(boxes.copy()))
