@@ -87,3 +87,10 @@ def test_enlarging_a_map_four_times_repeats_each_pixel() -> None:
     integer_map = np.array([[1, 2], [3, 70000]], np.int32)
     enlarged = resize_map(integer_map, (8, 8), Window(2, 2, 4, 4))
     assert enlarged.dtype == np.int32 and enlarged.tolist() == [[1, 1, 2, 2]] * 2 + [[3, 3, 70000, 70000]] * 2
+
+
+@pytest.mark.parametrize("resample", [Image.BILINEAR, Image.LANCZOS])
+def test_small_window_of_a_strong_enlargement_is_filtered_from_pixels_outside_it(resample: int) -> None:
+    picture, window = noise(12, 10), Window(401, 333, 30, 40)
+    expected = crop(resize_rows_last(picture, (1200, 900), resample), window)
+    assert np.abs(np.asarray(resize_picture(picture, (1200, 900), window, resample)) - expected).max() <= 1
