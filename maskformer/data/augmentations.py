@@ -5,35 +5,153 @@ Randomness comes from NumPy's and Python's global generators, which Detectron2 s
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import TypeVar
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
+from PIL import Image
 
+from maskformer.data.counting import count_values
+from maskformer.data.movable import IntegerMap, Picture
 from maskformer.structures import InputError
 
 DETR_SHORT_EDGES = (400, 500, 600)  # pixels, before DETR's crop
+
+_Augmentation = TypeVar("_Augmentation", bound=T.Augmentation)
 
 
 class LabelledImage(T.AugInput):
     """An image and its label map, augmented together; the map may hold integers of any width.
 
+    Geometry is drawn first and computed later, so that of a resized image only the crop is ever made. An augmentation
+    that looks at ``image`` or ``sem_seg`` gets what it expects; those that this module builds look at ``blank`` and
+    ``labels``, which cost nothing.
+
     Args:
-        image: (H,W,3) uint8.
-        label_map: (H,W) integers, ``sem_seg`` to the augmentations.
+        image: (H,W,3) uint8, or the same as a picture of Pillow's.
+        label_map: (H,W) integers, ``sem_seg`` to the augmentations; None: there is none.
+        image_format: "RGB", or "BGR" for a picture of Pillow's that augmentations shall see so.
     """
 
-    image: np.ndarray
-    sem_seg: np.ndarray
+    def __init__(self, image: np.ndarray | Image.Image, label_map: np.ndarray | None = None, image_format: str = "RGB"):
+        self.boxes = None  # Detectron2's transforms of boxes have no part in segmentation
+        self.picture = Picture(image, image_format)
+        self.labels: IntegerMap | None = None
+        if label_map is not None:
+            self.add_labels(label_map)
 
-    def __init__(self, image: np.ndarray, label_map: np.ndarray):
-        super().__init__(image, sem_seg=label_map)
+    def add_labels(self, label_map: np.ndarray) -> None:
+        """Move a label map (H,W) along with the image from now on."""
+        self.labels = IntegerMap(label_map)
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H,W,3) uint8, as transformed so far."""
+        return self.picture.array
+
+    @property
+    def sem_seg(self) -> np.ndarray:
+        """(H,W) integers, as transformed so far."""
+        assert self.labels is not None, "there is no label map"
+        return self.labels.array
+
+    @property
+    def blank(self) -> np.ndarray:
+        """(H,W,3) uint8 zeros of the present size: enough for an augmentation that draws a place or a size."""
+        return np.broadcast_to(np.uint8(0), (*self.picture.size, 3))
 
     def transform(self, tfm: T.Transform) -> None:
         """Apply one transform to both, in place."""
-        self.image = tfm.apply_image(self.image)
-        self.sem_seg = transform_map(tfm, self.sem_seg)
+        self.picture.transform(tfm)
+        if self.labels is not None:
+            self.labels.transform(tfm)
+
+
+class Recipe(T.AugmentationList):
+    """Augmentations in order, of a ``LabelledImage`` or of any other input of Detectron2's."""
+
+    def __call__(self, aug_input: T.AugInput) -> T.TransformList:
+        """Augment in place, and return what was done."""
+        if isinstance(aug_input, LabelledImage):
+            return super().__call__(aug_input)
+        labelled = LabelledImage(aug_input.image, aug_input.sem_seg)
+        transforms = super().__call__(labelled)
+        aug_input.image = labelled.image
+        if aug_input.sem_seg is not None:
+            aug_input.sem_seg = labelled.sem_seg
+        if aug_input.boxes is not None:
+            aug_input.boxes = transforms.apply_box(aug_input.boxes)
+        return transforms
+
+
+class CategoryAreaCrop(T.RandomCrop_CategoryAreaConstraint):
+    """Detectron2's crop with the same draws; it counts the labels of a window in a fraction of the time."""
+
+    input_args = ("blank", "labels")
+
+    def get_transform(self, blank: np.ndarray, labels: IntegerMap | None) -> T.Transform:
+        """Draw a window, up to ten times.
+
+        Args:
+            blank: (H,W,3), for its size.
+            labels: of the same size.
+        """
+        assert labels is not None, "no label map to measure areas in"
+        for _ in range(10):
+            window = self.crop_aug.get_transform(blank)
+            counts = count_values(labels.window(window))
+            if self.ignored_category is not None and self.ignored_category < len(counts):
+                counts[self.ignored_category] = 0
+            if np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
+                break
+        return window
+
+
+class ColourJitter(ColorAugSSDTransform):
+    """Detectron2's jitter with the same draws and values; each step is one look-up or one conversion of the image."""
+
+    def apply_image(self, img: np.ndarray, interp: str | None = None) -> np.ndarray:  # noqa: ARG002
+        """Jitter an image.
+
+        Args:
+            img: (H,W,3) uint8, left as it is.
+            interp: of no effect.
+        """
+        img = self.brightness(np.ascontiguousarray(img))
+        contrast_first = random.randrange(2)
+        steps = (self.saturation, self.hue)
+        for step in (self.contrast, *steps) if contrast_first else (*steps, self.contrast):
+            img = step(img)
+        return img
+
+    def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
+        """Scale and shift values: in a table of all 256, not in each pixel."""
+        return cv2.LUT(img, super().convert(np.arange(256, dtype=np.uint8), alpha, beta))
+
+    def saturation(self, img: np.ndarray) -> np.ndarray:
+        """Scale the saturation, one time in two."""
+        if random.randrange(2):
+            alpha = random.uniform(self.saturation_low, self.saturation_high)
+            return self._look_up(img, 1, super().convert(np.arange(256, dtype=np.uint8), alpha))
+        return img
+
+    def hue(self, img: np.ndarray) -> np.ndarray:
+        """Turn the hue, one time in two."""
+        if random.randrange(2):
+            turned = (np.arange(256) + random.randint(-self.hue_delta, self.hue_delta)) % 180
+            return self._look_up(img, 0, turned.astype(np.uint8))
+        return img
+
+    def _look_up(self, img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+        """Replace the hue (channel 0), saturation (1) or value (2) by a table's."""
+        there, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+        hsv = cv2.cvtColor(img, there)
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+        return cv2.cvtColor(hsv, back)
 
 
 def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray:
@@ -46,11 +164,9 @@ def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray
     Returns:
         The transformed map, of the same type.
     """
-    if integer_map.dtype == np.uint8:
-        return transform.apply_segmentation(integer_map)
-    # Pillow resizes bytes only, so a wider integer travels as its bytes, which move together.
-    planes = np.ascontiguousarray(integer_map)[..., None].view(np.uint8)
-    return np.ascontiguousarray(transform.apply_segmentation(planes)).view(integer_map.dtype)[..., 0]
+    moved = IntegerMap(integer_map)
+    moved.transform(transform)
+    return moved.array
 
 
 def pad_to_multiple(array: np.ndarray, divisor: int, value: int) -> np.ndarray:
@@ -79,7 +195,7 @@ def crop_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> T.AugmentationList:
+) -> Recipe:
     """Resize, crop, jitter the colours and flip: MaskFormer's recipe for semantic segmentation.
 
     Args:
@@ -88,7 +204,7 @@ def crop_recipe(
         colour_jitter: where ``INPUT.COLOR_AUG_SSD``.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    return T.AugmentationList([step for step in (resize, crop, colour_jitter, flip) if step is not None])
+    return Recipe([step for step in (resize, crop, colour_jitter, flip) if step is not None])
 
 
 def detr_recipe(
@@ -97,7 +213,7 @@ def detr_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> T.AugmentationList:
+) -> Recipe:
     """Flip, then resize, or one time in two resize to 400, 500 or 600, crop, and resize (DETR, appendix A.4).
 
     Args:
@@ -106,14 +222,14 @@ def detr_recipe(
         colour_jitter: where ``INPUT.COLOR_AUG_SSD``; DETR has none.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    first_resize = T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice")
-    detour = None if crop is None else T.RandomApply(T.AugmentationList([first_resize, crop]), prob=0.5)
-    return T.AugmentationList([step for step in (flip, detour, resize, colour_jitter) if step is not None])
+    first_resize = _by_size(T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice"))
+    detour = None if crop is None else T.RandomApply(Recipe([first_resize, crop]), prob=0.5)
+    return Recipe([step for step in (flip, detour, resize, colour_jitter) if step is not None])
 
 
 def large_scale_jitter_recipe(
     *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
-) -> T.AugmentationList:
+) -> Recipe:
     """Flip, scale to fit a square times a random factor, and cut a square where the result is larger.
 
     Args:
@@ -122,9 +238,10 @@ def large_scale_jitter_recipe(
         max_scale: the largest.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    scale = T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size)
-    cut = T.FixedSizeCrop((image_size, image_size), pad=False)  # labels are padded with other values than Detectron2's
-    return T.AugmentationList([step for step in (flip, scale, cut) if step is not None])
+    scale = _by_size(T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size))
+    # Not padded: labels are, with other values than Detectron2's.
+    cut = _by_size(T.FixedSizeCrop((image_size, image_size), pad=False))
+    return Recipe([step for step in (flip, scale, cut) if step is not None])
 
 
 def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -> T.Augmentation:
@@ -141,7 +258,7 @@ def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -
             f"INPUT.MIN_SIZE_TRAIN has {len(short_edges)} values; expected 2, the ends of a range, or set "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING to choice."
         )
-    return T.ResizeShortestEdge(short_edges, max_size, sample_style)
+    return _by_size(T.ResizeShortestEdge(short_edges, max_size, sample_style))
 
 
 def build_crop(
@@ -157,14 +274,14 @@ def build_crop(
     """
     _check_option("INPUT.CROP.TYPE", crop_type, ("absolute", "absolute_range", "relative", "relative_range"))
     if single_category_max_area >= 1.0:
-        return T.RandomCrop(crop_type, crop_size)
-    return T.RandomCrop_CategoryAreaConstraint(crop_type, crop_size, single_category_max_area, ignore_label)
+        return _by_size(T.RandomCrop(crop_type, crop_size))
+    return CategoryAreaCrop(crop_type, crop_size, single_category_max_area, ignore_label)
 
 
 def build_colour_jitter(image_format: str) -> T.Transform:
     """Build SSD's random brightness, contrast, saturation and hue for "RGB" or "BGR" images."""
     _check_option("INPUT.FORMAT", image_format, ("RGB", "BGR"))
-    return ColorAugSSDTransform(img_format=image_format)
+    return ColourJitter(img_format=image_format)
 
 
 def build_flip(direction: str) -> T.Augmentation | None:
@@ -172,7 +289,13 @@ def build_flip(direction: str) -> T.Augmentation | None:
     _check_option("INPUT.RANDOM_FLIP", direction, ("horizontal", "vertical", "none"))
     if direction == "none":
         return None
-    return T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")
+    return _by_size(T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical"))
+
+
+def _by_size(augmentation: _Augmentation) -> _Augmentation:
+    """Let an augmentation of a ``LabelledImage`` look at no more than its size."""
+    augmentation.input_args = ("blank",)
+    return augmentation
 
 
 def _check_option(key: str, value: str, options: Sequence[str]) -> None:

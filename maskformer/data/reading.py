@@ -6,10 +6,37 @@ import os
 from typing import Any
 
 import numpy as np
-from detectron2.data import detection_utils
-from PIL import Image
+from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image
 
+from maskformer.data.counting import count_values
 from maskformer.structures import InputError, LabelValues
+
+# EXIF orientation -> what turns such a picture upright; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_picture(file_name: str) -> Image.Image:
+    """Read a picture, upright as its EXIF orientation says, in Pillow's own form.
+
+    Args:
+        file_name: JPEG, PNG or another file that Pillow reads.
+
+    Returns:
+        Decoded, of mode RGB.
+
+    Raises:
+        InputError: the file is missing, empty, truncated or no image.
+    """
+    return _read(file_name, "RGB", "Image")
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -25,7 +52,8 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     Raises:
         InputError: the file is missing, empty, truncated or no image.
     """
-    return _read(file_name, image_format, "Image")
+    pixels = np.asarray(read_picture(file_name))
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def read_label_map(
@@ -49,7 +77,7 @@ def read_label_map(
     if label_values is not None:
         _check_values(file_name, label_map, label_values)
         label_map = renumber(label_map, label_values, ignore_label)
-    values = np.flatnonzero(np.bincount(label_map.ravel())) if label_map.dtype == np.uint8 else np.unique(label_map)
+    values = np.flatnonzero(count_values(label_map)) if label_map.dtype.kind == "u" else np.unique(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
         raise InputError(
@@ -103,7 +131,7 @@ def read_class_map(file_name: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read or is not a one-channel integer image.
     """
-    label_map = _read(file_name, None, "Label")
+    label_map = np.asarray(_read(file_name, None, "Label"))
     if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
         raise InputError(
             f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
@@ -124,9 +152,11 @@ def read_segment_ids(file_name: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read or is not RGB.
     """
-    rgb = read_rgb(file_name, "Panoptic label")
-    red, green, blue = np.moveaxis(rgb.astype(np.int32), 2, 0)
-    return red + (green << 8) + (blue << 16)
+    label = _read(file_name, None, "Panoptic label")
+    _check_rgb(label, file_name, "Panoptic label")
+    # Pillow's own four bytes of a pixel, the last of them of no meaning, are the number in little-endian order.
+    numbers = np.frombuffer(label.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
+    return numbers.reshape(label.height, label.width)
 
 
 def read_rgb(file_name: str, kind: str) -> np.ndarray:
@@ -142,13 +172,18 @@ def read_rgb(file_name: str, kind: str) -> np.ndarray:
     Raises:
         InputError: the file cannot be read or is not RGB.
     """
-    rgb = _read(file_name, None, kind)
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8:
+    label = _read(file_name, None, kind)
+    _check_rgb(label, file_name, kind)
+    return np.asarray(label)
+
+
+def _check_rgb(label: Image.Image, file_name: str, kind: str) -> None:
+    if label.mode != "RGB":
+        array = np.asarray(label)
         raise InputError(
-            f"{kind} file {file_name} holds an array of shape {rgb.shape} and type {rgb.dtype}; expected an 8-bit RGB "
-            "image whose colours are numbers. datasets/README.md says how labels are prepared."
+            f"{kind} file {file_name} holds an array of shape {array.shape} and type {array.dtype}; expected an 8-bit "
+            "RGB image whose colours are numbers. datasets/README.md says how labels are prepared."
         )
-    return rgb
 
 
 def check_declared_size(record: dict[str, Any], image: np.ndarray) -> None:
@@ -190,14 +225,27 @@ def check_same_size(image: np.ndarray, image_file: str, label_map: np.ndarray, l
         )
 
 
-def _read(file_name: str, image_format: str | None, kind: str) -> np.ndarray:
+def _read(file_name: str, mode: str | None, kind: str) -> Image.Image:
+    """Decode a file as Detectron2's ``read_image`` does; ``mode``: convert to it, None: keep the file's own."""
     try:
-        return detection_utils.read_image(file_name, image_format)
+        with PathManager.open(file_name, "rb") as file:
+            decoded = Image.open(file)
+            decoded.load()
+            image = _turn_upright(decoded)
+            return image if mode in (None, image.mode) else image.convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise InputError(
             f"{kind} file {file_name} cannot be read: {_reason(file_name, error)}; expected a complete image file. "
             "Restore it, or take it out of the dataset that DATASETS.TRAIN or DATASETS.TEST names."
         ) from error
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises whatever its parser of a damaged tag meets; the pixels are good
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _reason(file_name: str, error: Exception) -> str:

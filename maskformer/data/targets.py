@@ -10,6 +10,7 @@ import torch
 from detectron2.structures import BitMasks
 from torch import Tensor
 
+from maskformer.data.counting import count_values, replace_values
 from maskformer.structures import SegmentMasks
 
 
@@ -23,8 +24,7 @@ def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, 
     Returns:
         ``labels`` (G,) int64, ascending, and the masks.
     """
-    present = np.bincount(label_map.ravel()) > 0
-    classes = np.flatnonzero(present)
+    classes = np.flatnonzero(count_values(label_map))
     classes = classes[classes != ignore_label]
     segment_map = number_segments(label_map, classes)
     return torch.from_numpy(classes), SegmentMasks(torch.from_numpy(segment_map), len(classes))
@@ -64,9 +64,9 @@ def instance_targets(
         ``labels`` (G,) int64, in the given order, and the masks (G,H,W) bool.
     """
     kept = [index for index, mask in enumerate(masks) if mask.any()]
-    stacked = np.zeros((len(kept), *size), dtype=bool)
+    stacked = np.empty((len(kept), *size), dtype=bool)
     for row, index in enumerate(kept):
-        stacked[row] = masks[index] != 0
+        stacked[row] = masks[index]
     labels = torch.tensor([classes[index] for index in kept], dtype=torch.int64)
     return labels, BitMasks(torch.from_numpy(stacked))
 
@@ -88,7 +88,7 @@ def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray)
     number_of_id = np.zeros(int(id_map.max(initial=0)) + 1, dtype=dtype)
     may_occur = segment_ids < len(number_of_id)
     number_of_id[segment_ids[may_occur]] = np.arange(1, num_segments + 1)[may_occur]
-    return number_of_id[id_map]
+    return replace_values(id_map, number_of_id)
 
 
 def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
@@ -101,4 +101,7 @@ def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
     Returns:
         (G,) bool.
     """
-    return np.bincount(segment_map.ravel(), minlength=num_segments + 1)[1:] > 0
+    visible = np.zeros(num_segments, dtype=bool)
+    seen = count_values(segment_map)[1 : num_segments + 1] > 0
+    visible[: len(seen)] = seen
+    return visible

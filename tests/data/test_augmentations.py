@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from PIL import Image
 
 from maskformer.data.augmentations import (
     LabelledImage,
@@ -12,6 +16,7 @@ from maskformer.data.augmentations import (
     build_resize,
     crop_recipe,
     detr_recipe,
+    large_scale_jitter_recipe,
     pad_to_multiple,
     transform_map,
 )
@@ -142,3 +147,118 @@ def test_nothing_is_padded_where_the_size_fits_or_no_divisor_is_given(size: tupl
 def test_unknown_option_names_its_key(build: object, key: str) -> None:
     with pytest.raises(InputError, match=f"{key}.*expected"):
         build()
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_colour_jitter_draws_and_gives_what_detectron2s_does(image_format: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    theirs, ours = ColorAugSSDTransform(img_format=image_format), build_colour_jitter(image_format)
+    for seed in range(100):
+        random.seed(seed)
+        expected, next_draw = theirs.apply_image(image), random.random()
+        random.seed(seed)
+        assert np.array_equal(ours.apply_image(image), expected)
+        assert random.random() == next_draw
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.parametrize("ignored", [255, None, 1])
+def test_area_limit_draws_the_windows_of_detectron2s_crop(dtype: type, ignored: int | None) -> None:
+    label_map = np.random.default_rng(0).choice([0, 1, 2, 255], (6, 8)).repeat(8, 0).repeat(8, 1).astype(dtype)
+    image = np.zeros((48, 64, 3), np.uint8)
+    theirs = T.RandomCrop_CategoryAreaConstraint("absolute_range", (6, 20), 0.6, ignored)
+    ours = build_crop("absolute_range", (6, 20), 0.6, ignored)
+    for seed in range(100):
+        np.random.seed(seed)
+        expected = theirs.get_transform(image, label_map)
+        np.random.seed(seed)
+        drawn = ours(LabelledImage(image, label_map))
+        assert (drawn.x0, drawn.y0, drawn.w, drawn.h) == (expected.x0, expected.y0, expected.w, expected.h)
+
+
+def plain_recipes() -> dict[str, tuple[T.AugmentationList, T.AugmentationList]]:
+    """Ours, and the same of Detectron2's augmentations on whole arrays."""
+    sizes, crop, flip = [20, 33, 48, 97], ("absolute", (24, 30)), {"horizontal": True, "vertical": False}
+    first, last = (
+        T.ResizeShortestEdge([400, 500, 600], sample_style="choice"),
+        T.ResizeShortestEdge(sizes, 400, "choice"),
+    )
+    parts = {"resize": build_resize(sizes, 400, "choice"), "colour_jitter": None, "flip": build_flip("horizontal")}
+    limited = ("absolute", (24, 30), 0.5, 255)
+    detour = T.RandomApply(T.AugmentationList([first, T.RandomCrop("absolute_range", (100, 300))]), prob=0.5)
+    scale = T.ResizeScale(0.3, 2.0, target_height=40, target_width=40)
+    return {
+        "crop": (
+            crop_recipe(crop=build_crop(*crop), **parts),
+            T.AugmentationList([last, T.RandomCrop(*crop), T.RandomFlip(**flip)]),
+        ),
+        "limited crop": (
+            crop_recipe(crop=build_crop(*limited), **parts),
+            T.AugmentationList([last, T.RandomCrop_CategoryAreaConstraint(*limited), T.RandomFlip(**flip)]),
+        ),
+        "detr": (
+            detr_recipe(crop=build_crop("absolute_range", (100, 300)), **parts),
+            T.AugmentationList([T.RandomFlip(**flip), detour, last]),
+        ),
+        "large-scale jitter": (
+            large_scale_jitter_recipe(image_size=40, min_scale=0.3, max_scale=2.0, flip=build_flip("horizontal")),
+            T.AugmentationList([T.RandomFlip(**flip), scale, T.FixedSizeCrop((40, 40), pad=False)]),
+        ),
+    }
+
+
+@pytest.mark.parametrize("as_picture", [False, True])
+@pytest.mark.parametrize("name", ["crop", "limited crop", "detr", "large-scale jitter"])
+def test_recipe_equals_detectron2s_on_whole_arrays_for_every_seed(name: str, as_picture: bool) -> None:
+    ours, theirs = plain_recipes()[name]
+    image = labelled_noise(45, 60).image
+    label_map = np.random.default_rng(1).choice([0, 1, 255], (45, 60)).astype(np.uint8)
+    different = values = 0
+    for seed in range(40):
+        np.random.seed(seed)
+        expected = T.AugInput(image, sem_seg=label_map)
+        theirs(expected)
+        next_draw = np.random.random()
+        np.random.seed(seed)
+        labelled = LabelledImage(Image.fromarray(image) if as_picture else image, label_map)
+        transforms = ours(labelled)
+        assert np.random.random() == next_draw
+        assert np.array_equal(labelled.sem_seg, expected.sem_seg)
+        assert np.array_equal(transform_map(transforms, label_map), expected.sem_seg)
+        difference = np.abs(labelled.image.astype(int) - expected.image)
+        assert difference.max() <= 1
+        different, values = different + np.count_nonzero(difference), values + difference.size
+    assert different < values / 500
+
+
+def test_picture_in_bgr_is_seen_so_by_augmentations() -> None:
+    pixels = labelled_noise(4, 5).image
+    assert np.array_equal(LabelledImage(Image.fromarray(pixels), image_format="BGR").image, pixels[..., ::-1])
+
+
+def test_augmentation_that_looks_at_the_image_gets_the_resized_one() -> None:
+    class Brightest(T.Augmentation):
+        def get_transform(self, image: np.ndarray) -> T.Transform:
+            row, column = np.unravel_index(image[..., 0].argmax(), image.shape[:2])
+            return T.CropTransform(int(column), int(row), 1, 1)
+
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[2, 3] = 200
+    labelled = LabelledImage(Image.fromarray(image))
+    T.AugmentationList([build_resize((8,), 100, "choice"), Brightest()])(labelled)
+    assert labelled.image.shape == (1, 1, 3) and labelled.image[0, 0, 0] > 100
+
+
+def test_recipe_augments_detectron2s_own_input_with_its_boxes() -> None:
+    recipe = crop_recipe(
+        resize=build_resize((48,), 400, "choice"),
+        crop=build_crop("absolute", (24, 30), 0.9, 255),
+        colour_jitter=None,
+        flip=build_flip("horizontal"),
+    )
+    noise, boxes = labelled_noise(24, 32), np.array([[2.0, 3.0, 9.0, 8.0]])
+    plain = T.AugInput(noise.image, sem_seg=noise.sem_seg, boxes=boxes.copy())
+    transforms = recipe(plain)
+    assert plain.image.shape == (24, 30, 3)
+    assert np.array_equal(plain.sem_seg, transform_map(transforms, noise.sem_seg))
+    assert np.array_equal(plain.boxes, transforms.apply_box(boxes.copy()))

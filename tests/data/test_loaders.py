@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -169,3 +170,29 @@ def test_batch_that_processes_cannot_share_is_refused(images: int, processes: in
     with pytest.raises(InputError, match=rf"IMS_PER_BATCH is {images}, expected a multiple .*, {processes}: change it"):
         _check_batch_size(images, processes)
     _check_batch_size(8, processes)
+
+
+@pytest.mark.parametrize("name", ["mask_former_semantic", "mask_former_panoptic", "detr_panoptic", "coco_panoptic_lsj"])
+def test_examples_leave_a_worker_in_at_most_six_bytes_a_pixel(
+    name: str, register_dataset: Callable, write_png: Write, write_panoptic: Write, make_config: Callable[..., CfgNode]
+) -> None:
+    ids = np.arange(80).reshape(8, 10).repeat(20, axis=0).repeat(20, axis=1) + 1
+    record = {
+        "file_name": write_png("image.png", np.stack([ids] * 3, axis=-1)),
+        "sem_seg_file_name": write_png("label.png", ids % 3),
+        "pan_seg_file_name": write_panoptic("panoptic.png", ids),
+        "segments_info": [{"id": i, "category_id": i % 3} for i in range(1, 81)],
+    }
+    cfg = make_config(
+        *("DATASETS.TRAIN", (register_dataset("tiny", [record], stuff_classes=["a", "b", "c"], ignore_label=255),)),
+        *("INPUT.DATASET_MAPPER_NAME", name, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"),
+        *("INPUT.CROP.SIZE", [128, 128], "INPUT.SIZE_DIVISIBILITY", 128, "INPUT.MIN_SIZE_TRAIN", (200,)),
+        *("INPUT.IMAGE_SIZE", 128, "INPUT.RANDOM_FLIP", "horizontal", "DATALOADER.NUM_WORKERS", 1),
+    )
+    for example in next(iter(build_train_loader(cfg))):
+        instances = example["instances"]
+        tensors = [example["image"], example["sem_seg"], instances.gt_masks.segment_map]
+        pixels = example["image"][0].numel()
+        assert len(instances) > 10 or name == "mask_former_semantic"
+        assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) <= 5 * pixels  # no view of a larger image
+        assert len(pickle.dumps(example)) <= 6 * pixels

@@ -4,27 +4,50 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
+
+from maskformer.data.movable import contiguous
 
 Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
 
 
-def image_example(record: Record, original: np.ndarray, image: np.ndarray) -> Record:
+def image_example(record: Record, original_size: tuple[int, int], image: torch.Tensor) -> Record:
     """Start an example: the names of an image, its original size and the pixels that the network takes.
 
     Args:
         record: the dataset's entry, left as it is.
-        original: (height, width, 3), as read.
-        image: (H,W,3) uint8, as augmented.
+        original_size: (height, width), as read.
+        image: (3,H,W) uint8, as augmented.
 
     Returns:
         ``file_name``, ``image_id`` if there is one, ``height``, ``width`` and ``image`` (3,H,W).
     """
     example: Record = {key: record[key] for key in ("file_name", "image_id") if key in record}
-    example["height"], example["width"] = original.shape[:2]
-    example["image"] = owned_tensor(image.transpose(2, 0, 1))
+    example["height"], example["width"] = original_size
+    example["image"] = image
     return example
+
+
+def image_tensor(image: np.ndarray, size: tuple[int, int], padding: int = 0) -> torch.Tensor:
+    """Turn an image into the tensor that the network takes.
+
+    Args:
+        image: (height, width, 3) uint8.
+        size: (H, W), not less than the image's.
+        padding: the value of pixels below and right of the image.
+
+    Returns:
+        (3,H,W) uint8.
+    """
+    height, width = image.shape[:2]
+    planes = np.empty((3, *size), dtype=np.uint8)
+    planes[:, height:], planes[:, :height, width:] = padding, padding
+    image = contiguous(image)
+    for channel, plane in enumerate(planes):
+        cv2.extractChannel(image, channel, dst=plane[:height, :width])
+    return torch.from_numpy(planes)
 
 
 def owned_tensor(array: np.ndarray) -> torch.Tensor:

@@ -7,8 +7,9 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
-from maskformer.data.mappers.example import Record, image_example
-from maskformer.data.reading import check_declared_size, read_image
+from maskformer.data.augmentations import LabelledImage, build_resize
+from maskformer.data.mappers.example import Record, image_example, image_tensor
+from maskformer.data.reading import check_declared_size, read_picture
 
 
 class InferenceMapper:
@@ -27,13 +28,14 @@ class InferenceMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
-        resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+        resize = build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
         return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
-        original = read_image(dataset_dict["file_name"], self.image_format)
-        check_declared_size(dataset_dict, original)
-        resized = T.AugInput(original)
-        self.resize(resized)
-        return image_example(dataset_dict, original, resized.image)
+        labelled = LabelledImage(read_picture(dataset_dict["file_name"]), image_format=self.image_format)
+        original_size = labelled.picture.size
+        check_declared_size(dataset_dict, labelled.blank)
+        self.resize(labelled)
+        image = image_tensor(labelled.image, labelled.image.shape[:2])
+        return image_example(dataset_dict, original_size, image)

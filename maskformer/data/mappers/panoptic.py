@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskformer.data.augmentations import detr_recipe, transform_map
+from maskformer.data.counting import replace_values
 from maskformer.data.mappers.example import Record, owned_tensor
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.data.reading import check_same_size, read_label_map, read_segment_ids
@@ -23,16 +24,17 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``pan_seg_file_name`` and ``segments_info``; see the base class."""
-        original = self._read_image(dataset_dict)
-        segment_map, segments = self._read_segments(dataset_dict, original)
-        label_map = self._read_label_map(dataset_dict, original)
-        guide = self._categories(segment_map, segments) if label_map is None else label_map
-        image, guide, transforms = self._augment(original, guide)
+        labelled = self._read_image(dataset_dict)
+        original_size = labelled.picture.size
+        segment_map, segments = self._read_segments(dataset_dict, labelled.blank)
+        label_map = self._read_label_map(dataset_dict, labelled.blank)
+        labelled.add_labels(self._categories(segment_map, segments) if label_map is None else label_map)
+        transforms = self.augmentations(labelled)
         segment_map = self._pad(transform_map(transforms, segment_map), 0)
         labels, masks = panoptic_targets(segment_map, segments)
-        example = self._example(dataset_dict, original, image, labels, masks)
+        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
         if label_map is not None:
-            example["sem_seg"] = owned_tensor(self._pad(guide, self.ignore_label))
+            example["sem_seg"] = owned_tensor(self._pad(labelled.sem_seg, self.ignore_label))
         return example
 
     def _read_segments(self, record: Record, image: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -67,7 +69,8 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def _categories(self, segment_map: np.ndarray, segments: list[dict[str, Any]]) -> np.ndarray:
         """The category of each pixel, ``ignore_label`` where there is no segment."""
         category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
-        return np.array(category_of_segment, dtype=np.int32)[segment_map]
+        dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
+        return replace_values(segment_map, np.array(category_of_segment, dtype=dtype))
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):

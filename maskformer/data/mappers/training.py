@@ -20,8 +20,8 @@ from maskformer.data.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
-from maskformer.data.mappers.example import Record, image_example
-from maskformer.data.reading import check_declared_size, read_image
+from maskformer.data.mappers.example import Record, image_example, image_tensor
+from maskformer.data.reading import check_declared_size, read_picture
 from maskformer.structures import InputError, SegmentMasks
 
 IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
@@ -94,10 +94,10 @@ class TrainingMapper:
         """
         raise NotImplementedError
 
-    def _read_image(self, record: Record) -> np.ndarray:
-        image = read_image(record["file_name"], self.image_format)
-        check_declared_size(record, image)
-        return image
+    def _read_image(self, record: Record) -> LabelledImage:
+        labelled = LabelledImage(read_picture(record["file_name"]), image_format=self.image_format)
+        check_declared_size(record, labelled.blank)
+        return labelled
 
     def _required(self, record: Record, key: str) -> Any:
         if key not in record:
@@ -108,20 +108,20 @@ class TrainingMapper:
             )
         return record[key]
 
-    def _augment(self, image: np.ndarray, label_map: np.ndarray) -> tuple[np.ndarray, np.ndarray, T.Transform]:
-        labelled = LabelledImage(image, label_map)
-        transforms = self.augmentations(labelled)
-        return labelled.image, labelled.sem_seg, transforms
-
     def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
         return pad_to_multiple(array, self.size_divisibility, value)
 
     def _example(
-        self, record: Record, original: np.ndarray, image: np.ndarray, labels: Tensor, masks: SegmentMasks | BitMasks
+        self,
+        record: Record,
+        original_size: tuple[int, int],
+        image: np.ndarray,
+        labels: Tensor,
+        masks: SegmentMasks | BitMasks,
     ) -> Record:
-        image = self._pad(image, IMAGE_PADDING)
-        example = image_example(record, original, image)
-        example["instances"] = Instances(image.shape[:2], gt_classes=labels, gt_masks=masks)
+        size = masks.image_size  # padded
+        example = image_example(record, original_size, image_tensor(image, size, IMAGE_PADDING))
+        example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
         return example
 
 

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskformer.data.resampling import Window, resize_map, resize_picture
+
+
+def noise(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def resize_rows_last(picture: Image.Image, new_size: tuple[int, int], resample: int) -> Image.Image:
+    """The whole resized picture, columns first as Pillow does unless a picture is much wider than high."""
+    height, width = new_size
+    return picture.resize((width, picture.height), resample).resize((width, height), resample)
+
+
+def crop(picture: Image.Image, window: Window) -> np.ndarray:
+    right, bottom = window.left + window.width, window.top + window.height
+    return np.asarray(picture.crop((window.left, window.top, right, bottom))).astype(int)
+
+
+def draw_window(rng: np.random.Generator, size: tuple[int, int]) -> Window:
+    height, width = (int(rng.integers(1, edge + 1)) for edge in size)
+    return Window(int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width)
+
+
+def test_random_windows_equal_resize_then_crop_but_for_ties() -> None:
+    rng = np.random.default_rng(0)
+    different = values = 0
+    for _ in range(300):
+        picture = noise(*rng.integers(1, 120, 2).tolist())
+        new_size = tuple(rng.integers(1, 240, 2).tolist())
+        window = draw_window(rng, new_size)
+        whole = resize_rows_last(picture, new_size, Image.BILINEAR)
+        difference = np.abs(np.asarray(resize_picture(picture, new_size, window)) - crop(whole, window))
+        assert difference.max() <= 1
+        different, values = different + np.count_nonzero(difference), values + difference.size
+    assert different < values / 1000
+
+
+def test_random_windows_of_maps_equal_resize_then_crop() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        integer_map = np.asarray(noise(*rng.integers(1, 120, 2).tolist()))[..., 0]
+        new_size = tuple(rng.integers(1, 240, 2).tolist())
+        window = draw_window(rng, new_size)
+        whole = Image.fromarray(integer_map).resize(new_size[::-1], Image.NEAREST)
+        assert np.array_equal(resize_map(integer_map, new_size, window), crop(whole, window))
+
+
+@pytest.mark.parametrize("new_size", [(512, 640), (20, 25), (50, 60), (41, 61), (100, 30)])
+@pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_window_in_a_corner_is_right_up_to_the_border(new_size: tuple[int, int], corner: tuple[int, int]) -> None:
+    picture = noise(50, 60)
+    height, width = new_size[0] // 2, new_size[1] // 2
+    window = Window(corner[0] * (new_size[0] - height), corner[1] * (new_size[1] - width), height, width)
+    expected = crop(resize_rows_last(picture, new_size, Image.BILINEAR), window)
+    difference = np.abs(np.asarray(resize_picture(picture, new_size, window)) - expected)
+    assert difference.max() <= 1 and np.count_nonzero(difference) <= difference.size / 200
+
+
+@pytest.mark.parametrize("resample", [Image.NEAREST, Image.BOX, Image.HAMMING, Image.BICUBIC, Image.LANCZOS])
+def test_other_filters_are_those_that_were_asked_for(resample: int) -> None:
+    picture, window = noise(50, 60), Window(30, 11, 40, 50)
+    expected = crop(resize_rows_last(picture, (75, 66), resample), window)
+    assert np.abs(np.asarray(resize_picture(picture, (75, 66), window, resample)) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("size", "new_size"), [((1, 40), (3, 120)), ((40, 1), (10, 1)), ((1, 1), (7, 9))])
+def test_picture_of_one_row_or_column_is_resized(size: tuple[int, int], new_size: tuple[int, int]) -> None:
+    picture, window = noise(*size), Window(0, 0, *new_size)
+    assert np.array_equal(
+        np.asarray(resize_picture(picture, new_size, window)), crop(picture.resize(new_size[::-1], 2), window)
+    )
+
+
+def test_same_size_is_a_plain_crop() -> None:
+    picture, window = noise(30, 40), Window(3, 5, 10, 20)
+    assert np.array_equal(np.asarray(resize_picture(picture, (30, 40), window)), np.asarray(picture)[3:13, 5:25])
+
+
+def test_enlarging_a_map_four_times_repeats_each_pixel() -> None:
+    integer_map = np.array([[1, 2], [3, 70000]], np.int32)
+    enlarged = resize_map(integer_map, (8, 8), Window(2, 2, 4, 4))
+    assert enlarged.dtype == np.int32 and enlarged.tolist() == [[1, 1, 2, 2]] * 2 + [[3, 3, 70000, 70000]] * 2
+
+
+@pytest.mark.parametrize("resample", [Image.BILINEAR, Image.LANCZOS])
+def test_small_window_of_a_strong_enlargement_is_filtered_from_pixels_outside_it(resample: int) -> None:
+    picture, window = noise(12, 10), Window(401, 333, 30, 40)
+    expected = crop(resize_rows_last(picture, (1200, 900), resample), window)
+    assert np.abs(np.asarray(resize_picture(picture, (1200, 900), window, resample)) - expected).max() <= 1
