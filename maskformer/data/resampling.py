@@ -3,7 +3,7 @@
 Both functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree
 in every pixel. So do pictures but for ties: Pillow takes the borders of a window in single precision, which moves the
 filter by some 1e-6 pixels, so that a value half-way between two grey levels may be rounded to the other one. That is
-about one value in two thousand, and never more than one level.
+about one value in 1,400, and never more than one level.
 """
 
 from __future__ import annotations

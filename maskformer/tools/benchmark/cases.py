@@ -19,6 +19,7 @@ _ADE20K_FULL = "ade20k-full-847/maskformer_R50_bs16_200k.yaml"
 
 OURS, DEFINITION, HUGGING_FACE, PLAIN = "maskformer", "definition", "hugging face", "plain"
 FLOAT32 = "maskformer float32"
+DECODING, DETECTRON2 = "decoding", "detectron2"
 GB = 1_000_000_000
 _QUICK_SIZE = (64, 64)
 
@@ -221,6 +222,88 @@ def _memory(quick: bool) -> list[Case]:
     ]
 
 
+# --- data, evaluation, start ---
+
+# Recipe, and whether it has a definition: a crop of a fixed size.
+_DATA = {
+    "ADE20K semantic": ("ade20k_semantic", True),
+    "ADE20K panoptic, 79 segments": ("ade20k_panoptic", True),
+    "COCO panoptic": ("coco_panoptic", False),
+    "Mapillary semantic 3984 x 2988": ("mapillary_semantic", True),
+    "COCO panoptic, large-scale jitter": ("coco_panoptic_lsj", False),
+    "COCO instance": ("coco_instance", False),
+}
+
+
+def _data(quick: bool) -> list[Case]:
+    def contenders(recipe: str, has_definition: bool) -> tuple[Contender, ...]:
+        functions = {OURS: "map_image", DECODING: "decode_files"}
+        if has_definition:
+            functions[DEFINITION] = "resize_then_crop"
+        return tuple(
+            Contender(name, f"{_WORKLOADS}data:{function}", {"recipe": recipe}) for name, function in functions.items()
+        )
+
+    return [
+        Case(
+            f"data loading: {name}",
+            "data",
+            contenders(recipe, has_definition),
+            (Target(SECONDS, 1.6, DECODING), Target("bytes_per_pixel", 6)),
+            environment={"OMP_NUM_THREADS": "1"},
+            rounds=3 if quick else 25,
+        )
+        for name, (recipe, has_definition) in _DATA.items()
+        if not quick or recipe == "ade20k_semantic"
+    ]
+
+
+def _evaluation(quick: bool) -> list[Case]:
+    def contenders(function: str, **sizes: Any) -> tuple[Contender, ...]:
+        return tuple(
+            Contender(name, f"{_WORKLOADS}evaluation:{function}", {"evaluator": name, **sizes})
+            for name in (OURS, DETECTRON2)
+        )
+
+    semantic: dict[str, Any] = {"num_images": 4, "size": _QUICK_SIZE} if quick else {"num_images": 2000}
+    panoptic: dict[str, Any] = {"num_images": 4, "size": _QUICK_SIZE} if quick else {"num_images": 500}
+    target = (Target(SECONDS, 0.4, DETECTRON2),)
+    return [
+        Case(
+            "evaluation of 2,000 semantic predictions",
+            "evaluation",
+            contenders("semantic_evaluation", **semantic),
+            target,
+            rounds=1,
+            warm_ups=0,
+        ),
+        Case(
+            "evaluation of 500 panoptic predictions",
+            "evaluation",
+            contenders("panoptic_evaluation", **panoptic),
+            target,
+            rounds=1,
+            warm_ups=0,
+        ),
+    ]
+
+
+def _start(quick: bool) -> list[Case]:
+    return [
+        Case(
+            name,
+            "start",
+            tuple(
+                Contender(program, f"{_WORKLOADS}start_up:start", {"command": program, "to": end})
+                for program in (OURS, DETECTRON2)
+            ),
+            (Target(SECONDS, 1.2, DETECTRON2),),
+            rounds=1 if quick else 7,
+        )
+        for name, end in {"import": "import", "start of train_net.py to the first step": "first_step"}.items()
+    ]
+
+
 # --- how cost grows ---
 
 
@@ -272,5 +355,8 @@ GROUPS: tuple[Callable[[bool], list[Case]], ...] = (
     _optimizer,
     _inference,
     _memory,
+    _data,
+    _evaluation,
+    _start,
     _scaling,
 )

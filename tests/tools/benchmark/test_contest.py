@@ -58,8 +58,9 @@ def test_time_is_taken_around_a_unit_unless_it_takes_its_own(result: CaseResult)
 
 
 def test_memory_is_the_peak_of_a_unit_above_what_the_set_up_holds(result: CaseResult):
-    assert 180 * MB < result.ours.median(MEMORY) < 260 * MB
-    assert 15 * MB < result.outcomes["B"].median(MEMORY) < 80 * MB  # not the set-up's peak, nor the other's
+    # The least of the rounds: under raised thresholds the C library keeps what a unit has freed, beside the next's.
+    assert 180 * MB < min(result.ours.values(MEMORY)) < 260 * MB
+    assert 15 * MB < min(result.outcomes["B"].values(MEMORY)) < 80 * MB  # not the set-up's peak, nor the other's
 
 
 def test_a_contender_that_fails_is_told_of_in_one_line_and_the_others_go_on(result: CaseResult):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as rle
 from detectron2.data import DatasetCatalog
@@ -165,6 +166,7 @@ def _look_up(recipe: str) -> _Recipe:
 
 
 def _seed(seed: int) -> None:
+    cv2.setNumThreads(1)  # one core is measured
     random.seed(seed)
     np.random.seed(seed)
 
