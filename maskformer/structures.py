@@ -84,15 +84,39 @@ class MaskPredictions:
     Attributes:
         class_logits: (L,B,Q,K+1) logits; index K is "no object".
         mask_logits: (L,B,Q,h,w) logits.
+        mask_embeddings: (L,B,Q,C); None where masks are no products.
+        pixel_embeddings: (B,C,h,w), which they are multiplied with to give ``mask_logits``; None likewise.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
+    mask_embeddings: Tensor | None = None
+    pixel_embeddings: Tensor | None = None
 
     @property
     def final(self) -> tuple[Tensor, Tensor]:
         """The last layer's ``class_logits`` (B,Q,K+1) and ``mask_logits`` (B,Q,h,w)."""
         return self.class_logits[-1], self.mask_logits[-1]
+
+    def masks_of_image(self, image: int, layers: Tensor, queries: Tensor) -> Tensor:
+        """Some masks of one image, as part of a loss: what their gradients cost is the cost of these masks alone.
+
+        Where embeddings are known, the masks are computed anew, so that no gradient as large as ``mask_logits``, nearly
+        all zeros, goes back through its product.
+
+        Args:
+            image: 0..B-1.
+            layers: integers of any shape.
+            queries: of the same shape.
+
+        Returns:
+            (*shape,h,w) logits.
+        """
+        if self.mask_embeddings is None or self.pixel_embeddings is None:
+            return self.mask_logits[layers, image, queries]
+        return torch.einsum(
+            "...c,chw->...hw", self.mask_embeddings[layers, image, queries], self.pixel_embeddings[image]
+        )
 
 
 @dataclass(frozen=True)

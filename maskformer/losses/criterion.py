@@ -67,9 +67,11 @@ class SetCriterion(nn.Module):
         """
         matches = self.matcher(predictions, targets)
         pairs = _index_pairs(matches, targets).to(predictions.mask_logits.device)
+        pairs_of_image = [len(match.query_indices) for match in matches[0]]
+        matched = _pick_masks(predictions, pairs, pairs_of_image)  # as precise as what was matched
         with without_autocast(predictions.mask_logits) as precise:
             class_losses = self._class_losses(precise(predictions.class_logits), pairs, targets)
-            focal_losses, dice_losses = self._mask_losses(precise(predictions.mask_logits), pairs, targets)
+            focal_losses, dice_losses = self._mask_losses(precise(matched), pairs[3], targets)
         losses = {
             "loss_ce": self.class_weight * class_losses,
             "loss_mask": self.mask_weight * focal_losses,
@@ -91,16 +93,14 @@ class SetCriterion(nn.Module):
             ]
         )
 
-    def _mask_losses(self, mask_logits: Tensor, pairs: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
-        """Two (L,): focal and dice of the matched of (L,B,Q,h,w) logits, each over the number of masks."""
-        layers, images, queries, rows = pairs
+    def _mask_losses(self, mask_logits: Tensor, rows: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
+        """Two (L,), over the number of masks: focal and dice of (pairs,L,h,w) logits with targets' (L,pairs) rows."""
         masks = torch.cat([target.masks for target in targets])
-        if pairs.shape[2] == len(masks):  # every layer matches every target: the rows of each are 0, 1, 2, ...
-            focal, dice = MatchedMaskLosses.apply(mask_logits[layers.T, images.T, queries.T], masks)
+        if len(mask_logits) == len(masks):  # every layer matches every target: the rows of each are 0, 1, 2, ...
+            focal, dice = MatchedMaskLosses.apply(mask_logits, masks)
         else:  # an image has more targets than queries
-            matched = mask_logits[layers, images, queries].flatten(0, 1)[:, None]
-            losses = MatchedMaskLosses.apply(matched, masks[rows.flatten()])
-            focal, dice = (loss.view(rows.shape).T for loss in losses)
+            losses = MatchedMaskLosses.apply(mask_logits.flatten(0, 1)[:, None], masks[rows.T.flatten()])
+            focal, dice = (loss.view(mask_logits.shape[:2]) for loss in losses)
         num_masks = average_num_masks(len(masks), mask_logits.device)
         return focal.sum(0) / num_masks, dice.sum(0) / num_masks
 
@@ -133,6 +133,17 @@ def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
         torch.distributed.all_reduce(average)
         average = average / comm.get_world_size()
     return average.clamp(min=1)
+
+
+def _pick_masks(predictions: MaskPredictions, pairs: Tensor, pairs_of_image: list[int]) -> Tensor:
+    """(pairs,L,h,w) logits of matched masks; those of an image stand together, as its targets do."""
+    layers, _, queries, _ = pairs.mT
+    return torch.cat(
+        [
+            predictions.masks_of_image(image, *indices)
+            for image, indices in enumerate(zip(layers.split(pairs_of_image), queries.split(pairs_of_image)))
+        ]
+    )
 
 
 def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:

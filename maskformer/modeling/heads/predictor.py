@@ -113,16 +113,17 @@ class MaskFormerPredictor(nn.Module):
         """
         assert self.class_embed is not None
         queries = self._decode(feature)
+        mask_embeddings = self.mask_embed(queries)
         return MaskPredictions(
-            class_logits=self.class_embed(queries), mask_logits=self._masks(queries, pixel_embeddings)
+            class_logits=self.class_embed(queries),
+            mask_logits=torch.einsum("lbqc,bchw->lbqhw", mask_embeddings, pixel_embeddings),
+            mask_embeddings=mask_embeddings,
+            pixel_embeddings=pixel_embeddings,
         )
 
     def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
         """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
-        return self._masks(self._decode(feature), pixel_embeddings)
-
-    def _masks(self, queries: Tensor, pixel_embeddings: Tensor) -> Tensor:
-        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), pixel_embeddings)
+        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(self._decode(feature)), pixel_embeddings)
 
     def _decode(self, feature: Tensor) -> Tensor:
         """(L,B,Q,D): the queries after each supervised layer."""
