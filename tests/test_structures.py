@@ -1,4 +1,4 @@
-"""SegmentMasks: one id map that stands for G masks."""
+"""SegmentMasks: one id map that stands for G masks. MaskPredictions: some masks of many."""
 
 from __future__ import annotations
 
