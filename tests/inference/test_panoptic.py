@@ -44,7 +44,9 @@ def test_query_of_no_object_or_at_the_threshold_is_not_kept():
 
 def test_pixel_goes_to_the_largest_weighted_probability_and_ties_to_the_first():
     logits = torch.tensor([[[0.0, 2.0]], [[0.0, 2.0]], [[4.0, -4.0]]])
-    owner, visible, predicted = assign_pixels(torch.tensor([0.9, 0.9, 0.8]), lambda slot: logits[slot], (1, 2))
+    owner, visible, predicted = assign_pixels(
+        torch.tensor([0.9, 0.9, 0.8]), lambda slot, rows: logits[slot, rows.start : rows.stop], (1, 2), [range(1)]
+    )
     assert owner.tolist() == [[2, 0]]
     assert visible.tolist() == [1, 0, 1]
     assert predicted.tolist() == [2, 2, 1]
