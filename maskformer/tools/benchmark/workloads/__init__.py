@@ -1,0 +1,1 @@
+"""What is measured: functions that set a contender up and return a callable that does one unit of its work."""
