@@ -198,9 +198,7 @@ class MaskFormer(nn.Module):
 
     def semantic_scores(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> Tensor:
         """(K,height,width) scores from what ``predict`` says of one image."""
-        return semantic_inference(
-            class_logits, mask_logits, geometry, restore_masks_first=self._restores_masks_first
-        )
+        return semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=self._restores_masks_first)
 
     @property
     def _restores_masks_first(self) -> bool:

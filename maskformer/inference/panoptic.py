@@ -93,7 +93,7 @@ def assign_pixels(
             predicted_area[slot] += (mask_probs >= 0.5).count_nonzero()
             weighted = mask_probs.mul_(scores[slot])
             band.masked_fill_(weighted > best, slot)
-            torch.maximum(best, weighted, out=best)
+            best = torch.maximum(best, weighted)
         for slot in range(len(scores)):
             visible_area[slot] += (band == slot).count_nonzero()
     return owner, visible_area, predicted_area

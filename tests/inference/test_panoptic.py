@@ -7,8 +7,9 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
-from maskformer.inference import Geometry, panoptic_inference
+from maskformer.inference import Geometry, panoptic, panoptic_inference
 from maskformer.inference.panoptic import assign_pixels, kept_queries, merge_segments
+from maskformer.tools.benchmark import definitions
 
 CASES = read_json("panoptic", "cases.json")
 ARRAYS = np.load(REFERENCE / "panoptic" / "cases.npz")
@@ -105,3 +106,15 @@ def test_one_pixel_and_no_kept_query_is_void():
         overlap_threshold=0.0,
     )
     assert result.segment_map.tolist() == [[0]] and result.segments_info == []
+
+
+def test_bands_give_the_ids_of_the_definition(monkeypatch):
+    monkeypatch.setattr(panoptic, "_BAND_BYTES", 1024)  # several bands
+    torch.manual_seed(1)
+    class_logits, mask_logits = torch.randn(12, 6) * 3, torch.randn(12, 16, 20) * 4
+    sizes = {"padded_size": (64, 80), "image_size": (61, 77), "output_size": (61, 77)}
+    options = {"thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2}
+    actual = panoptic_inference(class_logits, mask_logits, Geometry(**sizes), **options)
+    expected = definitions.panoptic_inference(class_logits, mask_logits, *sizes.values(), **options)
+    assert torch.equal(actual.segment_map, expected.segment_map)
+    assert actual.segments_info == expected.segments_info and len(actual.segments_info) > 2
