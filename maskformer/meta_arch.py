@@ -134,7 +134,8 @@ class MaskFormer(nn.Module):
 
         Returns:
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
-            (K,height,width) scores or (height,width) int32 labels, ``panoptic_seg`` ((height,width) int32 map, segments_info) and ``instances``.
+            (K,height,width) scores, or (height,width) int32 labels where the options say so, ``panoptic_seg``
+            ((height,width) int32 map, segments_info) and ``instances``.
         """
         if self.training:
             images = self._normalise(batched_inputs)

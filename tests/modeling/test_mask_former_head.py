@@ -14,9 +14,9 @@ from maskformer.modeling.heads.mask_former import compose_masks
 def test_composed_masks_are_the_product_of_the_embeddings(num_queries):
     torch.manual_seed(0)
     convolution = Conv2d(2, 8, kernel_size=3, padding=1).double()
-    pyramid = torch.randn(2, 5, 7, dtype=torch.float64)
+    pyramid = torch.randn(1, 2, 5, 7, dtype=torch.float64)
     embeddings = torch.randn(num_queries, 8, dtype=torch.float64)
-    expected = torch.einsum("qc,chw->qhw", embeddings, convolution(pyramid[None])[0])
+    expected = torch.einsum("qc,chw->qhw", embeddings, convolution(pyramid)[0])
     actual = compose_masks(pyramid, convolution, embeddings)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 

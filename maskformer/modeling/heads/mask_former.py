@@ -79,7 +79,7 @@ class MaskFormerHead(nn.Module):
             if select is not None:
                 queries = select(class_logits)
                 class_logits, mask_embeddings = class_logits[queries], mask_embeddings[queries]
-            mask_logits = compose_masks(pyramid[image], self.pixel_decoder.mask_features, mask_embeddings)
+            mask_logits = compose_masks(pyramid[image : image + 1], self.pixel_decoder.mask_features, mask_embeddings)
             predictions.append((class_logits, mask_logits))
         return predictions
 
@@ -91,7 +91,7 @@ def compose_masks(pyramid: Tensor, mask_features: Conv2d, mask_embeddings: Tenso
     beforehand they are a convolution with N filters instead of C.
 
     Args:
-        pyramid: (channels,h,w), the input of ``mask_features``.
+        pyramid: (1,channels,h,w), the input of ``mask_features``.
         mask_features: the convolution from it to C channels.
         mask_embeddings: (N,C).
 
@@ -100,14 +100,14 @@ def compose_masks(pyramid: Tensor, mask_features: Conv2d, mask_embeddings: Tenso
     """
     num_queries, mask_dim = mask_embeddings.shape
     if num_queries == 0:
-        return pyramid.new_zeros(0, *pyramid.shape[1:])
+        return pyramid.new_zeros(0, *pyramid.shape[2:])
     weight, bias, padding = mask_features.weight, mask_features.bias, mask_features.padding
     filter_size = weight[0].numel()
     if num_queries * filter_size > mask_dim * (filter_size + num_queries):
-        return torch.einsum("qc,chw->qhw", mask_embeddings, mask_features(pyramid[None])[0])
+        return torch.einsum("qc,chw->qhw", mask_embeddings, mask_features(pyramid)[0])
     assert bias is not None
     filters = (mask_embeddings @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-    return F.conv2d(pyramid[None], filters, mask_embeddings @ bias, padding=padding)[0]
+    return F.conv2d(pyramid, filters, mask_embeddings @ bias, padding=padding)[0]
 
 
 def choose_attended_feature(

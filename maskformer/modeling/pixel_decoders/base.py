@@ -104,14 +104,18 @@ class BasePixelDecoder(nn.Module):
 
     def _top_down(self, pyramid: Tensor, features: dict[str, Tensor]) -> Tensor:
         for index in range(len(self.feature_names) - 1, 0, -1):
-            lateral = self.get_submodule(f"adapter_{index}")(features.pop(self.feature_names[index - 1]))
+            finer = [features.pop(self.feature_names[index - 1])]
+            lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer)
             level = [_add_upsampled(lateral, pyramid)]
             del lateral, pyramid
             pyramid = _apply_last(self._layer(index), level)
         return pyramid
 
     def _layer(self, index: int) -> Conv2d:
-        layer = self.get_submodule(f"layer_{index}")
+        return self._convolution_named(f"layer_{index}")
+
+    def _convolution_named(self, name: str) -> Conv2d:
+        layer = self.get_submodule(name)
         assert isinstance(layer, Conv2d)
         return layer
 
