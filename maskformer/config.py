@@ -105,6 +105,9 @@ def _mask_former_keys() -> CfgNode:
     node.TEST.SEMANTIC_ON = True  # return "sem_seg"
     node.TEST.PANOPTIC_ON = False  # return "panoptic_seg"
     node.TEST.INSTANCE_ON = False  # return "instances"
+    # "sem_seg" is the label of each pixel, (height,width) int32, instead of (K,height,width) scores, which take K times
+    # the memory; averages over TEST.AUG or windows are taken of scores nevertheless.
+    node.TEST.SEM_SEG_LABELS = False
     node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # panoptic: the least class probability of a kept query, 0..1
     node.TEST.OVERLAP_THRESHOLD = 0.0  # panoptic: the least visible fraction of a kept segment, 0..1
     # Crop padding and resize masks to the original size before, not after, classes are decided; always so for

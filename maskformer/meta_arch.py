@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,17 @@ from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference
+from maskformer.inference import (
+    Geometry,
+    instance_inference,
+    kept_queries,
+    panoptic_inference,
+    semantic_inference,
+    semantic_labels,
+    top_pairs,
+)
 from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.modeling import MaskFormerHead
+from maskformer.modeling import MaskFormerHead, fold_frozen_norms
 from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
 
 
@@ -28,6 +36,7 @@ class InferenceOptions:
         semantic_on: give "sem_seg".
         panoptic_on: give "panoptic_seg".
         instance_on: give "instances".
+        semantic_as_labels: "sem_seg" is a map of labels, not of scores.
         object_mask_threshold: see ``panoptic_inference``.
         overlap_threshold: see ``panoptic_inference``.
         restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
@@ -38,6 +47,7 @@ class InferenceOptions:
     semantic_on: bool = True
     panoptic_on: bool = False
     instance_on: bool = False
+    semantic_as_labels: bool = False
     object_mask_threshold: float = 0.0
     overlap_threshold: float = 0.0
     restore_masks_first: bool = False
@@ -90,7 +100,7 @@ class MaskFormer(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a configuration describes."""
-        backbone = build_backbone(cfg)
+        backbone = fold_frozen_norms(build_backbone(cfg))
         node = cfg.MODEL.MASK_FORMER
         matcher = HungarianMatcher(mask_weight=node.MASK_WEIGHT, dice_weight=node.DICE_WEIGHT)
         return {
@@ -124,28 +134,37 @@ class MaskFormer(nn.Module):
 
         Returns:
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
-            (K,height,width) scores, ``panoptic_seg`` ((height,width) int32 map, segments_info) and ``instances``.
+            (K,height,width) scores, or (height,width) int32 labels where the options say so, ``panoptic_seg``
+            ((height,width) int32 map, segments_info) and ``instances``.
         """
         if self.training:
             images = self._normalise(batched_inputs)
             padded_size = tuple(images.tensor.shape[-2:])
             targets = [self._targets(example, padded_size) for example in batched_inputs]
             return self.criterion(self._predict(images), targets)
-        return [self._results(*prediction) for prediction in self.predict(batched_inputs)]
+        select = None if self.inference.semantic_on else self._queries_of_segments
+        return [self._results(*prediction) for prediction in self.predict(batched_inputs, select)]
 
-    def predict(self, batched_inputs: list[dict[str, Any]]) -> list[tuple[Tensor, Tensor, Geometry]]:
+    def predict(
+        self, batched_inputs: list[dict[str, Any]], select: Callable[[Tensor], Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor, Geometry]]:
         """What the last decoder layer says of each image, before it becomes results.
 
         Args:
             batched_inputs: as for inference.
+            select: see ``MaskFormerHead.predict``.
 
         Returns:
-            One triple an image: (Q,K+1) class logits, (Q,h,w) mask logits, and its sizes.
+            One triple an image: (Q,K+1) class logits, (Q,h,w) mask logits, and its sizes; only of selected queries.
         """
         images = self._normalise(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
         geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
-        return list(zip(*self._predict(images).final, geometries))
+        if self.device.type == "cpu":  # one sixth faster there, but for gradients
+            images.tensor = images.tensor.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images.tensor)
+        del images  # the head needs the memory
+        return [(*pair, geometry) for pair, geometry in zip(self.sem_seg_head.predict(features, select), geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         images = [(example["image"].to(self.device) - self.pixel_mean) / self.pixel_std for example in batched_inputs]
@@ -173,14 +192,30 @@ class MaskFormer(nn.Module):
     def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if self.inference.semantic_on:
-            results["sem_seg"] = self.semantic_scores(class_logits, mask_logits, geometry)
+            infer = semantic_labels if self.inference.semantic_as_labels else semantic_inference
+            restore_first = self._restores_masks_first
+            results["sem_seg"] = infer(class_logits, mask_logits, geometry, restore_masks_first=restore_first)
         return {**results, **self.segment_results(class_logits, mask_logits, geometry)}
 
     def semantic_scores(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> Tensor:
         """(K,height,width) scores from what ``predict`` says of one image."""
+        return semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=self._restores_masks_first)
+
+    @property
+    def _restores_masks_first(self) -> bool:
         options = self.inference
-        restore_masks_first = options.restore_masks_first or options.panoptic_on or options.instance_on
-        return semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
+        return options.restore_masks_first or options.panoptic_on or options.instance_on
+
+    def _queries_of_segments(self, class_logits: Tensor) -> Tensor:
+        """(N,) int64: the queries of (Q,K+1) class logits that ``segment_results`` reads masks of."""
+        options = self.inference
+        wanted = torch.zeros(len(class_logits), dtype=torch.bool, device=class_logits.device)
+        if options.panoptic_on:
+            wanted[kept_queries(class_logits, options.object_mask_threshold)] = True
+        if options.instance_on:
+            _, queries, _ = top_pairs(class_logits, options.thing_class_ids, options.max_instances)
+            wanted[queries] = True
+        return wanted.nonzero()[:, 0]
 
     def segment_results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         """``panoptic_seg`` and ``instances``, where switched on, from what ``predict`` says of one image."""
@@ -213,6 +248,7 @@ def _inference_options(cfg: CfgNode) -> InferenceOptions:
         semantic_on=test.SEMANTIC_ON,
         panoptic_on=test.PANOPTIC_ON,
         instance_on=test.INSTANCE_ON,
+        semantic_as_labels=test.SEM_SEG_LABELS,
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
         restore_masks_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -138,3 +140,27 @@ def test_one_image_overfits():
         labels = model(batch)[0]["sem_seg"].argmax(0)
     assert losses[-1] < losses[0] / 5
     assert (labels == torch.tensor([0, 2, 0, 4])[id_map.long()]).float().mean() > 0.95
+
+
+@torch.no_grad()
+def test_labels_are_the_arg_max_of_the_scores(case, model, monkeypatch):
+    image = {**example(50, 70), "height": 60, "width": 90}
+    scores = model([image])[0]["sem_seg"]
+    monkeypatch.setattr(model, "inference", replace(model.inference, semantic_as_labels=True))
+    labels = model([image])[0]["sem_seg"]
+    assert labels.dtype == torch.int32 and torch.equal(labels, scores.argmax(0).int())
+
+
+@torch.no_grad()
+def test_masks_of_segments_alone_give_the_same_segments(model, monkeypatch):
+    batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
+    options = replace(model.inference, panoptic_on=True, instance_on=True, max_instances=3, thing_class_ids=(0, 1))
+    monkeypatch.setattr(model, "inference", options)
+    with_all = model(batch)
+    monkeypatch.setattr(model, "inference", replace(options, semantic_on=False))
+    for expected, actual in zip(with_all, model(batch)):
+        assert torch.equal(actual["panoptic_seg"][0], expected["panoptic_seg"][0])
+        assert actual["panoptic_seg"][1] == expected["panoptic_seg"][1]
+        assert torch.equal(actual["instances"].pred_masks, expected["instances"].pred_masks)
+        torch.testing.assert_close(actual["instances"].scores, expected["instances"].scores)
+        assert "sem_seg" not in actual

@@ -153,17 +153,31 @@ class TestTimeModel(nn.Module):
         scores = ScoreAverage()
         for view in views:
             scores.add(view.restore(self._scores(view.show(image), output)))
-        return {"sem_seg": scores.mean()}
+        return {"sem_seg": _answer(self.model, scores.mean())}
 
     def _scores(self, image: Tensor, output: dict[str, int]) -> Tensor:
         """(K,height,width) scores of one view, in windows where it is larger than one."""
         window = self.window
         if window is None or (image.shape[-2] <= window.size[0] and image.shape[-1] <= window.size[1]):
-            return self.model([{"image": image, **output}])[0]["sem_seg"]
+            return _semantic_scores(self.model, {"image": image, **output})
         scores = slide_window(
-            image, window.size, window.overlap, lambda part: self.model([{"image": part}])[0]["sem_seg"]
+            image, window.size, window.overlap, lambda part: _semantic_scores(self.model, {"image": part})
         )
         return resize_maps(scores, (output["height"], output["width"]))
+
+
+def _semantic_scores(model: nn.Module, example: dict[str, Any]) -> Tensor:
+    """(K,height,width) scores, also of a model that gives labels."""
+    if not isinstance(model, MaskFormer):
+        return model([example])[0]["sem_seg"]
+    (prediction,) = model.predict([example])
+    return model.semantic_scores(*prediction)
+
+
+def _answer(model: nn.Module, scores: Tensor) -> Tensor:
+    """What the model gives as "sem_seg": (K,height,width) scores, or their (height,width) int32 labels."""
+    gives_labels = isinstance(model, MaskFormer) and model.inference.semantic_as_labels
+    return scores.max(0).indices.int() if gives_labels else scores
 
 
 def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], out
             queries = QueryAverage(*prediction)
         else:
             queries.add(*prediction, flipped=view.flipped)
-    results = {"sem_seg": scores.mean()} if options.semantic_on else {}
+    results = {"sem_seg": _answer(model, scores.mean())} if options.semantic_on else {}
     if queries is None:
         return results
     return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}

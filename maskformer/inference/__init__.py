@@ -1,9 +1,9 @@
 """Inference: pure functions from one image's predictions to semantic, panoptic or instance results."""
 
-from .instance import instance_inference
-from .panoptic import panoptic_inference
+from .instance import instance_inference, top_pairs
+from .panoptic import kept_queries, panoptic_inference
 from .resize import Geometry, resize_maps
-from .semantic import semantic_inference
+from .semantic import semantic_inference, semantic_labels
 from .sliding import slide_window
 from .tta import QueryAverage, ScoreAverage, View, plan_views
 
@@ -13,9 +13,12 @@ __all__ = [
     "ScoreAverage",
     "View",
     "instance_inference",
+    "kept_queries",
     "panoptic_inference",
     "plan_views",
     "resize_maps",
     "semantic_inference",
+    "semantic_labels",
     "slide_window",
+    "top_pairs",
 ]

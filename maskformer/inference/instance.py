@@ -36,11 +36,11 @@ def instance_inference(
     Source: Mask2Former (arXiv 2112.01527), section 4, "Instance segmentation"; MaskFormer has no instance output.
     """
     class_scores, queries, classes = top_pairs(class_logits, thing_class_ids, max_instances)
-    masks, mask_scores = _masks_and_scores(mask_logits, queries, geometry)
-    scores = class_scores * mask_scores
+    slots, masks, mask_scores = _masks_and_scores(mask_logits, queries, geometry)
+    scores = class_scores * mask_scores[slots]
     order = scores.argsort(descending=True, stable=True)
     result = Instances(geometry.output_size)
-    result.pred_masks = masks[order]
+    result.pred_masks = masks[slots[order]]
     result.pred_boxes = BitMasks(result.pred_masks).get_bounding_boxes()
     result.scores = scores[order]
     result.pred_classes = classes[order]
@@ -66,16 +66,20 @@ def top_pairs(
     return scores, queries, candidates[pairs % max(len(candidates), 1)]
 
 
-def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-    """(N,height,width) bool masks and the (N,) mean probability inside each; every query is upsampled once."""
+def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
+    """The masks of the queries in (N,) pairs, each upsampled once.
+
+    Returns:
+        (N,) int64, the slot of each pair's query; of the slots, the (slots,height,width) bool masks and the (slots,)
+        mean probability inside each.
+    """
     listed = queries.tolist()  # to the host once, not once a mask
     used = sorted(set(listed))
-    position = torch.tensor([used.index(query) for query in listed], dtype=torch.int64, device=queries.device)
+    slots = torch.tensor([used.index(query) for query in listed], dtype=torch.int64, device=queries.device)
     masks = torch.empty((len(used), *geometry.output_size), dtype=torch.bool, device=mask_logits.device)
     scores = mask_logits.new_zeros(len(used))
     for slot, query in enumerate(used):
         logits = geometry.restore(geometry.upsample(mask_logits[query][None]))[0]
-        masks[slot] = logits > 0
-        inside = masks[slot].sum()
-        scores[slot] = (logits.sigmoid() * masks[slot]).sum() / inside.clamp(min=1)
-    return masks[position], scores[position]
+        mask = torch.gt(logits, 0, out=masks[slot])
+        scores[slot] = (logits.sigmoid() * mask).sum() / mask.count_nonzero().clamp(min=1)
+    return slots, masks, scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from maskformer.structures import PanopticResult
 
-from .resize import Geometry
+from .resize import Geometry, plan_bands
 
 _NOBODY = -1
+_BAND_BYTES = 2**18  # of a band of one mask: a core keeps the few that it works on in its cache
 
 
 def panoptic_inference(
@@ -26,7 +27,7 @@ def panoptic_inference(
 ) -> PanopticResult:
     """Assign each pixel to the kept query with the largest score * sigmoid(mask), then drop hidden segments.
 
-    Only kept queries are upsampled, one at a time, so memory does not grow with Q.
+    Only kept queries are upsampled, one at a time and on a CPU in bands of rows, so memory does not grow with Q.
 
     Args:
         class_logits: (Q,K+1) logits.
@@ -40,15 +41,24 @@ def panoptic_inference(
     """
     kept = kept_queries(class_logits, object_mask_threshold)
     scores, classes = class_logits.softmax(-1)[kept].max(-1)
-    owner, visible_area, predicted_area = assign_pixels(
-        scores, lambda slot: geometry.restore(geometry.upsample(mask_logits[kept[slot]][None]))[0], geometry.output_size
-    )
+    kept_masks = mask_logits[kept]
+
+    def mask_logits_in(slot: int, rows: range) -> Tensor:
+        mask = kept_masks[slot : slot + 1]
+        if geometry.keeps_size:
+            return geometry.upsample_rows(mask, rows)[0]
+        return geometry.restore(geometry.upsample(mask))[0]  # whole: a band's values would differ in the last bit
+
+    height, width = geometry.output_size
+    in_bands = geometry.keeps_size and scores.device.type == "cpu"
+    bands = plan_bands(height, width * scores.element_size(), _BAND_BYTES) if in_bands else [range(height)]
+    owner, visible_area, predicted_area = assign_pixels(scores, mask_logits_in, geometry.output_size, bands)
     segment_of_slot, segments_info = merge_segments(
         classes.tolist(), visible_area.tolist(), predicted_area.tolist(), thing_class_ids, overlap_threshold
     )
     # The last entry serves pixels of nobody: index -1.
     segment_ids = torch.tensor([*segment_of_slot, 0], dtype=torch.int32, device=owner.device)
-    return PanopticResult(segment_ids[owner], segments_info)
+    return PanopticResult(segment_ids[owner.long()], segments_info)
 
 
 def kept_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
@@ -59,32 +69,33 @@ def kept_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
 
 
 def assign_pixels(
-    scores: Tensor, mask_logits_of: Callable[[int], Tensor], size: tuple[int, int]
+    scores: Tensor, mask_logits_in: Callable[[int, range], Tensor], size: tuple[int, int], bands: Iterable[range]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A running arg-max of score * sigmoid(mask) over kept queries; on ties the first wins.
 
     Args:
         scores: (N,) of the kept queries.
-        mask_logits_of: slot 0..N-1 -> its (height,width) logits.
+        mask_logits_in: slot 0..N-1 and some rows -> its (rows,width) logits there.
         size: (height, width).
+        bands: the rows, in parts.
 
     Returns:
-        ``owner`` (height,width) int64, the slot of each pixel or -1 where there is none; ``visible_area`` (N,) pixels
+        ``owner`` (height,width) int32, the slot of each pixel or -1 where there is none; ``visible_area`` (N,) pixels
         owned; ``predicted_area`` (N,) pixels where sigmoid(mask) >= 0.5.
     """
-    owner = torch.full(size, _NOBODY, dtype=torch.int64, device=scores.device)
-    best = torch.full(size, -1.0, dtype=scores.dtype, device=scores.device)
-    predicted_area = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    for slot in range(len(scores)):
-        mask_probs = mask_logits_of(slot).sigmoid()
-        predicted_area[slot] = (mask_probs >= 0.5).sum()
-        weighted = mask_probs * scores[slot]
-        is_better = weighted > best
-        owner.masked_fill_(is_better, slot)
-        best = torch.maximum(best, weighted)
-    visible_area = torch.zeros_like(predicted_area)
-    for slot in range(len(scores)):
-        visible_area[slot] = (owner == slot).sum()
+    owner = torch.full(size, _NOBODY, dtype=torch.int32, device=scores.device)
+    visible_area, predicted_area = torch.zeros(2, len(scores), dtype=torch.int64, device=scores.device)
+    for rows in bands:
+        band = owner[rows.start : rows.stop]
+        best = torch.full_like(band, -1.0, dtype=scores.dtype)
+        for slot in range(len(scores)):
+            mask_probs = mask_logits_in(slot, rows).sigmoid()
+            predicted_area[slot] += (mask_probs >= 0.5).count_nonzero()
+            weighted = mask_probs.mul_(scores[slot])
+            band.masked_fill_(weighted > best, slot)
+            best = torch.maximum(best, weighted)
+        for slot in range(len(scores)):
+            visible_area[slot] += (band == slot).count_nonzero()
     return owner, visible_area, predicted_area
 
 

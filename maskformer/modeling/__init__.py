@@ -3,7 +3,7 @@
 Importing registers backbones, heads and pixel decoders with Detectron2.
 """
 
-from .backbones import D2SwinTransformer, build_resnet_deeplab_backbone
+from .backbones import D2SwinTransformer, build_resnet_deeplab_backbone, fold_frozen_norms
 from .heads import MaskFormerHead, MaskFormerPredictor, PerPixelBaselineHead, PerPixelBaselinePlusHead
 from .pixel_decoders import BasePixelDecoder, TransformerEncoderPixelDecoder
 
@@ -16,4 +16,5 @@ __all__ = [
     "PerPixelBaselinePlusHead",
     "TransformerEncoderPixelDecoder",
     "build_resnet_deeplab_backbone",
+    "fold_frozen_norms",
 ]

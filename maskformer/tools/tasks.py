@@ -38,8 +38,10 @@ class Task:
 
 
 def read_semantic(output: dict[str, Any]) -> np.ndarray:
-    """The best class of each pixel, (height,width) int64."""
-    return output["sem_seg"].argmax(dim=0).cpu().numpy()
+    """The best class of each pixel, (height,width) int32 or int64."""
+    semantic = output["sem_seg"]
+    labels = semantic if semantic.dim() == 2 else semantic.argmax(dim=0)  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+    return labels.cpu().numpy()
 
 
 def read_panoptic(output: dict[str, Any]) -> PanopticResult:

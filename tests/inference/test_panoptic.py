@@ -7,8 +7,9 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
-from maskformer.inference import Geometry, panoptic_inference
+from maskformer.inference import Geometry, panoptic, panoptic_inference
 from maskformer.inference.panoptic import assign_pixels, kept_queries, merge_segments
+from maskformer.tools.benchmark import definitions
 
 CASES = read_json("panoptic", "cases.json")
 ARRAYS = np.load(REFERENCE / "panoptic" / "cases.npz")
@@ -44,7 +45,9 @@ def test_query_of_no_object_or_at_the_threshold_is_not_kept():
 
 def test_pixel_goes_to_the_largest_weighted_probability_and_ties_to_the_first():
     logits = torch.tensor([[[0.0, 2.0]], [[0.0, 2.0]], [[4.0, -4.0]]])
-    owner, visible, predicted = assign_pixels(torch.tensor([0.9, 0.9, 0.8]), lambda slot: logits[slot], (1, 2))
+    owner, visible, predicted = assign_pixels(
+        torch.tensor([0.9, 0.9, 0.8]), lambda slot, rows: logits[slot, rows.start : rows.stop], (1, 2), [range(1)]
+    )
     assert owner.tolist() == [[2, 0]]
     assert visible.tolist() == [1, 0, 1]
     assert predicted.tolist() == [2, 2, 1]
@@ -103,3 +106,15 @@ def test_one_pixel_and_no_kept_query_is_void():
         overlap_threshold=0.0,
     )
     assert result.segment_map.tolist() == [[0]] and result.segments_info == []
+
+
+def test_bands_give_the_ids_of_the_definition(monkeypatch):
+    monkeypatch.setattr(panoptic, "_BAND_BYTES", 1024)  # several bands
+    torch.manual_seed(1)
+    class_logits, mask_logits = torch.randn(12, 6) * 3, torch.randn(12, 16, 20) * 4
+    sizes = {"padded_size": (64, 80), "image_size": (61, 77), "output_size": (61, 77)}
+    options = {"thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2}
+    actual = panoptic_inference(class_logits, mask_logits, Geometry(**sizes), **options)
+    expected = definitions.panoptic_inference(class_logits, mask_logits, *sizes.values(), **options)
+    assert torch.equal(actual.segment_map, expected.segment_map)
+    assert actual.segments_info == expected.segments_info and len(actual.segments_info) > 2

@@ -8,8 +8,9 @@ import torch
 from reference_cases import REFERENCE, read_json
 from torch.nn.functional import interpolate
 
-from maskformer.inference import Geometry, semantic_inference
+from maskformer.inference import Geometry, semantic, semantic_inference, semantic_labels
 from maskformer.inference.semantic import semantic_scores
+from maskformer.tools.benchmark import definitions
 
 
 def test_scores_of_two_queries_and_one_pixel_are_worked_by_hand():
@@ -50,3 +51,29 @@ def test_permuting_queries_changes_nothing():
     torch.testing.assert_close(
         semantic_scores(class_logits[order], mask_logits[order]), semantic_scores(class_logits, mask_logits)
     )
+
+
+@pytest.mark.parametrize("restore_masks_first", [False, True])
+@pytest.mark.parametrize("output_size", [(30, 37), (21, 50), (75, 37)])
+def test_labels_and_scores_in_bands_are_those_of_the_definition(restore_masks_first, output_size, monkeypatch):
+    monkeypatch.setattr(semantic, "_BAND_BYTES", 4096)  # several bands, several blocks
+    monkeypatch.setattr(semantic, "_BLOCK_BYTES", 1024)
+    torch.manual_seed(0)
+    class_logits = torch.randn(6, 9, dtype=torch.float64) * 3
+    mask_logits = torch.randn(6, 8, 10, dtype=torch.float64) * 4
+    sizes = {"padded_size": (32, 40), "image_size": (30, 37), "output_size": output_size}
+    expected = definitions.semantic_inference(
+        class_logits, mask_logits, *sizes.values(), restore_masks_first=restore_masks_first
+    )
+    arguments = (class_logits, mask_logits, Geometry(**sizes))
+    scores = semantic_inference(*arguments, restore_masks_first=restore_masks_first)
+    labels = semantic_labels(*arguments, restore_masks_first=restore_masks_first)
+    torch.testing.assert_close(scores, expected, rtol=1e-9, atol=1e-9)
+    assert labels.dtype == torch.int32 and torch.equal(labels, expected.argmax(0).int())
+    assert len(labels.unique()) > 3
+
+
+def test_label_of_equal_scores_is_the_first():
+    geometry = Geometry(padded_size=(8, 8), image_size=(8, 8), output_size=(8, 8))
+    labels = semantic_labels(torch.zeros(2, 5), torch.zeros(2, 2, 2), geometry, restore_masks_first=False)
+    assert labels.tolist() == [[0] * 8] * 8

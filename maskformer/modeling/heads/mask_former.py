@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from maskformer.structures import InputError, MaskPredictions
 
@@ -48,9 +51,63 @@ class MaskFormerHead(nn.Module):
 
     def forward(self, features: dict[str, Tensor]) -> MaskPredictions:
         """Predict from backbone features, name -> (B, channels, rows, columns)."""
+        if not self.training:
+            class_logits, mask_logits = zip(*self.predict(dict(features)))
+            return MaskPredictions(torch.stack(class_logits)[None], torch.stack(mask_logits)[None])
         pixel_embeddings, encoded = self.pixel_decoder(features)
         attended = pick_attended_feature(self.transformer_in_feature, features, encoded)
         return self.predictor(attended, pixel_embeddings)
+
+    def predict(
+        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Predict from the last decoder layer, and only the masks that are wanted.
+
+        Args:
+            features: as for ``forward``; each is taken out when it is used, to free its memory.
+            select: (Q,K+1) class logits of an image -> (N,) int64, the queries to give; None: all.
+
+        Returns:
+            One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
+        """
+        attended = features.get(self.transformer_in_feature)
+        pyramid, encoded = self.pixel_decoder.build_pyramid(features)
+        attended = encoded if attended is None else attended
+        assert attended is not None
+        predictions = []
+        for image, (class_logits, mask_embeddings) in enumerate(zip(*self.predictor.predict_embeddings(attended))):
+            if select is not None:
+                queries = select(class_logits)
+                class_logits, mask_embeddings = class_logits[queries], mask_embeddings[queries]
+            mask_logits = compose_masks(pyramid[image : image + 1], self.pixel_decoder.mask_features, mask_embeddings)
+            predictions.append((class_logits, mask_logits))
+        return predictions
+
+
+def compose_masks(pyramid: Tensor, mask_features: Conv2d, mask_embeddings: Tensor) -> Tensor:
+    """Mask logits of some queries, by one convolution whose filters are theirs where that is less arithmetic.
+
+    The convolution that gives pixel embeddings and their product with mask embeddings are both linear: multiplied
+    beforehand they are a convolution with N filters instead of C.
+
+    Args:
+        pyramid: (1,channels,h,w), the input of ``mask_features``.
+        mask_features: the convolution from it to C channels.
+        mask_embeddings: (N,C).
+
+    Returns:
+        (N,h,w) logits.
+    """
+    num_queries, mask_dim = mask_embeddings.shape
+    if num_queries == 0:
+        return pyramid.new_zeros(0, *pyramid.shape[2:])
+    weight, bias, padding = mask_features.weight, mask_features.bias, mask_features.padding
+    filter_size = weight[0].numel()
+    if num_queries * filter_size > mask_dim * (filter_size + num_queries):
+        return torch.einsum("qc,chw->qhw", mask_embeddings, mask_features(pyramid)[0])
+    assert bias is not None
+    filters = (mask_embeddings @ weight.flatten(1)).unflatten(1, weight.shape[1:])
+    return F.conv2d(pyramid, filters, mask_embeddings @ bias, padding=padding)[0]
 
 
 def choose_attended_feature(

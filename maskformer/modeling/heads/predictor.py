@@ -121,6 +121,19 @@ class MaskFormerPredictor(nn.Module):
             pixel_embeddings=pixel_embeddings,
         )
 
+    def predict_embeddings(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict from the last decoder layer, up to the product with pixels.
+
+        Args:
+            feature: (B, in_channels, rows, columns), what queries attend to.
+
+        Returns:
+            (B,Q,K+1) class logits and (B,Q,C) mask embeddings.
+        """
+        assert self.class_embed is not None
+        queries = self._decode(feature)[-1]
+        return self.class_embed(queries), self.mask_embed(queries)
+
     def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
         """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
         return torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(self._decode(feature)), pixel_embeddings)

@@ -71,7 +71,7 @@ class BasePixelDecoder(nn.Module):
             padding=kernel_size // 2,
             bias=self._norm == "",
             norm=get_norm(self._norm, out_channels),
-            activation=F.relu if relu else None,
+            activation=F.relu_ if relu else None,
         )
         weight_init.c2_xavier_fill(convolution)
         return convolution
@@ -86,15 +86,52 @@ class BasePixelDecoder(nn.Module):
             ``pixel_embeddings`` (B,C,h,w) on the grid of the finest feature, and what a transformer encoder made of
             the coarsest feature (B,D,rows,columns), which this decoder has none of.
         """
-        pyramid = self._layer(len(self.feature_names))(features[self.feature_names[-1]])
+        pyramid, encoded = self.build_pyramid(dict(features))
+        return self.mask_features(pyramid), encoded
+
+    def build_pyramid(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Decode backbone features up to the last convolution, ``mask_features``.
+
+        Args:
+            features: as for ``forward``. Each is taken out when it is used, so that without gradients its memory is
+                free for the next level.
+
+        Returns:
+            The pyramid's finest level (B, channels, h, w), and the second result of ``forward``.
+        """
+        pyramid = self._layer(len(self.feature_names))(features.pop(self.feature_names[-1]))
         return self._top_down(pyramid, features), None
 
     def _top_down(self, pyramid: Tensor, features: dict[str, Tensor]) -> Tensor:
         for index in range(len(self.feature_names) - 1, 0, -1):
-            lateral = self.get_submodule(f"adapter_{index}")(features[self.feature_names[index - 1]])
-            pyramid = lateral + F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest")
-            pyramid = self._layer(index)(pyramid)
-        return self.mask_features(pyramid)
+            finer = [features.pop(self.feature_names[index - 1])]
+            lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer)
+            level = [_add_upsampled(lateral, pyramid)]
+            del lateral, pyramid
+            pyramid = _apply_last(self._layer(index), level)
+        return pyramid
 
-    def _layer(self, index: int) -> nn.Module:
-        return self.get_submodule(f"layer_{index}")
+    def _layer(self, index: int) -> Conv2d:
+        return self._convolution_named(f"layer_{index}")
+
+    def _convolution_named(self, name: str) -> Conv2d:
+        layer = self.get_submodule(name)
+        assert isinstance(layer, Conv2d)
+        return layer
+
+
+def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Add a coarse level, upsampled to the nearest neighbour, to a fine one in place; (B, channels, rows, columns)."""
+    rows, columns = coarse.shape[-2:]
+    if fine.requires_grad or fine.shape[-2:] != (2 * rows, 2 * columns):
+        return fine.add_(F.interpolate(coarse, size=fine.shape[-2:], mode="nearest"))
+    fine.unflatten(3, (columns, 2)).unflatten(2, (rows, 2)).add_(coarse[:, :, :, None, :, None])
+    return fine
+
+
+def _apply_last(layer: Conv2d, level: list[Tensor]) -> Tensor:
+    """Apply a layer to the one tensor of a list, and free that before the norm makes another of its size."""
+    x = F.conv2d(level.pop(), layer.weight, layer.bias, padding=layer.padding)
+    if layer.norm is not None:
+        x = layer.norm(x)
+    return x if layer.activation is None else layer.activation(x)

@@ -1,0 +1,49 @@
+"""Frozen batch norm inside the convolution before it: the same function, without passes over the feature."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class FrozenNormConv2d(Conv2d):
+    """A convolution whose weight is multiplied by its frozen norm's scale, instead of its output.
+
+    Parameters and buffers are those of Detectron2's ``Conv2d`` and ``FrozenBatchNorm2d``. Statistics are constant, so
+    gradients are the same; the product is made anew at each call, so nothing grows stale when weights are loaded.
+    """
+
+    norm: FrozenBatchNorm2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in channels, rows, columns) -> (B, out channels, rows, columns), activated."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        if self.bias is not None:
+            bias = bias + self.bias * scale
+        x = F.conv2d(
+            x, self.weight * scale[:, None, None, None], bias, self.stride, self.padding, self.dilation, self.groups
+        )
+        return x if self.activation is None else self.activation(x)
+
+
+def fold_frozen_norms(network: Network) -> Network:
+    """Let every convolution of a network that ends in a frozen norm compute as ``FrozenNormConv2d``, in place.
+
+    Args:
+        network: may have other norms, which stay; names of parameters and buffers stay too.
+
+    Returns:
+        The network itself.
+    """
+    for module in network.modules():
+        # Not subclasses: what they compute is their own.
+        if type(module) is Conv2d and type(module.norm) is FrozenBatchNorm2d and module.padding_mode == "zeros":
+            module.__class__ = FrozenNormConv2d
+    return network
