@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -112,6 +113,26 @@ def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
             "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW gives semantic results only, because a segment may reach over many "
             "windows: set PANOPTIC_ON and INSTANCE_ON of MODEL.MASK_FORMER.TEST to False, or SLIDING_WINDOW to ()."
         )
+
+
+@contextmanager
+def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
+    """In the ``with`` block, a ``MaskFormer`` gives semantic labels: a K-th of the memory, and all that is measured.
+
+    Args:
+        model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
+    """
+    while isinstance(model, (DistributedDataParallel, TestTimeModel)):
+        model = model.module if isinstance(model, DistributedDataParallel) else model.model
+    if not isinstance(model, MaskFormer):
+        yield
+        return
+    options = model.inference
+    model.inference = replace(options, semantic_as_labels=True)
+    try:
+        yield
+    finally:
+        model.inference = options
 
 
 class TestTimeModel(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import weakref
@@ -26,7 +27,7 @@ from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
-from maskformer.engine.testing import apply_test_time_options
+from maskformer.engine.testing import apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, format_scores
 
@@ -89,14 +90,16 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Detectron2's evaluation, with the test-time options of the configuration and a table of the scores.
 
-        What it times as inference has really been done by the device. Outside a training, whose hooks do it, a line
-        with the scores is appended to ``OUTPUT_DIR/metrics.json``.
+        What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
+        instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
+        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``.
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
-            results = super().test(loading_cfg, test_model, evaluators)
+            with labels_instead_of_scores(test_model) if evaluators is None else contextlib.nullcontext():
+                results = super().test(loading_cfg, test_model, evaluators)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:

@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.instance import InstanceEvaluator
+from maskformer.evaluation.label_map import check_num_classes
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.semantic import SemanticEvaluator
 from maskformer.structures import InputError
@@ -41,7 +42,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         output_folder: where predictions are written; None: nowhere.
 
     Raises:
-        InputError: the type is unknown, a package is missing, or nothing applies.
+        InputError: the type is unknown, a package is missing, nothing applies, or model and dataset have another number
+            of classes.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in MEASURES:
@@ -61,7 +63,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             f"Dataset {dataset_name} ({evaluator_type}) cannot judge any result that the model has switched on: set "
             f"{switches} to True, or change DATASETS.TEST."
         )
-    return DatasetEvaluators([measure.build(dataset_name, output_folder) for measure in wanted])
+    evaluators = [measure.build(dataset_name, output_folder) for measure in wanted]
+    for evaluator in evaluators:
+        if isinstance(evaluator, (SemanticEvaluator, CityscapesSemanticEvaluator)):
+            check_num_classes(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, evaluator.num_classes)
+    return DatasetEvaluators(evaluators)
 
 
 def _always(_dataset_name: str) -> bool:

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from maskformer.data.reading import read_class_map
+from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import InputError
 
 _IMAGE_END = "_leftImg8bit.png"
@@ -82,25 +83,25 @@ class CityscapesEvaluator(DatasetEvaluator):
 class CityscapesSemanticEvaluator(CityscapesEvaluator):
     """IoU and iIoU of classes and of categories ("sup"), in percent."""
 
+    @property
+    def num_classes(self) -> int:
+        """K of the dataset."""
+        return len(self._metadata.stuff_dataset_id_to_contiguous_id)
+
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take some images.
 
         Args:
             inputs: entries of the dataset; ``file_name`` is read.
-            outputs: ``sem_seg`` (K,height,width) scores of each.
+            outputs: ``sem_seg`` of each: (K,height,width) scores or (height,width) labels.
         """
         contiguous_ids = self._metadata.stuff_dataset_id_to_contiguous_id
-        label_of_class = np.zeros(len(contiguous_ids), dtype=np.uint8)
+        label_of_class = np.zeros(self.num_classes, dtype=np.uint8)
         label_of_class[list(contiguous_ids.values())] = list(contiguous_ids)
         for example, output in zip(inputs, outputs, strict=True):
-            scores = output["sem_seg"]
-            if len(scores) != len(label_of_class):
-                raise InputError(
-                    f"The model predicts {len(scores)} classes but the dataset has {len(label_of_class)}: set "
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {len(label_of_class)}, with weights to match."
-                )
-            name, _ = self._read_truth(example["file_name"], "labelIds", tuple(scores.shape[1:]))
-            self._seen[name] = encode_png(label_of_class[scores.argmax(dim=0).cpu().numpy()])
+            labels = read_labels(output["sem_seg"], self.num_classes)
+            name, _ = self._read_truth(example["file_name"], "labelIds", labels.shape)
+            self._seen[name] = encode_png(label_of_class[labels])
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The four means, on the main process only."""

@@ -11,7 +11,7 @@ from detectron2.evaluation import SemSegEvaluator
 
 from maskformer.data.reading import read_label_map
 from maskformer.data.run_lengths import encode_segments
-from maskformer.evaluation.label_map import most_likely_classes
+from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import InputError
 
 
@@ -41,17 +41,17 @@ class SemanticEvaluator(SemSegEvaluator):
 
         Args:
             inputs: entries of the dataset; ``file_name`` is read.
-            outputs: ``sem_seg`` (K,height,width) scores of each.
+            outputs: ``sem_seg`` of each: (K,height,width) scores or (height,width) labels.
 
         Raises:
             InputError: the number of classes or the size differs from the label's.
         """
         for example, output in zip(inputs, outputs, strict=True):
-            file_name, scores = example["file_name"], output["sem_seg"]
+            file_name = example["file_name"]
+            predicted = read_labels(output["sem_seg"], self.num_classes)
             label_file = self.input_file_to_gt_file[file_name]
             label = self._read_label(label_file)
-            self._check(file_name, tuple(scores.shape), label_file, label.shape)
-            predicted = most_likely_classes(scores)
+            _check_size(file_name, predicted.shape, label_file, label.shape)
             self._count(predicted, label)
             if self._output_dir is not None:
                 self._predictions.extend(self.encode_json_sem_seg(predicted, file_name))
@@ -89,16 +89,11 @@ class SemanticEvaluator(SemSegEvaluator):
         side = self.num_classes + 1
         return np.bincount(pairs.ravel(), minlength=side * side).reshape(side, side)
 
-    def _check(self, file_name: str, shape: tuple[int, int, int], label_file: str, label_size: tuple[int, int]) -> None:
-        num_classes, height, width = shape
-        if num_classes != self.num_classes:
-            raise InputError(
-                f"The model predicts {num_classes} classes but the dataset has {self.num_classes}: set "
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {self.num_classes}, with weights to match, or change DATASETS.TEST."
-            )
-        label_height, label_width = label_size
-        if (height, width) != (label_height, label_width):
-            raise InputError(
-                f"Image file {file_name} is {width} x {height} pixels (width x height) but its label {label_file} is "
-                f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
-            )
+
+def _check_size(file_name: str, size: tuple[int, ...], label_file: str, label_size: tuple[int, ...]) -> None:
+    if size != label_size:
+        (height, width), (label_height, label_width) = size, label_size
+        raise InputError(
+            f"Image file {file_name} is {width} x {height} pixels (width x height) but its label {label_file} is "
+            f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
+        )

@@ -14,7 +14,7 @@ from torch import nn
 from maskformer.checkpoint import Checkpointer
 from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.testing import apply_test_time_options
+from maskformer.engine.testing import apply_test_time_options, labels_instead_of_scores
 from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError
 
@@ -71,12 +71,14 @@ class Predictor:
             output_size: (height, width) of the results; the image's own by default.
 
         Returns:
-            The model's results: those switched on of ``sem_seg``, ``panoptic_seg`` and ``instances``.
+            The model's results: those switched on of ``sem_seg`` (of MaskFormer: labels, not scores), ``panoptic_seg``
+            and ``instances``.
         """
         height, width = image.shape[:2] if output_size is None else output_size
         resized = self._resize.get_transform(image).apply_image(image)[:, :, self._channel_order]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return self.model([{"image": pixels, "height": height, "width": width}])[0]
+        with labels_instead_of_scores(self.model):
+            return self.model([{"image": pixels, "height": height, "width": width}])[0]
 
 
 def _load_all(model: nn.Module, path: str) -> None:
