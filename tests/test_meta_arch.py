@@ -151,16 +151,20 @@ def test_labels_are_the_arg_max_of_the_scores(case, model, monkeypatch):
     assert labels.dtype == torch.int32 and torch.equal(labels, scores.argmax(0).int())
 
 
+@pytest.mark.parametrize("panoptic_on", [False, True])
 @torch.no_grad()
-def test_masks_of_segments_alone_give_the_same_segments(model, monkeypatch):
+def test_masks_of_segments_alone_give_the_same_segments(model, monkeypatch, panoptic_on):
     batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
-    options = replace(model.inference, panoptic_on=True, instance_on=True, max_instances=3, thing_class_ids=(0, 1))
+    options = replace(
+        model.inference, panoptic_on=panoptic_on, instance_on=True, max_instances=3, thing_class_ids=(0, 1)
+    )
     monkeypatch.setattr(model, "inference", options)
     with_all = model(batch)
     monkeypatch.setattr(model, "inference", replace(options, semantic_on=False))
     for expected, actual in zip(with_all, model(batch)):
-        assert torch.equal(actual["panoptic_seg"][0], expected["panoptic_seg"][0])
-        assert actual["panoptic_seg"][1] == expected["panoptic_seg"][1]
+        if panoptic_on:
+            assert torch.equal(actual["panoptic_seg"][0], expected["panoptic_seg"][0])
+            assert actual["panoptic_seg"][1] == expected["panoptic_seg"][1]
         assert torch.equal(actual["instances"].pred_masks, expected["instances"].pred_masks)
         torch.testing.assert_close(actual["instances"].scores, expected["instances"].scores)
         assert "sem_seg" not in actual
