@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-# A handful of float32 temporaries of this size fit the second cache of a core, and PyTorch gives no thread less. Larger
-# ones than 32 MB would moreover go back to the system after each use (glibc), and fault in again.
-PER_CPU_THREAD = 1 << 15
+# A handful of float32 temporaries of this size fit the second cache of a core. Half as large, waiting for the other
+# threads at the end of each operator costs more than the operator; larger ones than 32 MB would go back to the system
+# after each use (glibc), and fault in again. docs/performance.md has the times.
+PER_CPU_THREAD = 1 << 16
 # Elsewhere each operator costs a launch: few large ones win.
 ELSEWHERE = 1 << 23
 

@@ -76,11 +76,13 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     maps = mask_logits.new_empty(3, *mask_logits.shape)
     targets_at_once, rows_at_once = _chunk(mask_logits.shape[1], masks.shape[1:], mask_logits.device)
     bands = list(_bands(upsample_rows, rows_at_once))
+    wide_maps = mask_logits.new_empty(0)
     for start in range(0, len(masks), targets_at_once):
         chunk = slice(start, start + targets_at_once)
         # Rows come first, so that interpolating along them is one product.
         wide = (mask_logits[chunk] @ upsample_columns.mT).movedim(2, 0).contiguous()  # (h,t,N,W)
-        wide_sums, wide_maps = wide.new_zeros(3, *wide.shape[1:]), wide.new_zeros(3, *wide.shape)
+        wide_sums = wide.new_zeros(3, *wide.shape[1:])
+        wide_maps = wide_maps.resize_(3, *wide.shape).zero_()  # memory that is new is slow
         for band in bands:
             logits = (band.weights @ wide[band.coarse].flatten(1)).unflatten(1, wide.shape[1:])
             band_sums, band_maps = _band_sums_and_maps(logits, masks[chunk, band.fine])
