@@ -158,6 +158,7 @@ _WHOLE_SET_UPS = {
 def _inference(quick: bool) -> list[Case]:
     panoptic = {"task": "panoptic", "size": (800, 1216)}
     semantic = {"task": "semantic", "size": (512, 683)}
+    labels = {"task": "labels", "size": (512, 683)}
     instance = {"task": "instance", "size": (800, 1216)}
     return [
         Case(
@@ -177,6 +178,18 @@ def _inference(quick: bool) -> list[Case]:
             "inference",
             _post_processing(quick, classes=150, **semantic),
             (Target(SECONDS, 0.3, DEFINITION),),
+        ),
+        Case(
+            "semantic label map 512 x 683, 150 classes",
+            "inference",
+            _post_processing(quick, classes=150, **labels),
+            (Target(SECONDS, 0.3, DEFINITION),),
+        ),
+        Case(
+            "semantic label map R50 512 x 683, from the image",
+            "inference",
+            _whole(quick, (PLAIN,), recipe=_R50, **labels),
+            (Target(SECONDS, 0.7, PLAIN),),
         ),
         Case(
             "semantic inference R50 512 x 683",
@@ -206,8 +219,8 @@ def _inference(quick: bool) -> list[Case]:
 def _memory(quick: bool) -> list[Case]:
     settings = {
         "memory: Cityscapes panoptic 1024 x 2048": (_CITYSCAPES, "panoptic", (1024, 2048)),
-        "memory: Mapillary semantic 2048 x 2731": (_MAPILLARY, "semantic", (2048, 2731)),
-        "memory: 847 classes semantic 512 x 683": (_ADE20K_FULL, "semantic", (512, 683)),
+        "memory: Mapillary semantic 2048 x 2731": (_MAPILLARY, "labels", (2048, 2731)),
+        "memory: 847 classes semantic 512 x 683": (_ADE20K_FULL, "labels", (512, 683)),
     }
     return [
         Case(

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
-from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference
+from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference, semantic_labels
 from maskformer.tools.benchmark import definitions
 
 from .models import (
@@ -70,7 +70,7 @@ def set_up_post_processing(
 
     Args:
         implementation: "maskformer" or "definition".
-        task: "panoptic", "semantic" or "instance".
+        task: "panoptic", "semantic" (scores), "labels" (semantic, the arg-max) or "instance".
         size: (height,width) of the image; the network input is padded to a multiple of 32.
         queries: Q.
         classes: K; the first half are things.
@@ -105,6 +105,10 @@ def _ours_semantic(_classes: int) -> Callable[..., Any]:
     return lambda *predicted: semantic_inference(*predicted, restore_masks_first=False)
 
 
+def _ours_labels(_classes: int) -> Callable[..., Any]:
+    return lambda *predicted: semantic_labels(*predicted, restore_masks_first=False)
+
+
 def _ours_instance(classes: int) -> Callable[..., Any]:
     options: dict[str, Any] = {"thing_class_ids": frozenset(range(classes // 2)), "max_instances": 100}
     return lambda *predicted: instance_inference(*predicted, **options)
@@ -129,6 +133,11 @@ def _plain_semantic(_classes: int) -> Callable[..., Any]:
     return _plain(definitions.semantic_inference)
 
 
+def _plain_labels(_classes: int) -> Callable[..., Any]:
+    scores = _plain(definitions.semantic_inference)
+    return lambda *predicted: scores(*predicted).argmax(0)
+
+
 def _plain_instance(classes: int) -> Callable[..., Any]:
     things = frozenset(range(classes // 2))
     return _plain(definitions.instance_inference, thing_class_ids=things, max_instances=100)
@@ -137,9 +146,11 @@ def _plain_instance(classes: int) -> Callable[..., Any]:
 POST_PROCESSING: dict[tuple[str, str], Callable[[int], Callable[..., Any]]] = {
     ("maskformer", "panoptic"): _ours_panoptic,
     ("maskformer", "semantic"): _ours_semantic,
+    ("maskformer", "labels"): _ours_labels,
     ("maskformer", "instance"): _ours_instance,
     ("definition", "panoptic"): _plain_panoptic,
     ("definition", "semantic"): _plain_semantic,
+    ("definition", "labels"): _plain_labels,
     ("definition", "instance"): _plain_instance,
 }
 
@@ -157,11 +168,12 @@ NO_ENCODER = [
 def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) -> CfgNode:
     """A recipe, without a pixel decoder's encoder, whose model gives the results of one task alone."""
     test = "MODEL.MASK_FORMER.TEST."
+    result = "semantic" if task == "labels" else task
     switches = [
         word
         for name in ("semantic", "panoptic", "instance")
-        for word in (f"{test}{name.upper()}_ON", str(name == task))
-    ]
+        for word in (f"{test}{name.upper()}_ON", str(name == result))
+    ] + [f"{test}SEM_SEG_LABELS", str(task == "labels")]
     thresholds = [word for name, value in PANOPTIC.items() for word in (f"{test}{name.upper()}", str(value))]
     options = [*NO_ENCODER, *switches, *(thresholds if task == "panoptic" else [])]
     return load_recipe(recipe, device, tiny=tiny, options=options)
@@ -186,11 +198,11 @@ def _build(kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: b
 def set_up_ours(
     *, recipe: str, task: str, size: Sequence[int], kept: int = 20, device: str = "cpu", tiny: bool = False
 ) -> Unit:
-    """From an image to its results, as ``train_net.py --eval-only`` does it.
+    """From an image to its results; ``train_net.py --eval-only`` asks for "labels" where it is semantic.
 
     Args:
         recipe: a file under ``configs/``.
-        task: "panoptic", "semantic" or "instance".
+        task: as above.
         size: (height,width) of the image and of its results.
         kept: queries that find something.
         device: see ``Accelerator``.
