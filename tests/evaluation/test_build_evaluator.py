@@ -16,7 +16,7 @@ SWITCHES = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
 
 
 def config(*on: str):
-    cfg = load_config("")
+    cfg = load_config("", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "3"])
     for switch in SWITCHES:
         cfg.MODEL.MASK_FORMER.TEST[switch] = switch in on
     return cfg
@@ -75,6 +75,15 @@ def test_cityscapes_without_its_scripts_names_the_package(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install cityscapesscripts"):
         build_evaluator(config(*SWITCHES), NAME)
+
+
+def test_model_of_another_number_of_classes_is_refused_before_it_runs(tmp_path: Path):
+    tiny_dataset.register(tmp_path)
+    cfg = config("SEMANTIC_ON")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 4
+    with pytest.raises(InputError, match=r"predicts 4 classes but the dataset has 3: set MODEL.SEM_SEG_HEAD.NUM"):
+        build_evaluator(cfg, NAME)
+    build_evaluator(config("PANOPTIC_ON"), NAME)
 
 
 def test_output_folder_receives_the_predictions(tmp_path: Path):

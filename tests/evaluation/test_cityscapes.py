@@ -81,7 +81,7 @@ def measure(evaluator: Any, task: str, outputs: list[dict[str, Any]]) -> dict[st
 
 
 def test_perfect_predictions_of_every_task_score_100() -> None:
-    cfg = load_config("")
+    cfg = load_config("", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "19"])
     outputs = [
         {**semantic, **instance, **panoptic}
         for semantic, instance, panoptic in zip(semantic_outputs(), instance_outputs(), panoptic_outputs(), strict=True)
@@ -182,7 +182,7 @@ def test_panoptic_quality_counts_a_missed_car() -> None:
         torch.where(segment_map == car["id"], 0, segment_map),
         [segment for segment in segments if segment is not car],
     )
-    cfg = load_config("")
+    cfg = load_config("", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "19"])
     cfg.MODEL.MASK_FORMER.TEST.SEMANTIC_ON = False
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
     scores = measure(build_evaluator(cfg, "cityscapes_fine_panoptic_val"), "panoptic", outputs)

@@ -80,6 +80,7 @@ def evaluate(args: argparse.Namespace) -> None:
     for name in (SEMANTIC, PANOPTIC):
         switches = ["SEMANTIC_ON", str(name == SEMANTIC), "PANOPTIC_ON", "True", "INSTANCE_ON", "True"]
         keys = [f"MODEL.MASK_FORMER.TEST.{w}" if w.endswith("_ON") else w for w in switches]
+        keys += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(len(MetadataCatalog.get(name).stuff_classes))]
         loader = build_detection_test_loader(DatasetCatalog.get(name), mapper=dict, num_workers=0)
         evaluator = build_evaluator(load_config("", keys), name, str(args.output / name))
         results.update(inference_on_dataset(Perturbed(), loader, evaluator) or {})
