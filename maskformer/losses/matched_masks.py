@@ -82,7 +82,9 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
         # Rows come first, so that interpolating along them is one product.
         wide = (mask_logits[chunk] @ upsample_columns.mT).movedim(2, 0).contiguous()  # (h,t,N,W)
         wide_sums = wide.new_zeros(3, *wide.shape[1:])
-        wide_maps = wide_maps.resize_(3, *wide.shape).zero_()  # memory that is new is slow
+        if wide_maps.shape[1:] != wide.shape:  # kept from target to target: memory that is new is slow
+            wide_maps = wide.new_empty(3, *wide.shape)
+        wide_maps.zero_()
         for band in bands:
             logits = (band.weights @ wide[band.coarse].flatten(1)).unflatten(1, wide.shape[1:])
             band_sums, band_maps = _band_sums_and_maps(logits, masks[chunk, band.fine])

@@ -54,6 +54,8 @@ class _Recipe:
     crop: int | None = None
 
 
+_FOLDERS: list[tempfile.TemporaryDirectory] = []  # of what is made up; they go with the process
+
 _ADE20K = {"image": "ADE_train_00000001", "size": (512, 683), "classes": 150}
 _COCO = {"image": "000000000139", "size": (426, 640), "short_edges": (480, 800)}
 _PANOPTIC = {"dataset": "coco_2017_val_panoptic", "classes": 133, "segments": 30, **_COCO}
@@ -211,7 +213,9 @@ def _find_record(settings: _Recipe, root: str | None) -> Record:
     for record in records:
         if Path(record["file_name"]).name.startswith(settings.image):
             return record
-    return _make_up(settings, Path(tempfile.mkdtemp(prefix="maskformer-benchmark-")))
+    folder = tempfile.TemporaryDirectory(prefix="maskformer_benchmark_")
+    _FOLDERS.append(folder)
+    return _make_up(settings, Path(folder.name))
 
 
 def _make_up(settings: _Recipe, folder: Path) -> Record:

@@ -41,10 +41,11 @@ def semantic_evaluation(
         evaluator: "maskformer" or "detectron2".
         num_images: in a unit.
         size: (height, width) of an image.
-        classes: K of the dataset.
+        classes: K of the dataset, at most 255: the labels are bytes.
         present: classes of an image.
         device: where the scores are.
     """
+    assert classes <= IGNORE
     folder = tempfile.TemporaryDirectory(prefix="maskformer_benchmark_")
     outputs = [draw_scores(seed, classes, present, size, device) for seed in range(PREDICTIONS)]
     for index, output in enumerate(outputs):
