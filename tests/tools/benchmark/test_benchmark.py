@@ -162,5 +162,5 @@ def test_a_quick_run_measures_every_kind_of_case(tmp_path: Path, capsys: pytest.
     assert "share outside products" in captured.out
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert [case["name"] for case in report["cases"]] == names
-    assert report["machine"]["torch"] == torch.__version__ and report["settings"]["quick"] is True
+    assert torch.__version__.startswith(report["machine"]["torch"]) and report["settings"]["quick"] is True
     assert (tmp_path / "ratios_time.png").exists()
