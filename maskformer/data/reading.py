@@ -7,21 +7,10 @@ from typing import Any
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from maskformer.data.counting import count_values
 from maskformer.structures import InputError, LabelValues
-
-# EXIF orientation -> what turns such a picture upright; 1 is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def read_picture(file_name: str) -> Image.Image:
@@ -242,10 +231,10 @@ def _read(file_name: str, mode: str | None, kind: str) -> Image.Image:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        ImageOps.exif_transpose(image, in_place=True)
     except Exception:  # Pillow raises whatever its parser of a damaged tag meets; the pixels are good
         return image
-    return image if turn is None else image.transpose(turn)
+    return image
 
 
 def _reason(file_name: str, error: Exception) -> str:

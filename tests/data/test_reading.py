@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from detectron2.data import detection_utils
+from PIL import ExifTags, Image
 
 from maskformer.data.reading import (
     check_declared_size,
@@ -118,3 +119,14 @@ def test_label_of_another_size_is_named_with_both_sizes() -> None:
     check_same_size(image, "a.jpg", np.zeros((2, 3)), "a.png")
     with pytest.raises(InputError, match=r"a\.jpg is 3 x 2 pixels .* a\.png is 3 x 4"):
         check_same_size(image, "a.jpg", np.zeros((4, 3)), "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", range(10))  # 1 to 8 have a meaning
+def test_pictures_are_turned_upright_as_detectron2_turns_them(tmp_path: Path, orientation: int, suffix: str):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file_name = str(tmp_path / f"turned.{suffix}")
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file_name, exif=exif)
+    np.testing.assert_array_equal(read_image(file_name, "RGB"), detection_utils.read_image(file_name, "RGB"))

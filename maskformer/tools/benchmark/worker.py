@@ -29,9 +29,9 @@ SEED = 0
 
 def main() -> int:
     """Answers requests until there are none; returns the exit code."""
-    answers = _take_standard_output()
+    channel, answers = _take_standard_input(), _take_standard_output()
     requests: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read_requests, args=(channel, requests), daemon=True).start()
     try:
         _serve(requests, answers)
     except Exception as error:
@@ -85,6 +85,16 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}".rstrip(": ")
 
 
+def _take_standard_input() -> TextIO:
+    """The channel from the parent, in place of which there is nothing to read.
+
+    A process that a unit forks closes its standard input first, and would wait forever for the thread that reads here.
+    """
+    channel = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    return channel
+
+
 def _take_standard_output() -> TextIO:
     """The channel to the parent; what libraries print goes to the standard error from now on."""
     channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -92,8 +102,8 @@ def _take_standard_output() -> TextIO:
     return channel
 
 
-def _read_requests(requests: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
+def _read_requests(channel: TextIO, requests: queue.Queue[dict[str, Any]]) -> None:
+    for line in channel:
         requests.put(json.loads(line))
     os._exit(0)  # the parent is done, or gone: what runs in the main thread is of no use to anyone
 

@@ -63,6 +63,11 @@ def test_memory_is_the_peak_of_a_unit_above_what_the_set_up_holds(result: CaseRe
     assert 15 * MB < min(result.outcomes["B"].values(MEMORY)) < 80 * MB  # not the set-up's peak, nor the other's
 
 
+def test_a_unit_may_fork():
+    result = run_case(Case("case", "group", (contender("A", "fork"),), rounds=1, warm_ups=0))
+    assert result.ours.values("result") == [3]
+
+
 def test_a_contender_that_fails_is_told_of_in_one_line_and_the_others_go_on(result: CaseResult):
     assert {name: outcome.error for name, outcome in result.outcomes.items()} == {
         "A": None,

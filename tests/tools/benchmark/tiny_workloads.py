@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -40,6 +41,16 @@ def fail(where: str) -> Callable[[], None]:
         if where == "process":
             os.abort()
         raise RuntimeError("no unit today")
+
+    return unit
+
+
+def fork() -> Callable[[], dict[str, float]]:
+    """A unit has another process do its work, as panopticapi does."""
+
+    def unit() -> dict[str, float]:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            return {"result": float(pool.apply(abs, (-3,)))}
 
     return unit
 
