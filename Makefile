@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
-.PHONY: help demo bench test test_fast check install_dev clean
+.PHONY: help demo bench faults test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -22,6 +22,9 @@ bench: $(READY)  ## Measure time and memory against peers and the plain definiti
 
 test: $(READY)  ## Run all tests
 	@$(RUN) -m pytest
+
+faults: $(READY)  ## Kill, corrupt, fill and starve real trainings; print what was survived and lost
+	@$(RUN) -m pytest tests/faults
 
 test_fast: $(READY)  ## Run the tests that take seconds
 	@$(RUN) -m pytest -m "not slow"

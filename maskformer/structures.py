@@ -30,6 +30,13 @@ class InputError(ValueError):
     """
 
 
+class BadImageError(InputError):
+    """One image, or its annotation, that cannot be used; ``DATALOADER.ON_BAD_IMAGE`` says whether to go on without.
+
+    The message names the file, what is wrong with it, and what to do.
+    """
+
+
 @dataclass(frozen=True)
 class LabelValues:
     """How label files number the classes, where they do not simply hold 0..K-1.

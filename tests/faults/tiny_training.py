@@ -1,0 +1,58 @@
+"""Real runs of `train_net.py`, small enough that a fault can be injected many times."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIG = "configs/shapes/maskformer_panoptic.yaml"
+TINY = [
+    *("SEED", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "12", "SOLVER.WARMUP_ITERS", "3"),
+    *("SOLVER.CHECKPOINT_PERIOD", "4", "DATASETS.TEST", "()", "LOG.TCAPPDLL_LINES", "True"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "16", "MODEL.SEM_SEG_HEAD.MASK_DIM", "16"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "16", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "16"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NHEADS", "4"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "8", "MODEL.RESNETS.STEM_OUT_CHANNELS", "4"),
+]
+
+
+@dataclass(frozen=True)
+class TinyTraining:
+    """Starts trainings of twelve steps.
+
+    Attributes:
+        datasets: the folder that DETECTRON2_DATASETS names.
+    """
+
+    datasets: Path
+
+    def start(self, output: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
+        """Start `train_net.py` in a session of its own; flags (--resume) and KEY VALUE pairs may follow."""
+        flags = [word for word in words if word.startswith("--")]
+        options = [word for word in words if not word.startswith("--")]
+        command = [sys.executable, "-W", "ignore", "train_net.py", *flags, "--config-file", CONFIG, *TINY]
+        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.datasets), "OMP_NUM_THREADS": "1", **variables}
+        return subprocess.Popen(
+            [*command, "OUTPUT_DIR", str(output), *options],
+            cwd=REPOSITORY, env=environment, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, output: Path, *words: str, timeout: float = 300, **variables: str) -> str:
+        """Run to the end, which has to be a good one; returns what it printed."""
+        process = self.start(output, *words, **variables)
+        printed, _ = process.communicate(timeout=timeout)
+        assert process.returncode == 0, printed[-3000:]
+        return printed
+
+
+def metrics_of(output: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.json."""
+    return [json.loads(line) for line in (output / "metrics.json").read_text(encoding="utf-8").splitlines()]
