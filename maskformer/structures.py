@@ -166,13 +166,13 @@ class PanopticResult:
 
 
 class SegmentMasks:
-    """G disjoint binary masks, stored as one id map and expanded only where they are needed.
+    """G binary masks, stored as one id map, or as few as overlapping masks need, and expanded only where needed.
 
-    It takes one or two bytes a pixel from the data worker to the device, however many segments there are, and stands
+    A map takes one or two bytes a pixel from the data worker to the device, however many segments there are. It stands
     where Detectron2 has ``BitMasks`` (``Instances.gt_masks``): ``len``, ``to``, ``tensor``, indexing by segment.
 
     Args:
-        segment_map: (H,W) integers; 0 is no segment, g + 1 belongs to segment g.
+        segment_map: (H,W) or (layers,H,W) integers; 0 is no segment, g + 1 belongs to segment g.
         num_segments: G.
     """
 
@@ -189,7 +189,7 @@ class SegmentMasks:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W)."""
-        height, width = self.segment_map.shape
+        height, width = self.segment_map.shape[-2:]
         return height, width
 
     @property
@@ -200,8 +200,12 @@ class SegmentMasks:
     @property
     def tensor(self) -> Tensor:
         """(G,H,W) bool: the expanded masks, made anew at each call."""
-        ids = self._segment_ids.to(self.segment_map.dtype)
-        return self.segment_map[None] == ids[:, None, None]
+        ids = self._segment_ids.to(self.segment_map.dtype)[:, None, None]
+        first, *others = self.segment_map.unbind() if self.segment_map.ndim == 3 else [self.segment_map]
+        masks = first == ids
+        for layer in others:
+            masks |= layer == ids
+        return masks
 
     def to(self, *args: Any, **kwargs: Any) -> SegmentMasks:
         """The same masks on another device; arguments as in ``Tensor.to``."""

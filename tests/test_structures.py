@@ -39,6 +39,14 @@ def test_padding_belongs_to_no_segment():
     assert not padded.tensor[:, 2:].any() and not padded.tensor[:, :, 2:].any()
 
 
+def test_masks_on_two_maps_may_overlap():
+    other = torch.tensor([[0, 2], [2, 0]], dtype=torch.uint8)
+    masks = SegmentMasks(torch.stack([ID_MAP, other]), 3)
+    assert masks.tensor.int().tolist() == [[[0, 1], [0, 0]], [[0, 1], [1, 0]], [[0, 0], [1, 1]]]
+    assert masks.image_size == (2, 2) and masks.nonempty().all()
+    assert torch.equal(masks[1:].pad((1, 0, 0, 0)).tensor[..., 1:], masks.tensor[1:])
+
+
 def test_size_between_processes_does_not_grow_with_the_number_of_segments():
     few, many = (len(pickle.dumps(SegmentMasks(torch.zeros(64, 64, dtype=torch.uint8), n))) for n in (1, 100))
     assert many - few < 100 * 8 + 100

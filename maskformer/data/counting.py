@@ -23,6 +23,20 @@ def count_values(integer_map: np.ndarray) -> np.ndarray:
     return np.bincount(integer_map.ravel())
 
 
+def present_values(integer_map: np.ndarray) -> np.ndarray:
+    """Say which values occur: looked up where the map changes, as neighbours mostly agree.
+
+    Args:
+        integer_map: (H,W) integers.
+
+    Returns:
+        Distinct values of the map's type, ascending.
+    """
+    values = integer_map.ravel()
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    return np.unique(np.append(values[changes], values[-1:]))
+
+
 def replace_values(integer_map: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Replace each value by the table's.
 

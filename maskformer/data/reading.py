@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-from maskformer.data.counting import count_values
+from maskformer.data.counting import present_values
 from maskformer.structures import InputError, LabelValues
 
 
@@ -66,7 +66,7 @@ def read_label_map(
     if label_values is not None:
         _check_values(file_name, label_map, label_values)
         label_map = renumber(label_map, label_values, ignore_label)
-    values = np.flatnonzero(count_values(label_map)) if label_map.dtype.kind == "u" else np.unique(label_map)
+    values = present_values(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
         raise InputError(

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks
 from torch import Tensor
 
-from maskformer.data.counting import count_values, replace_values
+from maskformer.data.counting import present_values, replace_values
 from maskformer.structures import SegmentMasks
 
 
@@ -24,8 +23,8 @@ def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, 
     Returns:
         ``labels`` (G,) int64, ascending, and the masks.
     """
-    classes = np.flatnonzero(count_values(label_map))
-    classes = classes[classes != ignore_label]
+    classes = present_values(label_map)
+    classes = classes[classes != ignore_label].astype(np.int64)
     segment_map = number_segments(label_map, classes)
     return torch.from_numpy(classes), SegmentMasks(torch.from_numpy(segment_map), len(classes))
 
@@ -50,25 +49,22 @@ def panoptic_targets(pan_ids: np.ndarray, segments_info: Sequence[dict[str, Any]
     return labels, SegmentMasks(torch.from_numpy(segment_map), len(segments))
 
 
-def instance_targets(
-    classes: Sequence[int], masks: Sequence[np.ndarray], size: tuple[int, int]
-) -> tuple[Tensor, BitMasks]:
-    """Keep the instances that have a pixel left; they may overlap, so each has a mask of its own.
+def instance_targets(classes: Sequence[int], layers: np.ndarray) -> tuple[Tensor, SegmentMasks]:
+    """Keep the instances that have a pixel left.
 
     Args:
         classes: G integers, 0..K-1.
-        masks: G arrays (H,W), zero or not.
-        size: (H, W), for an image without instances.
+        layers: (layers,H,W) integers: g + 1 where instance g is, in one of the layers; 0 elsewhere. Instances that
+            overlap stand in different ones.
 
     Returns:
-        ``labels`` (G,) int64, in the given order, and the masks (G,H,W) bool.
+        ``labels`` (G,) int64, in the given order, and the masks.
     """
-    kept = [index for index, mask in enumerate(masks) if mask.any()]
-    stacked = np.empty((len(kept), *size), dtype=bool)
-    for row, index in enumerate(kept):
-        stacked[row] = masks[index]
-    labels = torch.tensor([classes[index] for index in kept], dtype=torch.int64)
-    return labels, BitMasks(torch.from_numpy(stacked))
+    rows = layers.reshape(-1, layers.shape[-1])
+    kept = np.flatnonzero(visible_segments(rows, len(classes)))
+    segment_map = number_segments(rows, kept + 1).reshape(layers.shape)
+    labels = torch.tensor([classes[index] for index in kept.tolist()], dtype=torch.int64)
+    return labels, SegmentMasks(torch.from_numpy(segment_map), len(kept))
 
 
 def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -101,7 +97,4 @@ def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
     Returns:
         (G,) bool.
     """
-    visible = np.zeros(num_segments, dtype=bool)
-    seen = count_values(segment_map)[1 : num_segments + 1] > 0
-    visible[: len(seen)] = seen
-    return visible
+    return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskformer.data.counting import count_values, replace_values
+from maskformer.data.counting import count_values, present_values, replace_values
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
@@ -16,6 +16,15 @@ def test_counts_are_those_of_every_value(dtype: type) -> None:
 
 def test_map_without_pixels_has_no_values() -> None:
     assert count_values(np.zeros((0, 3), np.uint8)).sum() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_values_present_are_those_of_every_pixel(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for size in [(1, 1), (1, 7), (5, 1), (6, 9)]:
+        values = rng.choice([0, 3, 200, 255], size).astype(dtype)
+        assert present_values(values[:, ::-1]).tolist() == np.unique(values).tolist()
+    assert present_values(np.zeros((0, 3), dtype)).size == 0
 
 
 @pytest.mark.parametrize("map_type", [np.uint8, np.int32])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, BoxMode
+from detectron2.structures import BoxMode
 
 from maskformer.data import (
     DETRPanopticDatasetMapper,
@@ -204,7 +204,7 @@ class TestInstance:
         }
         instances = MaskFormerInstanceDatasetMapper(augmentations=UNCHANGED, **PLAIN)(record)["instances"]
         assert instances.gt_classes.tolist() == [2, 0]
-        assert isinstance(instances.gt_masks, BitMasks)
+        assert instances.gt_masks.segment_map.tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 2, 2], [0, 2, 2]]]
         assert instances.gt_masks.tensor.int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[0, 1, 1], [0, 1, 1]]]
 
     def test_crowds_and_instances_outside_the_crop_are_no_targets(self, image_2x3: dict) -> None:
@@ -223,6 +223,22 @@ class TestInstance:
         example = MaskFormerInstanceDatasetMapper(augmentations=UNCHANGED, **settings)({**image_2x3, "annotations": []})
         assert len(example["instances"]) == 0
         assert example["instances"].gt_masks.tensor.shape == (0, 4, 4)
+
+    def test_polygons_and_bitmaps_leave_a_worker_in_as_few_maps_as_keep_them_apart(self, write_png: Write) -> None:
+        rng = np.random.default_rng(0)
+        corners = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 12, (40, 4)).tolist()]
+        masks = [np.zeros((24, 24), np.uint8, order="F") for _ in corners]
+        for mask, (left, top, right, bottom) in zip(masks, corners, strict=True):
+            mask[top:bottom, left:right] = 1
+        drawn = [
+            annotation(number % 3, rle.encode(mask) if number % 2 else rectangle(*box))
+            for number, (mask, box) in enumerate(zip(masks, corners, strict=True))
+        ]
+        record = {"file_name": write_png("image.png", np.zeros((24, 24, 3))), "annotations": drawn}
+        instances = MaskFormerInstanceDatasetMapper(augmentations=UNCHANGED, **PLAIN)(record)["instances"]
+        assert np.array_equal(instances.gt_masks.tensor.numpy(), np.array(masks, dtype=bool))
+        assert instances.gt_classes.tolist() == [number % 3 for number in range(40)]
+        assert instances.gt_masks.segment_map.dtype == torch.uint8 and len(instances.gt_masks.segment_map) < 30
 
     @pytest.mark.parametrize("seed", range(5))
     def test_polygon_and_rle_of_the_same_mask_agree_under_crop_and_flip(self, seed: int, write_png: Write) -> None:

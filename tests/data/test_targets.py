@@ -89,13 +89,13 @@ def test_vectorised_targets_agree_with_a_loop_over_segments() -> None:
 
 
 def test_overlapping_instances_keep_their_whole_masks_and_empty_ones_are_dropped() -> None:
-    masks = [np.array([[1, 1], [0, 0]]), np.zeros((2, 2)), np.array([[1, 0], [1, 0]])]
-    labels, bit_masks = instance_targets([5, 6, 5], masks, (2, 2))
-    assert labels.tolist() == [5, 5]
-    assert bit_masks.tensor.tolist() == [[[True, True], [False, False]], [[True, False], [True, False]]]
+    layers = np.array([[[1, 1], [0, 0]], [[3, 0], [3, 0]]], dtype=np.uint8)
+    labels, masks = instance_targets([5, 6, 4], layers)
+    assert labels.tolist() == [5, 4]
+    assert masks.tensor.tolist() == [[[True, True], [False, False]], [[True, False], [True, False]]]
 
 
 def test_image_without_instances_has_masks_of_its_size() -> None:
-    labels, bit_masks = instance_targets([], [], (2, 3))
+    labels, masks = instance_targets([], np.zeros((1, 2, 3), dtype=np.uint8))
     assert labels.shape == (0,) and labels.dtype == torch.int64
-    assert bit_masks.tensor.shape == (0, 2, 3)
+    assert masks.tensor.shape == (0, 2, 3)

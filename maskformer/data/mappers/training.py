@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from maskformer.data.augmentations import (
@@ -117,7 +117,7 @@ class TrainingMapper:
         original_size: tuple[int, int],
         image: np.ndarray,
         labels: Tensor,
-        masks: SegmentMasks | BitMasks,
+        masks: SegmentMasks,
     ) -> Record:
         size = masks.image_size  # padded
         example = image_example(record, original_size, image_tensor(image, size, IMAGE_PADDING))
