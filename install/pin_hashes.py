@@ -57,7 +57,8 @@ def list_hashes(entries: Iterable[dict[str, Any]], local: set[str]) -> tuple[lis
     Raises:
         BuildError: The report has no SHA-256 of a package.
     """
-    wheels, sources = [], []
+    wheels: list[str] = []
+    sources: list[str] = []
     for entry in sorted(entries, key=lambda entry: entry["metadata"]["name"].lower()):
         name, version = entry["metadata"]["name"], entry["metadata"]["version"]
         if name in local:
