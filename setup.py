@@ -50,7 +50,15 @@ setup(
     ],
     extras_require={
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
-        "test": ["cityscapesscripts", "h5py", "ninja", "pytest>=8", "timm>=1.0", "transformers>=4.40"],
+        "test": [
+            "cityscapesscripts",
+            "h5py",
+            "hypothesis>=6.100",
+            "ninja",
+            "pytest>=8",
+            "timm>=1.0",
+            "transformers>=4.40",
+        ],
         "dev": ["mypy", "ruff"],
     },
 )

@@ -19,6 +19,7 @@ import argparse
 import base64
 import hashlib
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -157,7 +158,12 @@ def read_kept_files(source: Path, recipe: Recipe) -> dict[str, bytes]:
     """
     kept: dict[str, bytes] = {}
     with zipfile.ZipFile(source) as archive:
-        for path in archive.namelist():
+        for entry in archive.infolist():
+            path = entry.filename
+            if path.startswith("/") or ".." in path.split("/"):
+                raise BuildError(f"{source.name} holds {path}, which leads out of its folder: not using it.")
+            if stat.S_ISLNK(entry.external_attr >> 16):
+                raise BuildError(f"{source.name} holds {path}, which is a link: not using it.")
             folder, _, rest = path.partition("/")
             if folder == recipe.name and not path.endswith((*BINARY_SUFFIXES, "/")):
                 kept[path] = archive.read(path)

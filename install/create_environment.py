@@ -2,15 +2,16 @@
 
     python install/create_environment.py .venv
 
-Every version is pinned in `constraints.txt`. A second call, or one after an interruption, reuses what is there. An
-official Detectron2 or panopticapi that is already installed in the environment is kept. Needs only the standard
-library.
+Every version is pinned in `constraints.txt` and, on the platform that `pin_hashes.py` was run on, every file by its
+SHA-256 too. A second call, or one after an interruption, reuses what is there. An official Detectron2 or
+panopticapi that is already installed in the environment is kept. Needs only the standard library.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -24,6 +25,9 @@ HERE = Path(__file__).resolve().parent
 MIN_PYTHON = (3, 10)
 TESTED_PYTHON = (3, 13)
 NEEDED_GIB = 8
+# What the hashes of all packages are for, and the files of wheels and of source packages, which pin_hashes.py writes.
+PLATFORM = "CPython 3.11 on Linux x86-64"
+HASHES = ("hashes-wheels.txt", "hashes-sources.txt")
 # Other PyTorch releases that the tests were run with, and what these need instead of the versions in constraints.txt.
 OTHER_TORCH = {
     "2.7.1": {"torchvision": "0.22.1"},
@@ -41,6 +45,8 @@ PIP_SETTINGS_KEPT = re.compile(
 )
 # Lines of pip's output that a person can follow. The others go to the log file only.
 PIP_NEWS = re.compile(r"^\s*((?:Downloading|Collecting|Building wheel|Installing collected|Preparing metadata)\b.*)")
+
+Command = Sequence[str | Path]
 
 
 class SetupError(Exception):
@@ -60,7 +66,7 @@ class Step:
 
     title: str
     duration: str
-    command: Sequence[str | Path]
+    command: Command
     advice: str
 
 
@@ -164,6 +170,42 @@ def write_constraints(folder: Path, torch: str | None) -> Path:
     return path
 
 
+def has_hashes_for_this_platform() -> bool:
+    """Whether this Python and machine are those that the hashes are for."""
+    return (
+        sys.version_info[:2] == (3, 11)
+        and platform.python_implementation() == "CPython"
+        and (platform.system(), platform.machine()) == ("Linux", "x86_64")
+        and platform.libc_ver()[0] == "glibc"
+    )
+
+
+def choose_packages(install: Command, folder: Path, torch: str | None) -> tuple[list[Command], Command]:
+    """Returns how third-party packages are installed, and how our own: by hash where there are hashes, else by version.
+
+    Args:
+        install: pip's command and options.
+        folder: Of the environment.
+        torch: Another PyTorch than the pinned one.
+
+    Returns:
+        Commands that install packages, the first of them PyTorch and setuptools; and the beginning of the command that
+        installs what is made here.
+    """
+    if torch is None and has_hashes_for_this_platform():
+        # All of them are listed, so pip is to add none: --no-deps.
+        by_hash = (*install, "--no-deps", "--require-hashes")
+        wheels, sources = (HERE / name for name in HASHES)
+        commands: list[Command] = [
+            (*by_hash, "--only-binary=:all:", "--requirement", wheels),
+            (*by_hash, "--no-build-isolation", "--requirement", sources),
+        ]
+        return commands, (*install, "--no-deps", "--no-build-isolation")
+    print(f"note: packages are checked by version, not by SHA-256: there are hashes for {PLATFORM}, PyTorch as pinned")
+    by_version = (*install, "--constraint", write_constraints(folder, torch))
+    return [(*by_version, "torch", "torchvision", "setuptools")], (*by_version, "--no-build-isolation")
+
+
 def create(folder: Path, torch: str | None = None) -> None:
     """Creates or completes the virtual environment, with another PyTorch than the pinned one if it is named."""
     check_machine(folder)
@@ -178,14 +220,13 @@ def create(folder: Path, torch: str | None = None) -> None:
         run_step(Step(f"virtual environment {folder}", "some seconds", make_environment, advice), "1/6", log)
     # Python compiles a module when it is first imported; compiling all of them here would take a minute longer.
     install = (*pip, "install", "--prefer-binary", "--no-compile", "--progress-bar=off")
-    install = (*install, "--constraint", write_constraints(folder, torch))
-    download = (*install, "torch", "torchvision", "setuptools")
-    run_step(Step("PyTorch", "1 to 10 minutes (3 GB to download)", download, network), "2/6", log)
+    packages, ours = choose_packages(install, folder, torch)
+    for command in packages:
+        run_step(Step("PyTorch", "1 to 10 minutes (3 GB to download)", command, network), "2/6", log)
     build = (python, HERE / "build_wheels.py", folder / "wheels")
     run_step(Step("Detectron2 wheel", "some seconds", build, network), "3/6", log)
     # The pinned setuptools is there already; an isolated build would download one for every source package.
-    everything = (*install, "--no-build-isolation", *find_repacked(python, folder / "wheels"))
-    everything = (*everything, "--editable", f"{HERE.parent}[test,dev]")
+    everything = (*ours, *find_repacked(python, folder / "wheels"), "--editable", f"{HERE.parent}[test,dev]")
     run_step(Step("MaskFormer and the rest", "1 to 2 minutes", everything, network), "4/6", log)
     advice = f"remove {folder} and run the same command again: versions in it contradict one another."
     run_step(Step("check of all versions", "some seconds", (*pip, "check"), advice), "5/6", log)

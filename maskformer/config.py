@@ -216,14 +216,22 @@ def _has_own(content: dict[str, Any]) -> bool:
 
 
 def _head_of(content: dict[str, Any]) -> dict[str, Any]:
-    return (content.get("MODEL") or {}).get("SEM_SEG_HEAD") or {}
+    model = content.get("MODEL")
+    head = model.get("SEM_SEG_HEAD") if isinstance(model, dict) else None
+    return head if isinstance(head, dict) else {}
+
+
+# What yacs raises for values that do not fit, and Python's parser of literals for those that no one would write.
+_MERGE_ERRORS = (
+    ValueError, LookupError, AssertionError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError
+)  # fmt: skip
 
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, AssertionError, SyntaxError) as error:
+    except _MERGE_ERRORS as error:
         raise InputError(f"In {source}: {error}") from error
 
 
@@ -255,9 +263,12 @@ def _key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
 
 # One shape of text, read as data, never evaluated: [int(x * 0.1 * 512) for x in range(5, 21)]
 _SIZE_LIST = re.compile(
-    r"\[\s*int\(\s*x\s*\*\s*(?P<step>\d+(?:\.\d+)?)\s*\*\s*(?P<size>\d+)\s*\)\s+for\s+x\s+in\s+"
-    r"range\(\s*(?P<start>\d+)\s*,\s*(?P<stop>\d+)\s*\)\s*\]"
+    r"\[\s*int\(\s*x\s*\*\s*(?P<step>\d{1,6}(?:\.\d{1,6})?)\s*\*\s*(?P<size>\d{1,6})\s*\)\s+for\s+x\s+in\s+"
+    r"range\(\s*(?P<start>\d{1,3})\s*,\s*(?P<stop>\d{1,3})\s*\)\s*\]"
 )
+
+
+_MOST_VALUES = 100_000  # in a configuration file, aliases replaced
 
 
 class _ConfigLoader(yaml.SafeLoader):
@@ -281,29 +292,57 @@ def _construct_size_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
 _ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_size_list)
 
 
-def _read_layers(path: str) -> list[tuple[str, dict[str, Any]]]:
+def _read_layers(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """A file after those that it is based on: path and content of each."""
+    if os.path.realpath(path) in above:
+        raise InputError(f"Configuration file {path} is based on itself; correct _BASE_ in it or in what it names.")
     content = _read_yaml(path)
     base = content.pop("_BASE_", None)
+    if base is not None and not isinstance(base, str):
+        raise InputError(f"Configuration file {path} has _BASE_ {base!r}; expected the path of one file.")
     if _has_own(content):
         content["DATASETS"]["OWN"] = absolute_paths(content["DATASETS"]["OWN"], os.path.dirname(path))
-    below = [] if base is None else _read_layers(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
-    return [*below, (path, content)]
+    if base is None:
+        return [(path, content)]
+    base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+    return [*_read_layers(base, (*above, os.path.realpath(path))), (path, content)]
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
-            content = _ConfigLoader(file).get_single_data() or {}
+            loader = _ConfigLoader(file)
+            node = loader.get_single_node()
+        _check_expansion(node)
+        content = (loader.construct_document(node) if node is not None else None) or {}
     except OSError as error:
         raise InputError(
             f"Configuration file {path} cannot be read: {error.strerror}. Check --config-file and _BASE_."
         ) from error
-    except yaml.YAMLError as error:
+    except RecursionError as error:
+        raise InputError(f"Configuration file {path} is not plain YAML: it is nested too deeply.") from error
+    except (yaml.YAMLError, *_MERGE_ERRORS) as error:  # the latter for dates and numbers that are none
         raise InputError(f"Configuration file {path} is not plain YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"Configuration file {path} holds a {type(content).__name__}, expected keys and values.")
     return content
+
+
+def _check_expansion(root: yaml.Node | None) -> None:
+    """Refuse aliases within what they stand for, and aliases of aliases that make much out of little."""
+    sizes: dict[int, int] = {}
+
+    def measure(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise ValueError("an alias stands for what it is part of")
+        if id(node) not in sizes:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+            sizes[id(node)] = 1 + sum(measure(part, above | {id(node)}) for part in inner)
+        return sizes[id(node)]
+
+    if root is not None and measure(root, frozenset()) > _MOST_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values")
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

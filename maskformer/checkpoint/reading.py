@@ -16,6 +16,7 @@ import io
 import os
 import pickle
 import re
+import tarfile
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,6 @@ def _split_state(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     return content, {}
 
 
-# What unpicklers raise for a truncated or foreign file.
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ImportError,
-    pickle.UnpicklingError,
-)
-
-
 def _read_safely(filename: str) -> Any:
     try:
         with open(filename, "rb") as file:
@@ -99,8 +86,11 @@ def _read_safely(filename: str) -> Any:
             return _read_safetensors(filename)
         if _is_plain_pickle(head) or (filename.endswith(".pkl") and not head.startswith(_TORCH_BEGINNINGS)):
             return _read_pickle(filename)
+        if not head.startswith(b"PK") and tarfile.is_tarfile(filename):
+            # PyTorch before 2.6 reads it without regard to weights_only, and runs what it holds (CVE-2025-32434).
+            raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
         return torch.load(filename, map_location="cpu", weights_only=True)
-    except _READ_ERRORS as error:
+    except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
         raise _unreadable(filename, error) from error
 
 
@@ -182,7 +172,7 @@ def _read_trusted(filename: str) -> Any:
                 file.seek(0)
                 return _complete_pickle(pickle.Unpickler(file, encoding="latin1").load())
         return torch.load(filename, map_location="cpu", weights_only=False)
-    except _READ_ERRORS as error:
+    except Exception as error:
         raise _unreadable(filename, error) from error
 
 

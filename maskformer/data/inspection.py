@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 
+from maskformer.data.annotations import find_fault
+from maskformer.data.json_files import check_segments
 from maskformer.data.reading import (
     check_declared_size,
     check_same_size,
@@ -20,7 +22,7 @@ from maskformer.data.reading import (
     read_segment_ids,
 )
 from maskformer.data.targets import panoptic_targets
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 Record = dict[str, Any]
 
@@ -77,6 +79,12 @@ class Inspection:
             return count_panoptic(record, image)
         if "sem_seg_file_name" in record:
             return count_semantic(record, image, self.ignore_label)
+        for annotation in record.get("annotations", []):
+            fault = find_fault(annotation, image.shape[:2])
+            if fault:
+                raise BadImageError(
+                    f"An annotation of image {record['file_name']} {fault}: correct the dataset's JSON."
+                )
         classes = Counter(int(a["category_id"]) for a in record.get("annotations", []) if not a.get("iscrowd", 0))
         return dict(classes), classes.total()
 
@@ -85,7 +93,7 @@ def count_semantic(record: Record, image: np.ndarray, ignore_label: int | None) 
     """Count the pixels of each value of a label map, and its segments: one a value.
 
     Raises:
-        InputError: the label cannot be read, has another size than the image or, in a user's own dataset, holds a
+        BadImageError: the label cannot be read, has another size than the image or, in a user's own dataset, holds a
             value that the dataset's block does not explain.
     """
     label_file, label_values = record["sem_seg_file_name"], record.get("label_values")
@@ -102,9 +110,10 @@ def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], i
     """Count the pixels of each category of a panoptic map, and its segments.
 
     Raises:
-        InputError: the map cannot be read, has another size than the image, or does not agree with the JSON.
+        BadImageError: the map cannot be read, has another size than the image, or does not agree with the JSON.
     """
     label_file = record["pan_seg_file_name"]
+    check_segments(record["segments_info"], f"The JSON's entry of {label_file}", BadImageError)
     ids = read_segment_ids(label_file)
     check_same_size(image, record["file_name"], ids, label_file)
     found = dict(zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True))
@@ -114,7 +123,14 @@ def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], i
         (found.keys() - segments.keys() - {0}, "has pixels of the segment {}, which the JSON does not name"),
     ):
         if missing:
-            raise InputError(f"Panoptic label {label_file} {where.format(min(missing))}: prepare both again.")
+            raise BadImageError(f"Panoptic label {label_file} {where.format(min(missing))}: prepare both again.")
+    for segment in record["segments_info"]:
+        area = found[segment["id"]]
+        if segment.get("area", area) != area:
+            raise BadImageError(
+                f"Panoptic label {label_file} has {area} pixels of the segment {segment['id']}, of which the JSON says "
+                f"that its area is {segment['area']}: prepare both again."
+            )
     counts: Counter[int] = Counter()
     for segment_id, category in segments.items():
         counts[category] += found[segment_id]

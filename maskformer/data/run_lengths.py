@@ -1,7 +1,8 @@
-"""From a map of segment ids to COCO's run-length encoding of each segment."""
+"""From a map of segment ids to COCO's run-length encoding of each segment; and what is wrong with a foreign one."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,3 +35,49 @@ def encode_segments(id_map: np.ndarray, segment_ids: Iterable[int]) -> dict[int,
         compressed = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         encoded[int(segment_id)] = {"size": [height, width], "counts": compressed["counts"].decode("ascii")}
     return encoded
+
+
+def find_rle_fault(encoded: dict[str, Any], size: tuple[int, int] | None = None) -> str | None:
+    """Say what is wrong with a run-length encoding, which pycocotools does not ask: it writes beyond its memory.
+
+    Args:
+        encoded: COCO's RLE with ``size`` [H, W] and ``counts``: compressed (text or bytes), or a list of runs.
+        size: (height, width) of its image; None: not known.
+
+    Returns:
+        What would follow the words "its mask", or None.
+    """
+    found = encoded.get("size")
+    if not isinstance(found, (list, tuple)) or len(found) != 2 or not all(type(side) is int for side in found):
+        return f"has the size {reprlib.repr(found)}; expected [height, width] in pixels"
+    if size is not None and tuple(found) != size:
+        return f"has the size {tuple(found)} (height, width) but the image has {size}; expected equal sizes"
+    runs = _runs(encoded.get("counts"))
+    num_pixels = found[0] * found[1]
+    if min(found) < 1 or runs is None or any(not 0 <= run <= num_pixels for run in runs) or sum(runs) != num_pixels:
+        return f"has counts that are no run lengths of {found[0]} x {found[1]} pixels"
+    return None
+
+
+def _runs(counts: Any) -> list[int] | None:
+    """Runs of any length, as a list has them or as COCO compresses them; None where they are neither."""
+    if isinstance(counts, list):
+        return counts if all(type(run) is int for run in counts) else None
+    if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
+        return None
+    # Each character from "0" on holds five bits, lowest first, and a sixth that says whether another one follows.
+    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
+    if not digits.size or ((digits < 0) | (digits > 63)).any() or digits[-1] & 32:
+        return None
+    ends = np.flatnonzero(digits & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:  # 32 bits
+        return None
+    shifts = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    values = np.add.reduceat((digits & 31) << shifts, starts)
+    values -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)  # two's complement
+    for first in (1, 2):  # from the fourth run on, the difference to the last but one
+        values[first::2] = values[first::2].cumsum()
+    runs: list[int] = values.tolist()
+    return runs

@@ -10,11 +10,17 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
+from maskformer.data.json_files import is_inside
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
+_FOLDER_OF_FILE = {
+    "file_name": "image_root",
+    "sem_seg_file_name": "sem_seg_root",
+    "pan_seg_file_name": "panoptic_root",
+}
 _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it ready
     "ade20k_panoptic": "python datasets/prepare_ade20k_pan_seg.py",
     "ade20k_instance": "python datasets/prepare_ade20k_ins_seg.py",
@@ -24,6 +30,9 @@ _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it read
     "cityscapes_panoptic": "python -m cityscapesscripts.preparation.createPanopticImgs",
     "shapes": "python -m maskformer.tools.make_shapes",
 }
+
+
+_LOADING_ERRORS = (OSError, AssertionError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[str, Any]]:
@@ -70,6 +79,7 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
             f"Dataset {name} is empty: no image has a label of the same name; expected at least one. Look into "
             f"{_roots(metadata)} or change {config_key}."
         )
+    _check_places(name, metadata, records)
     return records
 
 
@@ -126,11 +136,24 @@ def _load(name: str) -> list[dict[str, Any]]:
         return DatasetCatalog.get(name)
     except InputError:
         raise
-    except (OSError, AssertionError, KeyError, ValueError) as error:  # what loaders of Detectron2 and of users raise
+    except _LOADING_ERRORS as error:  # what loaders of Detectron2 and of users raise
         raise InputError(
             f"Dataset {name} cannot be loaded: {type(error).__name__}: {error}. Compare its files with "
             "datasets/README.md and prepare them again."
         ) from error
+
+
+def _check_places(name: str, metadata: Metadata, records: list[dict[str, Any]]) -> None:
+    """Refuse files outside the dataset's folders: names in a JSON may lead anywhere."""
+    for file_key, folder_key in _FOLDER_OF_FILE.items():
+        folder = metadata.get(folder_key)
+        files = (record.get(file_key) for record in records)
+        outside = next((file for file in files if folder and file and not is_inside(str(file), str(folder))), None)
+        if outside is not None:
+            raise InputError(
+                f"Dataset {name} names the file {outside}, which is not in {folder}; expected all of them there: "
+                'correct the names in its JSON, which are to have no ".." and no absolute path.'
+            )
 
 
 def _check_pairs(name: str, records: list[dict[str, Any]]) -> None:

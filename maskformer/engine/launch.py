@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -26,7 +27,7 @@ from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.processes import run_in_processes
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -60,6 +61,11 @@ _REGISTRIES = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 _SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
+
+# What a traceback writes before the sentence of an error of ours.
+_OURS = re.compile(
+    "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}: ") for kind in (InputError, BadImageError))
+)
 
 
 def build_argument_parser() -> argparse.ArgumentParser:
@@ -141,9 +147,8 @@ def input_error_sentence(error: BaseException) -> str | None:
     """
     if not isinstance(error, (InputError, ProcessRaisedException)):
         return None
-    marker = f"{InputError.__module__}.{InputError.__qualname__}: "
-    _, found, sentence = str(error).rpartition(marker)
-    return sentence.strip() if found or isinstance(error, InputError) else None
+    *_, sentence = _OURS.split(str(error))
+    return sentence.strip() if _OURS.search(str(error)) or isinstance(error, InputError) else None
 
 
 def _is_no_input_error(record: logging.LogRecord) -> bool:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from maskformer.data.reading import read_class_map
 from maskformer.evaluation.label_map import read_labels
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 _IMAGE_END = "_leftImg8bit.png"
 _INSTANCES_PER_LABEL = 1000  # an instance id is label id x 1000 + number; below 1000 it is a group, or no thing
@@ -73,7 +73,7 @@ class CityscapesEvaluator(DatasetEvaluator):
         label_file = self._ground_truth(name, kind)
         label = read_class_map(str(label_file))
         if label.shape != size:
-            raise InputError(
+            raise BadImageError(
                 f"The prediction for {image_file} is {size[1]} x {size[0]} pixels (width x height) but its label "
                 f"{label_file} is {label.shape[1]} x {label.shape[0]}; expected equal sizes: restore the image."
             )

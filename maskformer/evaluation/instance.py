@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Instances
 
+from maskformer.data.json_files import read_instance_json
 from maskformer.structures import InputError
 
 
@@ -30,6 +32,8 @@ class InstanceEvaluator(COCOEvaluator):
             DatasetCatalog.get(dataset_name)  # Detectron2 fills it in when it first reads a dataset's JSON
         contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
         self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in contiguous_ids.items()}
+        if os.path.isfile(metadata.get("json_file") or ""):
+            read_instance_json(metadata.json_file)  # Detectron2 and pycocotools trust it
         names = [metadata.thing_classes[contiguous_ids[dataset_id]] for dataset_id in sorted(contiguous_ids)]
         things = f"{dataset_name} (things)"
         if things in MetadataCatalog.list():

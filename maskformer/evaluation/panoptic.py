@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from maskformer.data.json_files import join_inside, read_panoptic_json
 from maskformer.data.reading import read_segment_ids
 from maskformer.evaluation.panoptic_quality import (
     VOID,
@@ -26,7 +27,7 @@ from maskformer.evaluation.panoptic_quality import (
     count_pairs,
     match_segments,
 )
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,9 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     @cached_property
     def _truth(self) -> dict[str, Any]:
         """What the dataset's JSON holds."""
-        with open(PathManager.get_local_path(self._metadata.panoptic_json), encoding="utf-8") as file:
-            content: dict[str, Any] = json.load(file)
+        content = read_panoptic_json(PathManager.get_local_path(self._metadata.panoptic_json))
+        if "categories" not in content:
+            raise InputError(f"{self._metadata.panoptic_json} has no categories; expected COCO's format.")
         return content
 
     @cached_property
@@ -118,10 +120,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 f"{self._metadata.panoptic_json} has no annotation of image {example['image_id']!r} "
                 f"({example['file_name']}); expected one for each image of DATASETS.TEST."
             )
-        label_file = os.path.join(self._folder, annotation["file_name"])
+        label_file = join_inside(self._folder, annotation["file_name"], self._metadata.panoptic_json)
         label = read_segment_ids(label_file)
         if label.shape != id_map.shape:
-            raise InputError(
+            raise BadImageError(
                 f"The prediction for {example['file_name']} is {id_map.shape[1]} x {id_map.shape[0]} pixels (width x "
                 f"height) but its label {label_file} is {label.shape[1]} x {label.shape[0]}; expected equal sizes."
             )

@@ -12,7 +12,7 @@ from detectron2.evaluation import SemSegEvaluator
 from maskformer.data.reading import read_label_map
 from maskformer.data.run_lengths import encode_segments
 from maskformer.evaluation.label_map import read_labels
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError
 
 
 class SemanticEvaluator(SemSegEvaluator):
@@ -93,7 +93,7 @@ class SemanticEvaluator(SemSegEvaluator):
 def _check_size(file_name: str, size: tuple[int, ...], label_file: str, label_size: tuple[int, ...]) -> None:
     if size != label_size:
         (height, width), (label_height, label_width) = size, label_size
-        raise InputError(
+        raise BadImageError(
             f"Image file {file_name} is {width} x {height} pixels (width x height) but its label {label_file} is "
             f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
         )

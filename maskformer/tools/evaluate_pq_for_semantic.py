@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskformer.data.catalog import register_all
 from maskformer.data.reading import read_label_map
+from maskformer.data.run_lengths import find_rle_fault
 from maskformer.engine.launch import EXIT_INPUT_ERROR
 from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
 from maskformer.structures import InputError
@@ -40,17 +41,23 @@ def read_predictions(path: str) -> Regions:
     try:
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"Predictions {path} cannot be read ({error}); {expected}") from error
     fields = {"file_name", "category_id", "segmentation"}
     if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and fields <= entry.keys() for entry in entries
+        isinstance(entry, dict) and fields <= entry.keys() and _has_usual_types(entry) for entry in entries
     ):
         raise InputError(f"Predictions {path} hold no list of {', '.join(sorted(fields))}; {expected}")
     regions: Regions = defaultdict(list)
     for entry in entries:
         regions[entry["file_name"]].append(entry)
     return regions
+
+
+def _has_usual_types(entry: dict[str, Any]) -> bool:
+    segmentation = entry["segmentation"]
+    is_mask = isinstance(segmentation, dict) and isinstance(segmentation.get("size"), list)
+    return is_mask and isinstance(entry["file_name"], str) and isinstance(entry["category_id"], int)
 
 
 def evaluate(regions: Regions, dataset_name: str) -> RegionCounts:
@@ -94,6 +101,9 @@ def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguou
     class_map = np.full(size, NO_CLASS, dtype=np.int64)
     for region in regions:
         file_name, category, mask_size = region["file_name"], region["category_id"], region["segmentation"]["size"]
+        fault = find_rle_fault(region["segmentation"])
+        if fault:
+            raise InputError(f"The prediction of {file_name} {fault}: change --json-file.")
         if tuple(mask_size) != size:
             raise InputError(
                 f"The prediction of {file_name} is {mask_size[1]} x {mask_size[0]} pixels (width x height) but its "

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL import Image
 
+from maskformer.data import reading
 from maskformer.structures import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -85,13 +84,9 @@ def read_picture(path: str) -> np.ndarray:
     """One image as (height,width,3) uint8 RGB, turned upright by its EXIF orientation.
 
     Raises:
-        InputError: the file cannot be read or is not a whole image.
+        BadImageError: the file cannot be read or is not a whole image.
     """
-    try:
-        return read_image(path, format="RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"Image {path} cannot be read: {reason}. Expected a whole image file.") from error
+    return np.asarray(reading.read_picture(path, "Give another file or leave it out."))
 
 
 @dataclass(frozen=True)

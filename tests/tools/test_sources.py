@@ -72,13 +72,13 @@ def test_unreadable_picture_is_named(tmp_path: Path, content: bytes) -> None:
         Image.effect_noise((64, 64), 80).save(path)
         content = path.read_bytes()[:-400]
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"Image .*broken\.jpg cannot be read: .+\. Expected a whole image file\."):
+    with pytest.raises(InputError, match=r"Image .*broken\.jpg cannot be read: .+; expected a complete image file"):
         read_picture(str(path))
 
 
 def test_picture_of_dangerous_size_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match=r"large\.png cannot be read: Image size \(24 pixels\) exceeds"):
+    with pytest.raises(InputError, match=r"large\.png cannot be used: it is too large \(image size \(24 pixels\)"):
         read_picture(str(save(tmp_path / "large.png")))
 
 

@@ -6,14 +6,18 @@ own. The category ids of both JSON files are 0..149, so that a panoptic model is
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets import load_coco_json
-
-from maskformer.data.catalog.registration import instance_metadata, panoptic_metadata, read_categories, register
+from maskformer.data.catalog.registration import (
+    instance_metadata,
+    load_instances,
+    panoptic_metadata,
+    read_categories,
+    register,
+)
+from maskformer.data.json_files import join_inside, read_panoptic_json
 from maskformer.structures import InputError
 
 FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
@@ -45,7 +49,7 @@ def register_ade20k(root: str | Path) -> None:
         name = f"ade20k_instance_{split}"
         register(
             name,
-            partial(load_coco_json, instance_json, image_root, name),
+            partial(load_instances, instance_json, image_root, name),
             **instance_metadata(categories),
             image_root=image_root,
             json_file=instance_json,
@@ -64,7 +68,7 @@ def load_panoptic(
     Raises:
         InputError: a segment has an unknown category.
     """
-    content = json.loads(Path(panoptic_json).read_text(encoding="utf-8"))
+    content = read_panoptic_json(panoptic_json)
     images = {image["id"]: image for image in content["images"]}
     is_thing = {category["id"]: bool(category["isthing"]) for category in read_categories("ade20k_150.json")}
     records = []
@@ -79,12 +83,12 @@ def load_panoptic(
             )
         records.append(
             {
-                "file_name": str(Path(image_root, image["file_name"])),
+                "file_name": join_inside(image_root, image["file_name"], panoptic_json),
                 "image_id": image["id"],
                 "height": image["height"],
                 "width": image["width"],
-                "sem_seg_file_name": str(Path(sem_seg_root, annotation["file_name"])),
-                "pan_seg_file_name": str(Path(panoptic_root, annotation["file_name"])),
+                "sem_seg_file_name": join_inside(sem_seg_root, annotation["file_name"], panoptic_json),
+                "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
                 "segments_info": [{**segment, "isthing": is_thing[segment["category_id"]]} for segment in segments],
             }
         )

@@ -8,7 +8,6 @@ from ``_instanceIds.png``, exact to the pixel, and no JSON of polygons is read.
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from maskformer.data.catalog.registration import (
     register,
     semantic_metadata,
 )
+from maskformer.data.json_files import join_inside, read_panoptic_json
 from maskformer.data.reading import read_class_map
 from maskformer.data.run_lengths import encode_segments
 from maskformer.structures import InputError
@@ -160,7 +160,7 @@ def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_
     """
     images = {_image_entry(image)["image_id"]: image for image in _find_images(image_root)}
     records = []
-    for annotation in json.loads(Path(panoptic_json).read_text(encoding="utf-8"))["annotations"]:
+    for annotation in read_panoptic_json(panoptic_json, has_images=False)["annotations"]:
         image = images.get(annotation["image_id"])
         if image is None:
             raise InputError(
@@ -170,7 +170,7 @@ def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_
             {
                 **_image_entry(image),
                 "sem_seg_file_name": _label_file(image, gt_dir, "labelTrainIds"),
-                "pan_seg_file_name": str(Path(panoptic_root, annotation["file_name"])),
+                "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
                 "segments_info": _with_contiguous_ids(annotation, panoptic_json),
             }
         )

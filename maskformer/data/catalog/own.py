@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,6 +18,7 @@ from maskformer.data.catalog.registration import (
     register,
     semantic_metadata,
 )
+from maskformer.data.json_files import join_inside, read_instance_json, read_panoptic_json
 from maskformer.structures import InputError, OwnDataset
 
 logger = logging.getLogger(__name__)
@@ -122,12 +122,11 @@ def load_instances(dataset: OwnDataset) -> list[Record]:
     Raises:
         InputError: a file or folder is missing, or the JSON's categories are not the dataset's.
     """
-    content = _read_json(dataset, "instances")
+    content = _read_json(dataset, "instances", read_instance_json)
     used = {annotation["category_id"] for annotation in content["annotations"]}
     class_of_id = _match_categories(dataset, "instances", content["categories"], used)
     records = load_coco_json(dataset.paths["instances"], dataset.paths["images"])
     for record in records:
-        _check_image(dataset, record["file_name"], "instances")
         for annotation in record["annotations"]:
             annotation["category_id"] = class_of_id[annotation["category_id"]]
     return records
@@ -143,7 +142,7 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
         InputError: a file or folder is missing, an image has no annotation, or the JSON's categories are not the
             dataset's.
     """
-    content = _read_json(dataset, "panoptic")
+    content = _read_json(dataset, "panoptic", read_panoptic_json)
     _existing_folder(dataset, "panoptic_masks")
     annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
     used = {segment["category_id"] for entry in annotations.values() for segment in entry["segments_info"]}
@@ -151,7 +150,6 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
     records = []
     for image in content["images"]:
         file_name = str(Path(dataset.paths["images"], image["file_name"]))
-        _check_image(dataset, file_name, "panoptic")
         if image["id"] not in annotations:
             raise InputError(
                 f"Image {file_name} has no annotation in {dataset.paths['panoptic']} ({dataset.key}.panoptic): add it "
@@ -163,7 +161,9 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
                 **{key: image[key] for key in ("height", "width")},
                 "file_name": file_name,
                 "image_id": image["id"],
-                "pan_seg_file_name": str(Path(dataset.paths["panoptic_masks"], annotation["file_name"])),
+                "pan_seg_file_name": join_inside(
+                    dataset.paths["panoptic_masks"], annotation["file_name"], dataset.paths["panoptic"]
+                ),
                 "segments_info": [_contiguous(dataset, s, class_of_id) for s in annotation["segments_info"]],
             }
         )
@@ -238,18 +238,16 @@ def _existing_folder(dataset: OwnDataset, path_key: str) -> Path:
     return folder
 
 
-def _read_json(dataset: OwnDataset, path_key: str) -> dict[str, Any]:
+def _read_json(dataset: OwnDataset, path_key: str, read: Callable[[str, str], Record]) -> Record:
     _existing_folder(dataset, "images")
     path = Path(dataset.paths[path_key])
     if not path.is_file():
         raise InputError(f"{dataset.key}.{path_key} is {path}, which is no file; correct the path.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{dataset.key}.{path_key} is {path}, which is no JSON: {error}.") from error
-    missing = {"images", "annotations", "categories"} - set(content if isinstance(content, dict) else ())
-    if missing:
-        raise InputError(f"{path} ({dataset.key}.{path_key}) has no {min(missing)}; expected COCO's format.")
+    content = read(str(path), f"{dataset.key}.{path_key}")
+    if "categories" not in content:
+        raise InputError(f"{path} ({dataset.key}.{path_key}) has no categories; expected COCO's format.")
+    for image in content["images"]:
+        _check_image(dataset, join_inside(dataset.paths["images"], image["file_name"], path), path_key)
     return content
 
 

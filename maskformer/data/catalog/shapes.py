@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets import load_coco_json
-
+from maskformer.data.catalog import registration
 from maskformer.data.catalog.registration import register
+from maskformer.data.json_files import join_inside, read_panoptic_json
 from maskformer.data.shapes import CATEGORIES, FOLDER, THINGS, dataset_id
 from maskformer.structures import InputError
 
@@ -26,8 +25,13 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _contiguous(segment: Record) -> Record:
+def _contiguous(segment: Record, json_file: Path) -> Record:
     index = segment["category_id"] - dataset_id(0)
+    if not 0 <= index < len(CATEGORIES):
+        raise InputError(
+            f"{json_file} gives a segment the category {segment['category_id']}; expected {dataset_id(0)}.."
+            f"{dataset_id(len(CATEGORIES) - 1)}: write the dataset again (python -m maskformer.tools.make_shapes)."
+        )
     return {**segment, "category_id": index, "isthing": CATEGORIES[index].is_thing}
 
 
@@ -45,17 +49,18 @@ def load_panoptic(folder: Path, split: str) -> list[Record]:
     Raises:
         InputError: the dataset is not there.
     """
-    content = json.loads(_existing(folder / "annotations" / f"panoptic_{split}.json").read_text())
+    json_file = _existing(folder / "annotations" / f"panoptic_{split}.json")
+    content = read_panoptic_json(json_file)
     images = {image["id"]: image for image in content["images"]}
     return [
         {
-            "file_name": str(folder / split / images[annotation["image_id"]]["file_name"]),
+            "file_name": join_inside(folder / split, images[annotation["image_id"]]["file_name"], json_file),
             "image_id": annotation["image_id"],
             "height": images[annotation["image_id"]]["height"],
             "width": images[annotation["image_id"]]["width"],
-            "sem_seg_file_name": str(folder / f"sem_seg_{split}" / annotation["file_name"]),
-            "pan_seg_file_name": str(folder / f"panoptic_{split}" / annotation["file_name"]),
-            "segments_info": [_contiguous(segment) for segment in annotation["segments_info"]],
+            "sem_seg_file_name": join_inside(folder / f"sem_seg_{split}", annotation["file_name"], json_file),
+            "pan_seg_file_name": join_inside(folder / f"panoptic_{split}", annotation["file_name"], json_file),
+            "segments_info": [_contiguous(segment, json_file) for segment in annotation["segments_info"]],
         }
         for annotation in content["annotations"]
     ]
@@ -71,7 +76,7 @@ def load_semantic(folder: Path, split: str) -> list[Record]:
 def load_instances(folder: Path, split: str) -> list[Record]:
     """Read a split with its things as Detectron2's ``annotations``; raises as ``load_panoptic``."""
     json_file = _existing(folder / "annotations" / f"instances_{split}.json")
-    return load_coco_json(str(json_file), str(folder / split), f"shapes_instance_{split}")
+    return registration.load_instances(str(json_file), str(folder / split), f"shapes_instance_{split}")
 
 
 def _metadata(folder: Path, split: str) -> Record:

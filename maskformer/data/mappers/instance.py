@@ -10,11 +10,12 @@ import pycocotools.mask as rle
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
+from maskformer.data.annotations import find_fault
 from maskformer.data.augmentations import transform_map
 from maskformer.data.mappers.example import Record
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.data.targets import instance_targets
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 Segmentation = list[Any] | dict[str, Any]
 
@@ -55,13 +56,13 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
                 f"An annotation of image {image_file} has no mask (segmentation); expected polygons or RLE: train on "
                 "a dataset with masks (DATASETS.TRAIN)."
             )
-        if isinstance(segmentation, dict) and tuple(segmentation["size"]) != size:
-            raise InputError(
-                f"A mask of image {image_file} has the size {tuple(segmentation['size'])} (height, width) but the "
-                f"image has {size}; expected equal sizes: correct the dataset's JSON or restore the image."
+        fault = find_fault(annotation, size)
+        if fault:
+            raise BadImageError(
+                f"An annotation of image {image_file} {fault}: correct the dataset's JSON or restore the image."
             )
         if not 0 <= category < self.num_classes:
-            raise InputError(
+            raise BadImageError(
                 f"An annotation of image {image_file} has the category {category}; expected 0..{self.num_classes - 1}: "
                 "change MODEL.SEM_SEG_HEAD.NUM_CLASSES or correct the dataset's JSON."
             )

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from maskformer.data.augmentations import detr_recipe, transform_map
-from maskformer.data.counting import replace_values
+from maskformer.data.counting import count_values, replace_values
+from maskformer.data.json_files import check_segments
 from maskformer.data.mappers.example import Record, owned_tensor
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.data.reading import check_same_size, read_label_map, read_segment_ids
-from maskformer.data.targets import number_segments, panoptic_targets, visible_segments
-from maskformer.structures import InputError
+from maskformer.data.targets import number_segments, panoptic_targets
+from maskformer.structures import BadImageError
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
@@ -40,23 +41,17 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def _read_segments(self, record: Record, image: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Read the panoptic label: (H,W) segment numbers, and ``id`` and ``category_id`` of each that is no crowd."""
         label_file = self._required(record, "pan_seg_file_name")
+        check_segments(record["segments_info"], f"The JSON's entry of {label_file}", BadImageError)
         segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
         for segment in segments:
             if not 0 <= segment["category_id"] < self.num_classes:
-                raise InputError(
+                raise BadImageError(
                     f"Segment {segment['id']} of {label_file} has the category {segment['category_id']}; expected "
                     f"0..{self.num_classes - 1}: change MODEL.SEM_SEG_HEAD.NUM_CLASSES or correct the dataset's JSON."
                 )
-        segment_ids = [segment["id"] for segment in segments]
-        segment_map = read_segment_ids(label_file)
-        check_same_size(image, record["file_name"], segment_map, label_file)
-        segment_map = number_segments(segment_map, segment_ids)
-        missing = np.flatnonzero(~visible_segments(segment_map, len(segments)))
-        if len(missing):
-            raise InputError(
-                f"Segment {segment_ids[missing[0]]} of the dataset's JSON has no pixel in {label_file}; expected the "
-                "same ids in both: make PNG and JSON again by one run of the preparation (datasets/README.md)."
-            )
+        id_map = read_segment_ids(label_file)
+        check_same_size(image, record["file_name"], id_map, label_file)
+        segment_map = _number_segments(id_map, record["segments_info"], label_file)
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
 
     def _read_label_map(self, record: Record, image: np.ndarray) -> np.ndarray | None:
@@ -71,6 +66,30 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
         dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
         return replace_values(segment_map, np.array(category_of_segment, dtype=dtype))
+
+
+def _number_segments(id_map: np.ndarray, segments_info: list[dict[str, Any]], label_file: str) -> np.ndarray:
+    """Number the segments that are no crowds from 1, in their order, after comparing the ids of map and JSON."""
+    crowd_ids = [segment["id"] for segment in segments_info if segment.get("iscrowd", 0)]
+    segment_ids = [segment["id"] for segment in segments_info if not segment.get("iscrowd", 0)]
+    segment_map = number_segments(id_map, segment_ids + crowd_ids)
+    areas = count_values(segment_map)[1:]
+    missing = np.flatnonzero(areas[: len(segment_ids)] == 0).tolist() or range(len(areas), len(segment_ids))
+    if missing:
+        raise BadImageError(
+            f"Segment {segment_ids[missing[0]]} of the dataset's JSON has no pixel in {label_file}; expected the "
+            "same ids in both: make PNG and JSON again by one run of the preparation (datasets/README.md)."
+        )
+    if np.count_nonzero(id_map) != areas.sum():
+        foreign = np.setdiff1d(id_map, [0, *segment_ids, *crowd_ids])[0]
+        raise BadImageError(
+            f"{label_file} has pixels of the segment {foreign}, which the dataset's JSON does not name; expected the "
+            "same ids in both, and 0 for void: make PNG and JSON again by one run of the preparation "
+            "(datasets/README.md)."
+        )
+    if crowd_ids:
+        segment_map[segment_map > len(segment_ids)] = 0
+    return segment_map
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):

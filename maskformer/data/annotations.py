@@ -1,0 +1,56 @@
+"""What an annotated instance must be like before pycocotools or anything else relies on it."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+from maskformer.data.run_lengths import find_rle_fault
+
+# A corner may lie this many times the image's size outside of it. Far ones make pycocotools fill the memory, for it
+# lists every point of an outline.
+_FAR = 10
+
+
+def find_fault(annotation: dict[str, Any], size: tuple[int, int] | None = None) -> str | None:
+    """Say what is wrong with an instance's box or mask.
+
+    Args:
+        annotation: ``bbox`` and ``segmentation`` (polygons or RLE) are looked at, where it has them.
+        size: (height, width) of its image; None: not known.
+
+    Returns:
+        What would follow the words "the annotation" (has ...), or None.
+    """
+    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    if box is not None and not (_is_sequence(box) and len(box) == 4 and all(map(_is_finite, box))):
+        return f"has the box {reprlib.repr(box)}; expected four finite numbers"
+    if isinstance(segmentation, dict):
+        fault = find_rle_fault(segmentation, size)
+        return fault and f"has a mask that {fault}"
+    if not segmentation:
+        return None
+    if not isinstance(segmentation, list) or not all(map(_is_sequence, segmentation)):
+        return f"has the segmentation {reprlib.repr(segmentation)}; expected polygons or RLE"
+    return next(filter(None, (_find_polygon_fault(polygon, size) for polygon in segmentation)), None)
+
+
+def _find_polygon_fault(polygon: Sequence[Any], size: tuple[int, int] | None) -> str | None:
+    if not all(map(_is_finite, polygon)):
+        return f"has the polygon {reprlib.repr(polygon)}; expected finite numbers x0, y0, x1, y1, ..."
+    limit = _FAR * max(size or (10_000, 10_000))
+    far = next((value for value in polygon if abs(value) > limit), None)
+    return None if far is None else f"has a polygon with the coordinate {far}, which is far outside the image"
+
+
+def _is_sequence(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, (str, bytes, dict))
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, (str, bytes)) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
