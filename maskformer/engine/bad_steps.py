@@ -196,7 +196,7 @@ def find_poison(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | Non
         optimizer: of its parameters.
     """
     named = model.state_dict()
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         name = names.get(parameter, "a parameter")
         named |= {f"{key} of {name}": value for key, value in state.items() if isinstance(value, Tensor)}

@@ -1,15 +1,19 @@
-"""Failures that are no mistake of the user's and no error of the code, told in a sentence: memory, workers, processes."""
+"""Failures that are neither the user's mistake nor the code's, told in a sentence: memory, workers, processes."""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
 from typing import Any
 
 from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.utils.data import get_worker_info
 
 from maskformer.engine.accelerator import Accelerator, is_out_of_memory
 from maskformer.structures import InputError, RunError
@@ -95,6 +99,24 @@ def describe_image(example: dict[str, Any]) -> str:
     if "instances" in example:
         described += f" with {len(example['instances'])} segments"
     return f"{described} ({example['file_name']})" if "file_name" in example else described
+
+
+def end_workers_that_cannot_deliver() -> None:
+    """Have a data worker end that cannot hand an image over, where Python lets it go on and the training wait for ever.
+
+    Handing over goes through shared memory, which may be full.
+    """
+
+    def end(error: BaseException, _: Any) -> None:
+        if get_worker_info() is None:
+            report(error, _)
+            return
+        sys.stderr.write(f"A process that loads images cannot hand one over: {error}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_RUN_ERROR)
+
+    report = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]  # what Python provides for subclasses; PyTorch chooses the class
 
 
 def _explain_process(error: ProcessExitedException) -> str:

@@ -80,7 +80,9 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
-        finite = all_finite(losses.values(), self._statistics.copy(), [] if self.scaler.is_enabled() else self._gradients())
+        finite = all_finite(
+            losses.values(), self._statistics.copy(), [] if self.scaler.is_enabled() else self._gradients()
+        )
         losses, is_finite = _to_host(losses, finite)
         if is_finite:
             self.bad_steps.note_good()
