@@ -66,7 +66,7 @@ class LossWatch(HookBase):
             self._warn("collapse", f"The loss has collapsed from {start:.3g} to {median:.3g}: are labels empty?")
         if max(self._recent) - min(self._recent) <= STILL * abs(median):
             self._warn("still", f"The loss is {median:.6g} in each of {WINDOW} steps: nothing is learnt")
-        elif self._last_iteration >= self._patience and "fall" not in self._given:
+        elif self._last_iteration >= self._patience and not self._given & {"fall", "growth", "still"}:
             self._given.add("fall")
             if median > FALL * start:
                 self._log(f"The loss has not fallen in {self._last_iteration} steps, from {start:.3g} to {median:.3g}")

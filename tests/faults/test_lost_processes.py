@@ -55,9 +55,10 @@ def test_full_shared_memory_ends_the_training_in_a_sentence(
     training: TinyTraining, tmp_path: Path, ledger: Callable[..., None]
 ):
     command = [sys.executable, "-W", "ignore", "train_net.py", "--config-file", CONFIG, *TINY, *LONG]
-    shrink = 'mount -t tmpfs -o size=32k tmpfs /dev/shm && exec "$@"'
+    shrink = 'mount -t tmpfs -o size=160k tmpfs /dev/shm && exec "$@"'
     process = subprocess.run(
-        ["unshare", "-m", "sh", "-c", shrink, "sh", *command, "DATALOADER.NUM_WORKERS", "1", "OUTPUT_DIR", tmp_path],
+        ["unshare", "-m", "sh", "-c", shrink, "sh", *command, "DATALOADER.NUM_WORKERS", "1",
+         "INPUT.MIN_SIZE_TRAIN", "(256,)", "OUTPUT_DIR", tmp_path],
         cwd=REPOSITORY, text=True, capture_output=True, check=False, timeout=120,
         env={**os.environ, "DETECTRON2_DATASETS": str(training.datasets), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
