@@ -64,6 +64,8 @@ def _add_solver_keys(node: CfgNode) -> None:
     # The IMS_PER_BATCH images of a step go through the model in this many parts, one after the other: the same step in
     # less memory. It must divide the images of a process.
     node.ACCUMULATION_STEPS = 1
+    # A step whose loss, matching cost or gradient is NaN or infinite is skipped; after so many in a row the run stops.
+    node.MAX_BAD_STEPS = 10
     # BASE_LR for another batch: times IMS_PER_BATCH / LR_REFERENCE_BATCH ("linear"), times its root ("sqrt", usual for
     # AdamW), or as it is ("none").
     node.LR_SCALING = "none"

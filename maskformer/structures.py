@@ -37,6 +37,14 @@ class BadImageError(InputError):
     """
 
 
+class RunError(RuntimeError):
+    """A run that cannot go on, though nothing that the user wrote is wrong: memory, numbers or a process are lost.
+
+    The message is complete by itself (what happened, what is kept, key to change); the command line prints it without
+    a traceback.
+    """
+
+
 @dataclass(frozen=True)
 class LabelValues:
     """How label files number the classes, where they do not simply hold 0..K-1.
@@ -146,10 +154,12 @@ class Match:
     Attributes:
         query_indices: (min(Q,G),) int64, ascending.
         target_indices: (min(Q,G),) int64, the target of each of those queries.
+        has_finite_costs: whether it is the cheapest; else there is none, and the pairs stand for nothing.
     """
 
     query_indices: Tensor
     target_indices: Tensor
+    has_finite_costs: bool = True
 
 
 @dataclass(frozen=True)

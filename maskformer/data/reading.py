@@ -27,6 +27,8 @@ MAX_PIXELS_VARIABLE = "MASKFORMER_MAX_IMAGE_PIXELS"
 DEFAULT_MAX_PIXELS = 89_478_485  # where Pillow begins to warn: a quarter of a gibibyte of RGB
 
 _OF_DATASET = "Restore it, or take it out of the dataset that DATASETS.TRAIN or DATASETS.TEST names."
+
+
 def read_picture(file_name: str, remedy: str = _OF_DATASET) -> Image.Image:
     """Read a picture, upright as its EXIF orientation says, in Pillow's own form.
 

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from maskformer.structures import InputError
 
@@ -150,6 +151,23 @@ class Accelerator:
         if (reset := self._function("reset_peak_memory_stats")) is not None:
             reset()
 
+    def release_unused_memory(self) -> None:
+        """Give back to the device what PyTorch keeps for later."""
+        if (empty_cache := self._function("empty_cache")) is not None:
+            empty_cache()
+
+    def random_state(self) -> tuple[Tensor, Tensor | None]:
+        """What the CPU's and the device's next random numbers follow from; nothing waits for the device."""
+        get_state = self._function("get_rng_state")
+        return torch.get_rng_state(), None if get_state is None else get_state()
+
+    def restore_random_state(self, state: tuple[Tensor, Tensor | None]) -> None:
+        """Go back to what ``random_state`` gave."""
+        of_cpu, of_device = state
+        torch.set_rng_state(of_cpu)
+        if of_device is not None and (set_state := self._function("set_rng_state")) is not None:
+            set_state(of_device)
+
     def search_convolutions(self, enabled: bool) -> None:
         """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
         torch.backends.cudnn.benchmark = enabled
@@ -237,6 +255,21 @@ class Accelerator:
     def _device_name(self) -> str:
         get_name = self._function("get_device_name")
         return (platform.processor() or platform.machine()) if get_name is None else get_name()
+
+
+# How allocators say it: the devices' (PyTorch's words), the CPU's, cuBLAS's, oneDNN's, the C++ library's.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|std::bad_alloc|"
+    r"_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a device or on the host."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _module(device_type: str) -> ModuleType | None:

@@ -19,15 +19,16 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import Accelerator, resolve_device
+from maskformer.engine.failures import EXIT_RUN_ERROR, end_workers_that_cannot_deliver, explain
 from maskformer.engine.processes import run_in_processes
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import InputError, RunError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -62,12 +63,6 @@ _REGISTRIES = {
 }
 _SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
 
-# What a traceback writes before the sentence of an error of ours.
-_OURS = re.compile(
-    "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}: ") for kind in (InputError, BadImageError))
-)
-
-
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
     return default_argument_parser(epilog=_EXAMPLES)
@@ -93,8 +88,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     Accelerator(cfg.MODEL.DEVICE).search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
-    # Detectron2's loop logs the traceback of whatever stops it; a user's mistake is told in one line, by `run`.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
+    end_workers_that_cannot_deliver()
+    # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
     return cfg
 
 
@@ -119,17 +115,19 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         args: what ``build_argument_parser`` parsed.
 
     Returns:
-        The exit code: 0; 2 after a user's mistake, of which one line is then on the standard error; 130 after Ctrl-C.
+        The exit code: 0; 2 after a user's mistake and 3 after a failure of the surroundings, of which one line is then
+        on the standard error; 130 after Ctrl-C.
     """
     try:
         device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
         run_in_processes(main, args, device)
-    except (InputError, ProcessRaisedException) as error:
-        sentence = input_error_sentence(error)
-        if sentence is None:
-            raise
-        sys.stderr.write(f"error: {sentence}\n")
-        return EXIT_INPUT_ERROR
+    except (InputError, RunError, ProcessRaisedException, ProcessExitedException) as error:
+        codes = {EXIT_INPUT_ERROR: input_error_sentence(error), EXIT_RUN_ERROR: run_error_sentence(error)}
+        for code, sentence in codes.items():
+            if sentence is not None:
+                sys.stderr.write(f"error: {sentence}\n")
+                return code
+        raise
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
@@ -147,13 +145,32 @@ def input_error_sentence(error: BaseException) -> str | None:
     """
     if not isinstance(error, (InputError, ProcessRaisedException)):
         return None
-    *_, sentence = _OURS.split(str(error))
-    return sentence.strip() if _OURS.search(str(error)) or isinstance(error, InputError) else None
+    sentence = _last_sentence(error, (InputError, *InputError.__subclasses__()))
+    return str(error).strip() if sentence is None and isinstance(error, InputError) else sentence
 
 
-def _is_no_input_error(record: logging.LogRecord) -> bool:
+def run_error_sentence(error: BaseException) -> str | None:
+    """The sentence of a failure that is no mistake of the user's, also of one in another process (rank).
+
+    Args:
+        error: what was caught.
+
+    Returns:
+        The sentence, or None if the error is no such failure.
+    """
+    return _last_sentence(error, (RunError,)) if isinstance(error, ProcessRaisedException) else explain(error)
+
+
+def _last_sentence(error: BaseException, kinds: tuple[type, ...]) -> str | None:
+    """What stands last in a message that holds a traceback, if it is an error of one of these kinds."""
+    names = "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
+    *_, last = re.split(rf"^(?:{names}): ", str(error), flags=re.MULTILINE)
+    return None if last == str(error) else last.strip()
+
+
+def _is_unexplained(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or input_error_sentence(error) is None
+    return error is None or (input_error_sentence(error) is None and run_error_sentence(error) is None)
 
 
 def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:

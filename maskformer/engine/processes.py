@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from detectron2.utils import comm
 from torch import distributed
 
 from maskformer.engine.accelerator import Accelerator, device_count
+from maskformer.engine.failures import explained
+from maskformer.engine.watch import Watch
 from maskformer.structures import InputError
 
 PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
@@ -50,13 +53,14 @@ def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device:
         device: what ``resolve_device`` gave.
 
     Raises:
+        RunError: memory, a data worker or another process was lost.
         InputError: more processes than devices, or an address that other machines cannot know.
     """
     if started_by_torchrun():
         _run_rank(_rank_of_torchrun(), main, args, device)
         return
     if args.num_gpus * args.num_machines == 1:
-        main(args)
+        explained(main)(args)
         return
     _check_devices(args.num_gpus, device, "--num-gpus")
     url = _meeting_point(args)
@@ -108,10 +112,11 @@ def _run_rank(rank: Rank, main: Callable[..., Any], args: argparse.Namespace, de
         timeout=TIMEOUT,
     )
     comm.create_local_process_group(rank.local_world_size)
-    comm.synchronize()
-    main(args)
+    watch = Watch(os.environ.get("MASTER_ADDR") if rank.url == "env://" else urlsplit(rank.url).hostname)
+    explained(main)(args)
     # After an error neither is reached: they could wait for ranks that no longer answer.
     comm.synchronize()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
+    watch.close()
     distributed.destroy_process_group()
 
 

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
+from maskformer.engine.failures import explained_memory
 from maskformer.losses import masks_per_batch
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
 
 Batch = list[dict[str, Any]]
 SCALE_PERIOD = 20  # iterations, as Detectron2's writers
@@ -33,6 +35,7 @@ class StepTrainer(SimpleTrainer):
         optimizer: its own hooks clip gradients, after this class has unscaled them.
         accelerator: where the model is.
         half_precision: what products are computed in; None: float32.
+        most_bad_steps: the training stops after so many steps in a row whose numbers are not finite.
         accumulation_steps: into how many parts the images of a step are divided. The gradient is what as many
             processes would give: the mean over parts, with the number of masks averaged over them.
     """
@@ -46,6 +49,7 @@ class StepTrainer(SimpleTrainer):
         accelerator: Accelerator,
         half_precision: torch.dtype | None = None,
         accumulation_steps: int = 1,
+        most_bad_steps: int = 10,
     ):
         super().__init__(model, data_loader, optimizer)
         self.accelerator = accelerator
@@ -53,20 +57,65 @@ class StepTrainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.scaler = accelerator.gradient_scaler(half_precision)
         self.skipped_steps = 0
+        self.bad_steps = BadSteps(most_bad_steps)
+        self._statistics = RunningStatistics(model)
         self._has_stepped = False
         optimizer.register_step_post_hook(self._note_step)
 
     def run_step(self) -> None:
-        """Load, compute losses and gradients part by part, write the losses, update."""
+        """Load, compute losses and gradients part by part, write the losses, update; or skip a bad step.
+
+        Raises:
+            RunError: memory does not suffice, or one bad step followed the other.
+        """
         assert self.model.training, "the model was left in evaluation mode"
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        with explained_memory(batch, self.iter, self.accelerator):
+            self._compute_and_update(batch, data_time)
+
+    def _compute_and_update(self, batch: Batch, data_time: float) -> None:
+        random_state, statistics = self.accelerator.random_state(), self._statistics.copy()
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
-        self._write_metrics(_to_host(losses), data_time)
-        self._update()
+        finite = all_finite(
+            losses.values(), self._statistics.copy(), [] if self.scaler.is_enabled() else self._gradients()
+        )
+        losses, is_finite = _to_host(losses, finite)
+        if is_finite:
+            self.bad_steps.note_good()
+            self._write_metrics(losses, data_time)
+            self._update()
+        else:
+            self._statistics.restore(statistics)
+            self._note_bad_step(batch, losses, random_state)
+            self._statistics.restore(statistics)  # the search for the origin has moved them, too
+        get_event_storage().put_scalar("bad_steps", self.bad_steps.total, smoothing_hint=False)
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+    def _note_bad_step(self, batch: Batch, losses: dict[str, Tensor], random_state: Any) -> None:
+        """Compute the step again to see where it goes wrong, with the random numbers that it had."""
+        parts = split_batch(batch, self.accumulation_steps)
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+
+        def forward() -> None:
+            for part in parts:
+                with self._count_masks(parts), self.accelerator.autocast(self.half_precision):
+                    model(part)
+
+        now = self.accelerator.random_state()
+        self.accelerator.restore_random_state(random_state)
+        origin = find_origin(model, forward)
+        self.accelerator.restore_random_state(now)
+        files = [str(example["file_name"]) for example in batch if "file_name" in example]
+        names = [name for name, loss in losses.items() if not loss.isfinite()]
+        learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
+        self.bad_steps.note_bad(self.iter, learning_rate, BadStep(files, names, origin))
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the step, and its losses: the mean over parts."""
@@ -112,6 +161,12 @@ class StepTrainer(SimpleTrainer):
                 self.iter,
                 self.skipped_steps,
             )
+            if self.scaler.get_scale() < 1:
+                raise RunError(
+                    f"Training stopped at iteration {self.iter}: gradients are not finite at any loss scale, the "
+                    "losses are. No weight was touched. Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to "
+                    "False, where the first bad step is explained."
+                )
         storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
         if not self._has_stepped or self.iter % SCALE_PERIOD == 0:  # reading the scale waits for the device
             storage.put_scalar("grad_scaler", self.scaler.get_scale(), smoothing_hint=False)
@@ -120,8 +175,19 @@ class StepTrainer(SimpleTrainer):
         self._has_stepped = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Detectron2's, with the scaler's state under the name that ``AMPTrainer`` gives it."""
+        """Detectron2's, with the scaler's state under the name that ``AMPTrainer`` gives it.
+
+        Raises:
+            RunError: a weight, a statistic or the optimiser's state is not finite. So it is never saved.
+        """
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        if (poison := find_poison(model, self.optimizer)) is not None:
+            raise RunError(
+                f"Nothing is saved after iteration {self.iter}: {poison} is not finite. The last checkpoint is from "
+                "before; lower SOLVER.BASE_LR or SOLVER.WEIGHT_DECAY."
+            )
         state = super().state_dict()
+        state["bad_steps"] = self.bad_steps.state_dict()
         if self.scaler.is_enabled():
             state["grad_scaler"] = self.scaler.state_dict()
             state["skipped_steps"] = self.skipped_steps
@@ -130,6 +196,8 @@ class StepTrainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a run; one that was saved without a scaler starts with a new one."""
         super().load_state_dict(state_dict)
+        if "bad_steps" in state_dict:
+            self.bad_steps.load_state_dict(state_dict["bad_steps"])
         if self.scaler.is_enabled() and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
             self.skipped_steps = state_dict.get("skipped_steps", 0)
@@ -161,6 +229,8 @@ def build_step_trainer(
     solver = cfg.SOLVER
     if solver.ACCUMULATION_STEPS < 1:
         raise InputError(f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, expected 1 or more.")
+    if solver.MAX_BAD_STEPS < 1:
+        raise InputError(f"SOLVER.MAX_BAD_STEPS is {solver.MAX_BAD_STEPS}, expected 1 or more.")
     accelerator = Accelerator(cfg.MODEL.DEVICE)
     half_precision = accelerator.half_precision(solver.AMP.PRECISION) if solver.AMP.ENABLED else None
     if half_precision is not None:
@@ -172,10 +242,11 @@ def build_step_trainer(
         accelerator=accelerator,
         half_precision=half_precision,
         accumulation_steps=solver.ACCUMULATION_STEPS,
+        most_bad_steps=solver.MAX_BAD_STEPS,
     )
 
 
-def _to_host(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All losses in one transfer, where Detectron2 would make one for each."""
-    values = torch.stack([loss.float() for loss in losses.values()]).cpu()
-    return dict(zip(losses, values))
+def _to_host(losses: dict[str, Tensor], finite: Tensor) -> tuple[dict[str, Tensor], bool]:
+    """All losses and whether the step is finite in one transfer, where Detectron2 would make one for each loss."""
+    *values, is_finite = torch.stack([*(loss.float() for loss in losses.values()), finite]).cpu()
+    return dict(zip(losses, values)), bool(is_finite)

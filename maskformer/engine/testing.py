@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,9 +13,21 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window
+from maskformer.engine.accelerator import Accelerator, is_out_of_memory
+from maskformer.engine.failures import describe_image
+from maskformer.inference import (
+    QueryAverage,
+    ScoreAverage,
+    View,
+    plan_views,
+    resize_maps,
+    slide_window,
+    smaller_bands,
+)
 from maskformer.meta_arch import MaskFormer
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,8 +135,7 @@ def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
     Args:
         model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
     """
-    while isinstance(model, (DistributedDataParallel, TestTimeModel)):
-        model = model.module if isinstance(model, DistributedDataParallel) else model.model
+    model = innermost(model)
     if not isinstance(model, MaskFormer):
         yield
         return
@@ -133,6 +145,97 @@ def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.inference = options
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The model itself, of one that is shown images by others: ``DistributedDataParallel``, ``TestTimeModel``, ..."""
+    while isinstance(model, (DistributedDataParallel, TestTimeModel, RetryingModel)):
+        model = model.module if isinstance(model, DistributedDataParallel) else model.model
+    return model
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How finely an image is divided once memory did not suffice.
+
+    Attributes:
+        band_divisor: of the bands of rows in which results are computed; results stay the same.
+        window_divisor: of both sides of the image, for the windows that the network sees; 1: the whole image.
+    """
+
+    band_divisor: int
+    window_divisor: int = 1
+
+
+SMALLER_TILES = (Tiles(2), Tiles(4), Tiles(8, window_divisor=2), Tiles(8, window_divisor=4))
+
+
+class RetryingModel(nn.Module):
+    """A model that tries again, in smaller tiles, on images for which memory does not suffice.
+
+    Bands of rows become smaller first; then a model that gives semantic results alone sees windows of half, then of a
+    quarter of the image's sides, whose scores differ a little from those of the whole image.
+
+    Args:
+        model: what evaluation would run, in evaluation mode.
+        accelerator: where it is.
+        overlap: the least fraction of a window that the next one shares.
+    """
+
+    def __init__(self, *, model: nn.Module, accelerator: Accelerator, overlap: float = 0.33):
+        super().__init__()
+        self.model = model
+        self.accelerator = accelerator
+        self.overlap = overlap
+        self.training = model.training  # evaluation restores the mode that it finds here
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images; inputs and results are those of the model.
+
+        Raises:
+            RunError: memory does not suffice for the smallest tiles either.
+        """
+        for tiles in (Tiles(1), *SMALLER_TILES):
+            if tiles.window_divisor > 1 and not self._may_slide:
+                continue
+            results = self._try(batched_inputs, tiles)
+            if results is not None:
+                return results
+            # Here, where the error is gone and with it what its traceback held.
+            self.accelerator.release_unused_memory()
+            logger.warning(
+                "Out of memory on %s for %s in %s; trying smaller tiles",
+                self.accelerator.device, ", ".join(map(describe_image, batched_inputs)), tiles,
+            )  # fmt: skip
+        images = ", ".join(map(describe_image, batched_inputs))
+        raise RunError(
+            f"Out of memory on {self.accelerator.device} in evaluation, in the smallest tiles too: {images}. Lower "
+            "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST; or, for semantic results alone, set "
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW."
+        )
+
+    @property
+    def _may_slide(self) -> bool:
+        model = innermost(self.model)
+        if not isinstance(model, MaskFormer) or isinstance(self.model, TestTimeModel):
+            return False
+        return not (model.inference.panoptic_on or model.inference.instance_on)
+
+    def _try(self, batched_inputs: list[dict[str, Any]], tiles: Tiles) -> list[dict[str, Any]] | None:
+        try:
+            with smaller_bands(tiles.band_divisor):
+                if tiles.window_divisor == 1:
+                    return self.model(batched_inputs)
+                return [self._slide(example, tiles.window_divisor) for example in batched_inputs]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _slide(self, example: dict[str, Any], divisor: int) -> dict[str, Any]:
+        rows, columns = example["image"].shape[-2:]
+        window = SlidingWindow(size=(-(-rows // divisor), -(-columns // divisor)), overlap=self.overlap)
+        return TestTimeModel(model=innermost(self.model), augmentation=None, window=window)([example])[0]
 
 
 class TestTimeModel(nn.Module):

@@ -25,9 +25,10 @@ from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.hooks import AcceleratorHook
+from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
-from maskformer.engine.testing import apply_test_time_options, labels_instead_of_scores
+from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, format_scores
 
@@ -96,6 +97,7 @@ class Trainer(DefaultTrainer):
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
+        test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
             with labels_instead_of_scores(test_model) if evaluators is None else contextlib.nullcontext():
@@ -114,7 +116,8 @@ class Trainer(DefaultTrainer):
         accelerator = AcceleratorHook(
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
-        return [accelerator, *super().build_hooks(), *self._extra_writers()]
+        loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
+        return [accelerator, loss_watch, *super().build_hooks(), *self._extra_writers()]
 
     def _extra_writers(self) -> list[HookBase]:
         if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():

@@ -2,7 +2,7 @@
 
 from .instance import instance_inference, top_pairs
 from .panoptic import kept_queries, panoptic_inference
-from .resize import Geometry, resize_maps
+from .resize import Geometry, resize_maps, smaller_bands
 from .semantic import semantic_inference, semantic_labels
 from .sliding import slide_window
 from .tta import QueryAverage, ScoreAverage, View, plan_views
@@ -20,5 +20,6 @@ __all__ = [
     "semantic_inference",
     "semantic_labels",
     "slide_window",
+    "smaller_bands",
     "top_pairs",
 ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +96,23 @@ def resize_maps(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+_band_divisor: ContextVar[int] = ContextVar("band_divisor", default=1)
+
+
+@contextmanager
+def smaller_bands(divisor: int) -> Iterator[None]:
+    """In the ``with`` block, ``plan_bands`` plans bands of this fraction: for a device whose memory did not suffice.
+
+    Args:
+        divisor: of the bytes of a band, 1 or more.
+    """
+    token = _band_divisor.set(divisor)
+    try:
+        yield
+    finally:
+        _band_divisor.reset(token)
+
+
 def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
     """Yields bands of rows that cover a map from the top.
 
@@ -102,6 +121,8 @@ def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
         row_bytes: what one row needs.
         band_bytes: what a band should not exceed, but for four rows, which are the least.
     """
-    step = max(band_bytes // row_bytes // 4 * 4, 4)  # the mask grid's stride: few bands begin inside a cell
+    step = max(
+        band_bytes // _band_divisor.get() // row_bytes // 4 * 4, 4
+    )  # the mask grid's stride: few bands begin inside a cell
     for start in range(0, height, step):
         yield range(start, min(start + step, height))

@@ -63,7 +63,8 @@ class SetCriterion(nn.Module):
 
         Returns:
             ``loss_ce``, ``loss_mask`` and ``loss_dice`` of the last layer; those of earlier layers end in ``_0``,
-            ``_1``, ... Each is a scalar already multiplied by its weight.
+            ``_1``, ... Each is a scalar already multiplied by its weight; NaN, as its gradient, where a cost of
+            matching is not finite.
         """
         matches = self.matcher(predictions, targets)
         pairs = _index_pairs(matches, targets).to(predictions.mask_logits.device)
@@ -77,6 +78,8 @@ class SetCriterion(nn.Module):
             "loss_mask": self.mask_weight * focal_losses,
             "loss_dice": self.dice_weight * dice_losses,
         }
+        if not all(match.has_finite_costs for layer in matches for match in layer):
+            losses = {name: values * torch.nan for name, values in losses.items()}
         return _name_by_layer(losses)
 
     def _class_losses(self, class_logits: Tensor, pairs: Tensor, targets: list[Targets]) -> Tensor:

@@ -86,9 +86,14 @@ def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
 def solve_assignment(cost: Tensor) -> Match:
     """The assignment of least total cost; the smaller side is wholly assigned.
 
+    Where a cost is NaN or infinite no assignment is the cheapest: the first queries get the targets in their order.
+
     Args:
         cost: (Q,G) on the CPU.
     """
+    if not cost.isfinite().all():
+        in_order = torch.arange(min(cost.shape))
+        return Match(in_order, in_order, has_finite_costs=False)
     from scipy.optimize import linear_sum_assignment  # here: it takes longer to import than all of maskformer
 
     query_indices, target_indices = linear_sum_assignment(cost.numpy())

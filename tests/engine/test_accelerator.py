@@ -227,3 +227,25 @@ def test_cuda_device_measures_its_memory():
     held = torch.ones(2**20, dtype=torch.uint8, device="cuda")
     device.synchronize()
     assert device.memory().peak - before >= held.numel()
+
+
+def test_memory_that_does_not_suffice_is_recognised_in_everyones_words():
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**50)
+    assert accelerator.is_out_of_memory(real.value)
+    assert accelerator.is_out_of_memory(MemoryError())
+    assert accelerator.is_out_of_memory(RuntimeError("SDAA out of memory. Tried to allocate 2 GiB"))
+    assert accelerator.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert not accelerator.is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not accelerator.is_out_of_memory(InputError("out of memory"))
+
+
+def test_random_numbers_can_be_drawn_again(cuda):
+    states = []
+    cuda.get_rng_state, cuda.set_rng_state = (lambda: torch.ones(1)), states.append
+    device = Accelerator("cuda")
+    state = device.random_state()
+    first = torch.rand(2)
+    device.restore_random_state(state)
+    assert torch.equal(torch.rand(2), first)
+    assert states == [torch.ones(1)]

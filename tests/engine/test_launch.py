@@ -11,7 +11,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
 from maskformer.engine.launch import build_argument_parser, input_error_sentence, run, setup
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError, RunError
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,23 @@ def test_sentence_of_an_input_error_in_another_rank_is_found():
     )
     assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
     assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RunError("Out of X."), 3, "error: Out of X.\n"),
+        (BadImageError("Image a."), 2, "error: Image a.\n"),
+        (ProcessRaisedException("text\nmaskformer.structures.RunError: Out of X.\n", 1, 1), 3, "error: Out of X.\n"),
+        (ProcessRaisedException("text\nmaskformer.structures.BadImageError: Bad.\n", 1, 1), 2, "error: Bad.\n"),
+    ],
+)
+def test_failures_are_one_line_and_an_exit_code(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture):
+    def fail(_: argparse.Namespace) -> None:
+        raise error
+
+    assert run(fail, arguments()) == code
+    assert capsys.readouterr().err == line
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), ProcessRaisedException("ValueError: a bug", 1, 1)])

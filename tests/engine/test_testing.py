@@ -11,8 +11,10 @@ from reference_cases import CONFIGS, build_case
 from torch import Tensor, nn
 
 from maskformer.config import load_config
-from maskformer.engine.testing import apply_test_time_options
-from maskformer.structures import InputError
+from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.testing import RetryingModel, apply_test_time_options, innermost
+from maskformer.inference.resize import plan_bands
+from maskformer.structures import InputError, RunError
 
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "200"]
 MASK_FORMER_TEST = "MODEL.MASK_FORMER.TEST."
@@ -222,3 +224,75 @@ def test_recipes_have_views_that_can_be_planned(semantic_model):
             cfg: CfgNode = load_config(str(path), ["TEST.AUG.ENABLED", "True"])
             _, model = apply_test_time_options(cfg, semantic_model)
             assert len(model._plan_views((480, 640))) == 2 * len(cfg.TEST.AUG.MIN_SIZES)
+
+
+class LittleMemory(RetryingModel):
+    """As on a device whose memory holds so many pixels of input, which none here is: allocations above fail."""
+
+    def __init__(self, model: nn.Module, most_pixels: int, least_divisor: int = 1):
+        super().__init__(model=model, accelerator=Accelerator("cpu"))
+        self.divisors: list[int] = []
+
+        def allocate(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            self.divisors.append(64 // len(next(plan_bands(64, row_bytes=1, band_bytes=64))))
+            pixels = inputs[0].shape[-2] * inputs[0].shape[-1]
+            if pixels > most_pixels or self.divisors[-1] < least_divisor:
+                torch.empty(2**50)
+
+        self.handle = innermost(model).backbone.register_forward_pre_hook(allocate)
+
+
+@pytest.fixture
+def little_memory():
+    made: list[LittleMemory] = []
+    yield lambda *args: made.append(LittleMemory(*args)) or made[-1]
+    for model in made:
+        model.handle.remove()
+
+
+def test_image_that_fits_is_segmented_as_ever(panoptic_model, image, little_memory):
+    model = little_memory(panoptic_model, 10**9)
+    assert_same_results(segment(model, image), segment(panoptic_model, image))
+    assert model.divisors[:1] == [1]
+
+
+def test_smaller_bands_give_the_same_results(panoptic_model, image, little_memory, caplog):
+    expected = segment(panoptic_model, image)
+    model = little_memory(panoptic_model, 10**9, 4)
+    assert_same_results(segment(model, image), expected)
+    assert model.divisors == [1, 2, 4]
+    assert "Out of memory on cpu for 50x70 in Tiles(band_divisor=1, window_divisor=1); trying smaller" in caplog.text
+
+
+@pytest.mark.parametrize(("most_pixels", "part"), [(64 * 128, 2), (32 * 64, 4)])
+def test_semantic_model_sees_windows_where_the_image_is_too_large(semantic_model, little_memory, most_pixels, part):
+    image = torch.randint(0, 256, (3, 128, 256), dtype=torch.uint8)
+    scores = segment(little_memory(semantic_model, most_pixels), image)["sem_seg"]
+    window = f"({128 // part},{256 // part})"
+    options = [f"{MASK_FORMER_TEST}SLIDING_WINDOW", window, f"{MASK_FORMER_TEST}SLIDING_WINDOW_OVERLAP", "0.33"]
+    torch.testing.assert_close(scores, segment(with_options(semantic_model, *options), image)["sem_seg"])
+
+
+def test_image_too_large_for_the_smallest_tiles_ends_with_its_name(semantic_model, panoptic_model, little_memory):
+    example = {"image": torch.zeros(3, 64, 96), "file_name": "large.jpg"}
+    for model, attempts in ((panoptic_model, 3), (semantic_model, 5)):
+        small = little_memory(model, 10)
+        with pytest.raises(
+            RunError, match=r"in the smallest tiles too: 64x96 \(large.jpg\). Lower INPUT.MIN_SIZE_TEST"
+        ):
+            small([example])
+        assert len(small.divisors) == attempts
+
+
+def test_other_errors_of_a_model_are_not_tried_again():
+    class Broken(nn.Module):
+        calls = 0
+
+        def forward(self, _: list) -> list:
+            self.calls += 1
+            raise RuntimeError("shape mismatch")
+
+    broken = Broken()
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        RetryingModel(model=broken, accelerator=Accelerator("cpu"))([])
+    assert broken.calls == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskformer.inference import Geometry
+from maskformer.inference import Geometry, smaller_bands
 from maskformer.inference.resize import plan_bands
 
 
@@ -34,3 +34,14 @@ def test_restored_rows_are_those_of_the_whole(output_size):
         actual = geometry.restore_rows(maps[:, source.start : source.stop, :85], rows, weights)
         expected = geometry.restore(maps)[:, rows.start : rows.stop]
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_bands_are_smaller_where_memory_did_not_suffice_and_only_there():
+    def sizes() -> list[int]:
+        return [len(rows) for rows in plan_bands(64, row_bytes=1, band_bytes=32)]
+
+    with smaller_bands(2):
+        assert sizes() == [16] * 4
+        with smaller_bands(100):
+            assert sizes() == [4] * 16
+    assert sizes() == [32] * 2

@@ -152,3 +152,13 @@ def test_mask_logits_of_one_pixel_are_enough():
     predictions = MaskPredictions(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 1, 1))
     losses = criterion()(predictions, [Targets(torch.tensor([1]), torch.ones(1, 1, 1, dtype=torch.bool))])
     assert losses["loss_dice"].item() == pytest.approx(1 - 2 / 2.5)
+
+
+def test_a_cost_that_is_not_finite_makes_all_losses_nan_also_where_its_query_is_not_matched():
+    predictions, targets = random_problem(num_queries=6, targets=(2, 1))
+    finite = criterion()(predictions, targets)
+    predictions.mask_logits[0, 1, 5] = torch.nan
+    assert not HungarianMatcher()(predictions, targets)[0][1].has_finite_costs
+    losses = criterion()(predictions, targets)
+    assert losses.keys() == finite.keys()
+    assert all(loss.isnan() for loss in losses.values())

@@ -95,3 +95,14 @@ def test_costs_and_assignments_are_the_reference(problem):
     match = solve_assignment(cost)
     assert match.query_indices.tolist() == part["row"].tolist()
     assert match.target_indices.tolist() == part["col"].tolist()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("size", [(3, 2), (2, 3)])
+def test_costs_that_are_not_finite_are_matched_in_order_and_say_so(bad: float, size: tuple[int, int]):
+    cost = torch.tensor([[3.0, 1.0, 2.0], [1.0, 5.0, 0.0], [0.0, 2.0, 2.0]])[: size[0], : size[1]]
+    assert solve_assignment(cost).has_finite_costs
+    cost[1, 0] = bad
+    match = solve_assignment(cost)
+    assert match.query_indices.tolist() == match.target_indices.tolist() == [0, 1]
+    assert not match.has_finite_costs

@@ -1,0 +1,219 @@
+"""Steps whose numbers have gone wrong: recognised on the device, undone, explained, counted.
+
+Everything that a bad step has touched is as before it: weights and optimiser, which it never reaches, and the running
+statistics of normalisation layers, which its forward pass has moved.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, distributed, nn
+
+from maskformer.engine.optimizer import NORM_MODULES
+from maskformer.structures import RunError
+
+logger = logging.getLogger(__name__)
+
+
+class RunningStatistics:
+    """The buffers that a forward pass in training changes: running means and variances of batch normalisation.
+
+    Args:
+        model: its layers are looked through once.
+    """
+
+    def __init__(self, model: nn.Module):
+        norms = [module for module in model.modules() if isinstance(module, NORM_MODULES)]
+        self._by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in (buffer for module in norms for buffer in module.buffers(recurse=False)):
+            self._by_type.setdefault(buffer.dtype, []).append(buffer)
+
+    def copy(self) -> list[Tensor]:
+        """All values, one tensor a type, because few large copies cost less than many small ones."""
+        return [torch.cat([buffer.flatten() for buffer in buffers]) for buffers in self._by_type.values()]
+
+    def restore(self, copy: list[Tensor]) -> None:
+        """Put back what ``copy`` gave."""
+        for values, buffers in zip(copy, self._by_type.values()):
+            for part, buffer in zip(values.split([buffer.numel() for buffer in buffers]), buffers):
+                buffer.copy_(part.reshape(buffer.shape))
+
+
+def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], gradients: list[Tensor]) -> Tensor:
+    """Whether a step may be taken, the same answer in every process: a float32 scalar on the device, 1 or 0.
+
+    The norm of the gradients is what is looked at: AdamW would keep squares that overflow, too.
+
+    Args:
+        losses: scalars.
+        statistics: see ``RunningStatistics.copy``.
+        gradients: of all parameters; empty where a loss scaler looks at them.
+    """
+    values = [torch.stack([loss.float() for loss in losses]).sum()]
+    values += [_norm(gradients).float()] if gradients else []
+    finite = torch.stack(values).isfinite().all()
+    for buffer in (buffer for buffer in statistics if buffer.is_floating_point()):
+        finite = finite & buffer.isfinite().all()
+    answer = finite.float()
+    if comm.get_world_size() > 1:
+        distributed.all_reduce(answer, distributed.ReduceOp.MIN)
+    return answer
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    if hasattr(nn.utils, "get_total_norm"):  # PyTorch 2.6 and newer
+        return nn.utils.get_total_norm(gradients)
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """What is said of a bad step in one process.
+
+    Attributes:
+        files: images of the step in this process.
+        losses: names of the losses that are not finite here.
+        origin: where the first number went wrong, in words.
+    """
+
+    files: list[str]
+    losses: list[str]
+    origin: str
+
+
+class BadSteps:
+    """Counts bad steps, logs each, and ends a run that meets nothing else.
+
+    Args:
+        most_in_a_row: the run stops after so many; SOLVER.MAX_BAD_STEPS.
+    """
+
+    def __init__(self, most_in_a_row: int):
+        self.most_in_a_row = most_in_a_row
+        self.total = 0
+        self._in_a_row = 0
+
+    def note_good(self) -> None:
+        """A step was taken."""
+        self._in_a_row = 0
+
+    def note_bad(self, iteration: int, learning_rate: float, seen: BadStep) -> None:
+        """A step was skipped, in all processes.
+
+        Raises:
+            RunError: it was the last one that is borne.
+        """
+        self.total += 1
+        self._in_a_row += 1
+        reports = comm.all_gather(seen)
+        # A process whose losses are finite has its gradients from one whose losses are not.
+        concerned = [report for report in reports if report.losses] or reports
+        described = "; ".join(_describe(report) for report in concerned)
+        logger.warning(
+            "Iteration %d: numbers are not finite, the step is skipped (%d in a row, %d so far). Learning rate %g; %s",
+            iteration, self._in_a_row, self.total, learning_rate, described,
+        )  # fmt: skip
+        if self._in_a_row >= self.most_in_a_row:
+            raise RunError(
+                f"Training stopped at iteration {iteration}: {self._in_a_row} steps in a row "
+                f"(SOLVER.MAX_BAD_STEPS) had numbers that are not finite. Learning rate {learning_rate:g}; "
+                f"{described}. None of them touched the weights, and the last checkpoint is from before. Lower "
+                "SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, set SOLVER.AMP.PRECISION to bfloat16 if it is float16, "
+                "or take other MODEL.WEIGHTS."
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """Both counts."""
+        return {"total": self.total, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting."""
+        self.total, self._in_a_row = state["total"], state["in_a_row"]
+
+
+def _describe(report: BadStep) -> str:
+    losses = f"not finite: {', '.join(report.losses)}; " if report.losses else ""
+    return f"images {', '.join(report.files) or 'without a file name'}; {losses}{report.origin}"
+
+
+def find_origin(model: nn.Module, forward: Callable[[], Any]) -> str:
+    """Say where the first number goes wrong: in an input, a weight, a module's result, or only in the gradients.
+
+    Args:
+        model: with the gradients of the step, and without ``DistributedDataParallel``.
+        forward: runs the step's forward pass once more. It is never cut short: other processes run it too.
+    """
+    wrong: list[str] = []
+    with watch_results(model, wrong), torch.no_grad():
+        forward()
+    if wrong:
+        return f"first bad result: module {wrong[0]}{_explain_weights(model, wrong[0])}"
+    named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
+    bad = [name for name, gradient in named if not gradient.isfinite().all()]
+    if bad:
+        return f"the forward pass is finite, but {len(bad)} of {len(named)} gradients are not: {bad[-1]} is the latest"
+    return "every result and gradient is finite by itself: the norm of all gradients overflows, or a running statistic"
+
+
+@contextmanager
+def watch_results(model: nn.Module, wrong: list[str]) -> Iterator[None]:
+    """In the ``with`` block, add the names of modules whose results are not finite, in the order they are computed."""
+
+    def note(name: str) -> Callable[..., None]:
+        def look(_: nn.Module, __: Any, result: Any) -> None:
+            if not _is_finite(result):
+                wrong.append(name)
+
+        return look
+
+    hooks = [module.register_forward_hook(note(name or "of the losses")) for name, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _explain_weights(model: nn.Module, name: str) -> str:
+    module = dict(model.named_modules()).get(name, nn.Identity())
+    weights = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    bad = [name for name, value in weights if not _is_finite(value)]
+    return f", whose {bad[0]} is not finite itself" if bad else ""
+
+
+def find_poison(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """The name of a weight, statistic or optimiser state that is not finite; None: all are.
+
+    Args:
+        model: as it would be saved.
+        optimizer: of its parameters.
+    """
+    named = model.state_dict()
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        name = names.get(parameter, "a parameter")
+        named |= {f"{key} of {name}": value for key, value in state.items() if isinstance(value, Tensor)}
+    by_place: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+    for name, value in named.items():
+        by_place.setdefault((value.device, value.dtype), {})[name] = value
+    for values in by_place.values():  # one answer from each place, not one for each tensor
+        if not torch.stack([value.isfinite().all() for value in values.values()]).all():
+            return next(name for name, value in values.items() if not value.isfinite().all())
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    if isinstance(value, dict):
+        return all(_is_finite(part) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_finite(part) for part in value)
+    return not is_dataclass(value) or all(_is_finite(part) for part in vars(value).values())
