@@ -63,6 +63,7 @@ _REGISTRIES = {
 }
 _SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
 
+
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
     return default_argument_parser(epilog=_EXAMPLES)
