@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from maskformer.engine.watch import Watch
 from maskformer.structures import InputError
 
 PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
+PORTS = range(20000, 32768)  # below those that systems give to connections
 TIMEOUT = timedelta(minutes=30)  # evaluation on one rank may keep the others waiting
 
 
@@ -136,6 +139,8 @@ def _meeting_point(args: argparse.Namespace) -> str:
         raise InputError(
             "--dist-url is auto, but with --num-machines it must name a port of machine 0: tcp://HOST:PORT."
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    while True:  # drawn, for another run that starts now may be offered the port that the system offers here
+        port = secrets.choice(PORTS)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return f"tcp://127.0.0.1:{port}"

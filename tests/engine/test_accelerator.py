@@ -242,8 +242,7 @@ def test_memory_that_does_not_suffice_is_recognised_in_everyones_words():
 
 def test_random_numbers_can_be_drawn_again(cuda):
     states = []
-    cuda.get_rng_state, cuda.set_rng_state = (lambda: torch.ones(1)), states.append
-    device = Accelerator("cuda")
+    device = cuda(get_rng_state=lambda: torch.ones(1), set_rng_state=states.append)
     state = device.random_state()
     first = torch.rand(2)
     device.restore_random_state(state)
