@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
-.PHONY: help demo bench faults test test_fast check install_dev clean
+.PHONY: help demo bench faults fuzz test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -25,6 +25,9 @@ test: $(READY)  ## Run all tests
 
 faults: $(READY)  ## Kill, corrupt, fill and starve real trainings; print what was survived and lost
 	@$(RUN) -m pytest tests/faults
+
+fuzz: $(READY)  ## Read 20,000 and more damaged files and command lines; print the counts (about half an hour)
+	@MASKFORMER_FUZZ_EXAMPLES=2200 $(RUN) -m pytest -s tests/fuzz
 
 test_fast: $(READY)  ## Run the tests that take seconds
 	@$(RUN) -m pytest -m "not slow"

@@ -208,7 +208,7 @@ def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
     try:
         datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
     except InputError as error:
-        raise InputError(f"In {source}: {error}") from error
+        raise InputError(f"In {source}: {str(error) or type(error).__name__}") from error
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
 
@@ -234,7 +234,7 @@ def _explained(source: str) -> Iterator[None]:
     try:
         yield
     except _MERGE_ERRORS as error:
-        raise InputError(f"In {source}: {error}") from error
+        raise InputError(f"In {source}: {str(error) or type(error).__name__}") from error
 
 
 def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:

@@ -25,7 +25,7 @@ from maskformer.data import (
 from maskformer.data.augmentations import build_colour_jitter
 from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper
 from maskformer.data.mappers.training import TrainingMapper
-from maskformer.structures import InputError, SegmentMasks
+from maskformer.structures import BadImageError, InputError, SegmentMasks
 
 Write = Callable[[str, Any], str]
 PLAIN = {"image_format": "RGB", "num_classes": 3, "ignore_label": 255, "size_divisibility": -1}
@@ -182,6 +182,16 @@ class TestPanoptic:
         with pytest.raises(InputError, match=r"Segment 12 .* has no pixel in .*panoptic\.png"):
             MaskFormerPanopticDatasetMapper(augmentations=LEFT_COLUMN, **PLAIN)(panoptic_record)
 
+    def test_pixels_that_the_json_does_not_name_are_named(self, panoptic_record: dict) -> None:
+        del panoptic_record["segments_info"][2]
+        with pytest.raises(BadImageError, match=r"panoptic\.png has pixels of the segment 9, which .* does not name"):
+            MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
+
+    def test_segment_listed_twice_is_named(self, panoptic_record: dict) -> None:
+        panoptic_record["segments_info"].append({"id": 9, "category_id": 0})
+        with pytest.raises(BadImageError, match=r"panoptic\.png has the segment id 9; expected each id once"):
+            MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
+
     def test_label_of_another_size_is_refused(self, panoptic_record: dict, write_png: Write) -> None:
         small = write_png("small.png", np.zeros((1, 2, 3)))
         mapper = MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)
@@ -259,6 +269,9 @@ class TestInstance:
         ("bad", "message"),
         [
             (annotation(0, None), r"image\.png has no mask"),
+            (annotation(0, rectangle(0, 0, 2, float("nan"))), r"image\.png has the polygon .*expected finite numbers"),
+            (annotation(0, rectangle(0, 0, 1, 1), bbox=[0, 0, float("nan"), 1]), r"image\.png has the box .*nan"),
+            (annotation(0, {"size": [2, 3], "counts": b"zzzzzz"}), "no run lengths of 2 x 3 pixels"),
             (annotation(3, rectangle(0, 0, 2, 2)), r"category 3; expected 0\.\.2"),
             (
                 annotation(0, rle.encode(np.ones((4, 4), np.uint8, order="F"))),

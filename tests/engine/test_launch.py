@@ -27,6 +27,9 @@ def loggers():
 
 
 class BrokenDataset(Dataset):
+    def __init__(self, kind: type[InputError] = InputError):
+        self.kind = kind
+
     def __len__(self) -> int:
         return 1
 
@@ -34,7 +37,7 @@ class BrokenDataset(Dataset):
         try:
             raise OSError("image file is truncated")
         except OSError as error:
-            raise InputError("Image file a.jpg cannot be read: truncated. Restore it.") from error
+            raise self.kind("Image file a.jpg cannot be read: truncated. Restore it.") from error
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -59,16 +62,26 @@ def test_input_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture):
     assert capsys.readouterr().err == "error: Key X is 1, expected 2.\n"
 
 
+def load_bad_image_in_worker(_: argparse.Namespace) -> None:
+    next(iter(DataLoader(BrokenDataset(BadImageError), num_workers=1)))
+
+
+def test_bad_image_of_a_data_worker_is_one_line(capsys: pytest.CaptureFixture):
+    assert run(load_bad_image_in_worker, arguments()) == 2
+    assert capsys.readouterr().err == "error: Image file a.jpg cannot be read: truncated. Restore it.\n"
+
+
 def test_input_error_of_a_data_worker_is_one_line(capsys: pytest.CaptureFixture):
     assert run(load_in_worker, arguments()) == 2
     assert capsys.readouterr().err == "error: Image file a.jpg cannot be read: truncated. Restore it.\n"
 
 
 def test_sentence_of_an_input_error_in_another_rank_is_found():
-    traceback = (
-        "-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.InputError: Do X.\n"
-    )
-    assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
+    for kind in ("InputError", "BadImageError"):
+        traceback = (
+            f"-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.{kind}: Do X.\n"
+        )
+        assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
     assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from maskformer.structures import InputError
 
-SECONDS = 10
+SECONDS = 10  # of processor time: a busy machine is no hang
 MEMORY = 2 * 2**30  # bytes that an input may take beyond what the process has
 
 # What only code out of an input would do. See "Audit events" in Python's documentation.
@@ -62,16 +62,16 @@ def guarded(folder: Path) -> Iterator[None]:
         _watch.installed = True
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    previous = signal.signal(signal.SIGALRM, _give_up)
+    previous = signal.signal(signal.SIGPROF, _give_up)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, limits[1]))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     _watch.folder = str(folder)
     try:
         yield
     finally:
         _watch.folder = None
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 

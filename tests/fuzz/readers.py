@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as rle
 import torch
 from PIL import Image
 from safetensors.torch import save
@@ -95,6 +96,7 @@ LABEL_MAPS = (
     encode(LABELS.astype(np.int32), "TIFF"),
 )
 
+COMPRESSED = rle.frPyObjects({"size": [HEIGHT, WIDTH], "counts": [0, 3, 21]}, HEIGHT, WIDTH)["counts"].decode()
 IMAGES = [{"id": 7, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}]
 CATEGORIES = [{"id": i, "name": n, "isthing": int(n == "cat")} for i, n in enumerate(CLASSES)]
 SEGMENTS = [
@@ -135,7 +137,7 @@ INSTANCES = {
             "iscrowd": 0,
             "area": 3,
             "bbox": [0, 0, 1, 3],
-            "segmentation": {"size": [HEIGHT, WIDTH], "counts": "035L"},
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": COMPRESSED},
         },
     ],
     "categories": CATEGORIES[2:],
