@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.evaluation import evaluate_datasets
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
@@ -77,9 +77,11 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, done: Container[int] = ()
+    ) -> Iterable[list[dict[str, Any]]]:
         """See ``maskformer.data``."""
-        return build_test_loader(cfg, dataset_name)
+        return build_test_loader(cfg, dataset_name, done)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -92,14 +94,18 @@ class Trainer(DefaultTrainer):
 
         What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
         instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
-        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``.
+        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
+        go on with the next image: see ``evaluate_datasets``.
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
-            with labels_instead_of_scores(test_model) if evaluators is None else contextlib.nullcontext():
+            if evaluators is not None:
                 results = super().test(loading_cfg, test_model, evaluators)
+            else:
+                with labels_instead_of_scores(test_model):
+                    results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
