@@ -64,7 +64,7 @@ def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: 
     """A journal that is given to the evaluator; None where it cannot keep one."""
     if not isinstance(evaluator, ImageByImageEvaluators) or evaluator.output_folder is None:
         return None
-    of_main = fingerprint(cfg, model, dataset_name) if comm.is_main_process() else ""
+    of_main = fingerprint(cfg, model, _describe_dataset(dataset_name)) if comm.is_main_process() else ""
     common = comm.all_gather(of_main)[0]
     journal = Journal(evaluator.output_folder, common, resume=cfg.TEST.RESUME)
     evaluator.keep_in(journal)
@@ -87,13 +87,13 @@ def _report(journal: Journal, dataset_name: str, unfinished: int) -> None:
         )  # fmt: skip
 
 
-def fingerprint(cfg: CfgNode, model: nn.Module, dataset_name: str) -> str:
-    """What the results of images depend on: settings, code, dataset (its files by size and time) and weights.
+def fingerprint(cfg: CfgNode, model: nn.Module, facts: Iterable[Any] = ()) -> str:
+    """What the results of images depend on: settings, code and weights.
 
     Args:
         cfg: the whole config.
         model: as it is evaluated; its values count, not the file that they came from.
-        dataset_name: registered.
+        facts: what they depend on besides; each has a ``repr`` of its value.
 
     Returns:
         24 hexadecimal digits.
@@ -105,7 +105,7 @@ def fingerprint(cfg: CfgNode, model: nn.Module, dataset_name: str) -> str:
         digest.update(version.encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
-    for fact in _describe_dataset(dataset_name):
+    for fact in facts:
         digest.update(repr(fact).encode())
     for tensor in model.state_dict().values():
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

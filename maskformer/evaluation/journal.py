@@ -80,8 +80,8 @@ class Journal:
 
     def _warn(self, error: OSError) -> None:
         logger.warning(
-            "Partial results cannot be written to %s (%s): the evaluation goes on, but if it is interrupted, images are "
-            "measured again.", self.folder, error.strerror or error,
+            "Partial results cannot be written to %s (%s): the evaluation goes on, but if it is interrupted, images "
+            "are measured again.", self.folder, error.strerror or error,
         )  # fmt: skip
 
     def append(self, index: int, measured: bytes) -> None:

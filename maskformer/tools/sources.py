@@ -13,7 +13,7 @@ import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -85,13 +85,13 @@ def read_picture(path: str) -> np.ndarray:
     """One image as (height,width,3) uint8 RGB, turned upright by its EXIF orientation.
 
     Raises:
-        InputError: the file cannot be read or is not a whole image.
+        BadImageError: the file cannot be read or is not a whole image.
     """
     try:
         return read_image(path, format="RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"Image {path} cannot be read: {reason}. Expected a whole image file.") from error
+        raise BadImageError(f"Image {path} cannot be read: {reason}. Expected a whole image file.") from error
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class Video:
         """Open a video file or a camera.
 
         Raises:
-            InputError: it cannot be opened.
+            BadImageError: it cannot be opened.
         """
         capture = cv2.VideoCapture(source.name if source.camera is None else source.camera)
         if not capture.isOpened():
-            raise InputError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
+            raise BadImageError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
         frame_rate = capture.get(cv2.CAP_PROP_FPS)
         num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         return cls(
