@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
-.PHONY: help demo bench faults test test_fast check install_dev clean
+.PHONY: help demo bench faults soak test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -25,6 +25,9 @@ test: $(READY)  ## Run all tests
 
 faults: $(READY)  ## Kill, corrupt, fill and starve real trainings; print what was survived and lost
 	@$(RUN) -m pytest tests/faults
+
+soak: $(READY)  ## Train 2,000 steps and evaluate 10,000 images; print the slope of memory and what is left over
+	@$(RUN) -W ignore tests/faults/soak.py
 
 test_fast: $(READY)  ## Run the tests that take seconds
 	@$(RUN) -m pytest -m "not slow"

@@ -24,6 +24,7 @@ from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.evaluation import evaluate_datasets
+from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.step import build_step_trainer
@@ -120,7 +121,7 @@ class Trainer(DefaultTrainer):
         accelerator = AcceleratorHook(
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
-        return [accelerator, *super().build_hooks(), *self._extra_writers()]
+        return [accelerator, *super().build_hooks(), *self._extra_writers(), HistoryHook()]
 
     def _extra_writers(self) -> list[HookBase]:
         if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():
