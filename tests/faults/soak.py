@@ -129,11 +129,16 @@ class Soak:
     after: Belongings
 
 
-def train(output: Path, steps: int, round_images: int, rounds: int, console: TextIO) -> tuple[Curve, Curve]:
+WARM_UP = 20  # steps, and pictures to train with, which are also evaluated before the soak
+
+
+def train(
+    output: Path, steps: int, round_images: int, rounds: int, console: TextIO, split: str = "val"
+) -> tuple[Curve, Curve]:
     """Train and evaluate in this process."""
     options = [
         *TINY, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(steps), "TEST.EVAL_PERIOD", str(steps // rounds),
-        "SOLVER.CHECKPOINT_PERIOD", str(steps // rounds), "DATASETS.TEST", "('shapes_panoptic_val',)",
+        "SOLVER.CHECKPOINT_PERIOD", str(steps // rounds), "DATASETS.TEST", f"('shapes_panoptic_{split}',)",
         "DATALOADER.NUM_WORKERS", "2", "TEST.DETECTIONS_PER_IMAGE", "10",
         "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0",
     ]  # fmt: skip
@@ -162,8 +167,8 @@ def soak(folder: Path, steps: int, images: int, console: TextIO) -> Soak:
         console: where progress is shown.
     """
     os.environ["DETECTRON2_DATASETS"] = str(folder)
-    generate_shapes(folder, num_train=50, num_val=images // ROUNDS, image_size=(64, 64), seed=0)
-    train(folder / "output", 5, images // ROUNDS, 1, console)
+    generate_shapes(folder, num_train=WARM_UP, num_val=images // ROUNDS, image_size=(64, 64), seed=0)
+    train(folder / "output", WARM_UP, WARM_UP, 1, console, split="train")
     before = Belongings.now()
     curves = train(folder / "output", steps, images // ROUNDS, ROUNDS, console)
     return Soak(*curves, before, Belongings.now())
