@@ -8,7 +8,7 @@ VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 
-.PHONY: help demo bench faults fuzz test test_fast check install_dev clean
+.PHONY: help demo bench faults fuzz soak test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -28,6 +28,8 @@ faults: $(READY)  ## Kill, corrupt, fill and starve real trainings; print what w
 
 fuzz: $(READY)  ## Read 20,000 and more damaged files and command lines; print the counts (about half an hour)
 	@MASKFORMER_FUZZ_EXAMPLES=2200 $(RUN) -m pytest -s tests/fuzz
+soak: $(READY)  ## Train 2,000 steps and evaluate 10,000 images; print the slope of memory and what is left over
+	@$(RUN) -W ignore tests/faults/soak.py
 
 test_fast: $(READY)  ## Run the tests that take seconds
 	@$(RUN) -m pytest -m "not slow"

@@ -32,6 +32,9 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
+    # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
+    # and code in the same OUTPUT_DIR; False: all images are measured.
+    cfg.TEST.RESUME = True
     cfg.LOG = CfgNode()
     # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
     cfg.LOG.TCAPPDLL_LINES = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -45,17 +45,22 @@ def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
     return build_detection_train_loader(keep_all, mapper=mapper, dataset=records)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()) -> Iterable[list[dict[str, Any]]]:
     """Build the loader of one evaluation, an image at a time, each once.
 
     Args:
         cfg: ``INPUT``, ``DATALOADER.NUM_WORKERS`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` are read.
         dataset_name: one of ``DATASETS.TEST``.
+        done: indices in the dataset of images that are left out, unread; every example has its ``dataset_index``.
 
     Raises:
         InputError: see ``verify_dataset``.
     """
     records = verify_dataset(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, is_train=False)
+    numbered = [{**record, "dataset_index": index} for index, record in enumerate(records)]
+    records = [record for record in numbered if record["dataset_index"] not in done]
+    if not records:  # which Detectron2's loader cannot be built from
+        return []
     mapper = build_mapper(cfg, is_train=False)
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -24,6 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.evaluation import evaluate_datasets
+from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer
@@ -78,9 +79,11 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, done: Container[int] = ()
+    ) -> Iterable[list[dict[str, Any]]]:
         """See ``maskformer.data``."""
-        return build_test_loader(cfg, dataset_name)
+        return build_test_loader(cfg, dataset_name, done)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -93,15 +96,19 @@ class Trainer(DefaultTrainer):
 
         What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
         instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
-        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``.
+        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
+        go on with the next image: see ``evaluate_datasets``.
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
-            with labels_instead_of_scores(test_model) if evaluators is None else contextlib.nullcontext():
+            if evaluators is not None:
                 results = super().test(loading_cfg, test_model, evaluators)
+            else:
+                with labels_instead_of_scores(test_model):
+                    results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
@@ -117,7 +124,7 @@ class Trainer(DefaultTrainer):
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
-        return [accelerator, loss_watch, *super().build_hooks(), *self._extra_writers()]
+        return [accelerator, loss_watch, *super().build_hooks(), *self._extra_writers(), HistoryHook()]
 
     def _extra_writers(self) -> list[HookBase]:
         if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():

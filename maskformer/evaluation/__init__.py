@@ -2,7 +2,9 @@
 
 from maskformer.evaluation.build import build_evaluator
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
+from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
+from maskformer.evaluation.journal import Journal, tidy_partial_results
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.report import append_scores, format_scores
 from maskformer.evaluation.semantic import SemanticEvaluator
@@ -10,10 +12,13 @@ from maskformer.evaluation.semantic import SemanticEvaluator
 __all__ = [
     "CityscapesInstanceEvaluator",
     "CityscapesSemanticEvaluator",
+    "ImageByImageEvaluators",
     "InstanceEvaluator",
+    "Journal",
     "PanopticEvaluator",
     "SemanticEvaluator",
     "append_scores",
     "build_evaluator",
     "format_scores",
+    "tidy_partial_results",
 ]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import DatasetEvaluator
 
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
+from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.label_map import check_num_classes
 from maskformer.evaluation.panoptic import PanopticEvaluator
@@ -33,7 +34,7 @@ class Measure:
     build: Callable[[str, str | None], DatasetEvaluator]
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> ImageByImageEvaluators:
     """All that the model's switches have on and the dataset can judge.
 
     Args:
@@ -67,7 +68,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     for evaluator in evaluators:
         if isinstance(evaluator, (SemanticEvaluator, CityscapesSemanticEvaluator)):
             check_num_classes(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, evaluator.num_classes)
-    return DatasetEvaluators(evaluators)
+    return ImageByImageEvaluators(evaluators, output_folder)
 
 
 def _always(_dataset_name: str) -> bool:

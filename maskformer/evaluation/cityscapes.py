@@ -7,6 +7,7 @@ predicts is gathered, instead of written to a folder that all share.
 
 from __future__ import annotations
 
+import base64
 import importlib
 import importlib.util
 import io
@@ -49,6 +50,25 @@ class CityscapesEvaluator(DatasetEvaluator):
         """Forget all images."""
         self._seen = {}
 
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Take some images.
+
+        Args:
+            inputs: entries of the dataset; ``file_name`` is read.
+            outputs: what ``measure`` reads, one for each.
+        """
+        for example, output in zip(inputs, outputs, strict=True):
+            self.add(self.measure(example, output))
+
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, Any]:
+        """The name of one image, and what is kept of it; see ``ImageEvaluator``."""
+        raise NotImplementedError
+
+    def add(self, measured: tuple[str, Any]) -> None:
+        """Take an image; see ``ImageEvaluator``."""
+        name, content = measured
+        self._seen[name] = content
+
     def _gather(self) -> dict[str, Any] | None:
         """All that the processes saw, on the main process; None on the others."""
         parts = comm.gather(self._seen)
@@ -88,20 +108,19 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
         """K of the dataset."""
         return len(self._metadata.stuff_dataset_id_to_contiguous_id)
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take some images.
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, str]:
+        """The name of one image, and the PNG of its label ids as text.
 
         Args:
-            inputs: entries of the dataset; ``file_name`` is read.
-            outputs: ``sem_seg`` of each: (K,height,width) scores or (height,width) labels.
+            example: entry of the dataset; ``file_name`` is read.
+            output: with ``sem_seg``: (K,height,width) scores or (height,width) labels.
         """
         contiguous_ids = self._metadata.stuff_dataset_id_to_contiguous_id
         label_of_class = np.zeros(self.num_classes, dtype=np.uint8)
         label_of_class[list(contiguous_ids.values())] = list(contiguous_ids)
-        for example, output in zip(inputs, outputs, strict=True):
-            labels = read_labels(output["sem_seg"], self.num_classes)
-            name, _ = self._read_truth(example["file_name"], "labelIds", labels.shape)
-            self._seen[name] = encode_png(label_of_class[labels])
+        labels = read_labels(output["sem_seg"], self.num_classes)
+        name, _ = self._read_truth(example["file_name"], "labelIds", labels.shape)
+        return name, base64.b64encode(encode_png(label_of_class[labels])).decode("ascii")
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """The four means, on the main process only."""
@@ -111,7 +130,7 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
         scripts = load_scripts("evalPixelLevelSemanticLabeling")
         with tempfile.TemporaryDirectory(prefix="cityscapes_") as folder:
             for name, content in predictions.items():
-                Path(folder, f"{name}.png").write_bytes(content)
+                Path(folder, f"{name}.png").write_bytes(base64.b64decode(content))
             files = [str(Path(folder, f"{name}.png")) for name in predictions]
             truth = [str(self._ground_truth(name, "labelIds")) for name in predictions]
             scores = scripts.evaluateImgLists(files, truth, scripts.args)
@@ -122,26 +141,25 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
 class CityscapesInstanceEvaluator(CityscapesEvaluator):
     """AP over overlaps .5, .55, .. .95, and AP50, in percent."""
 
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take some images.
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The name of one image, and its matches.
 
         Args:
-            inputs: entries of the dataset; ``file_name`` is read.
-            outputs: ``instances`` of each, with contiguous ``pred_classes``, ``scores`` and ``pred_masks``.
+            example: entry of the dataset; ``file_name`` is read.
+            output: with ``instances``: contiguous ``pred_classes``, ``scores`` and ``pred_masks``.
         """
         contiguous_ids = self._metadata.thing_dataset_id_to_contiguous_id
         label_of_class = {contiguous: label for label, contiguous in contiguous_ids.items()}
-        for example, output in zip(inputs, outputs, strict=True):
-            found = output["instances"].to("cpu")
-            foreign = sorted(set(found.pred_classes.tolist()) - label_of_class.keys())
-            if foreign:
-                raise InputError(
-                    f"The model predicts an instance of class {foreign[0]}, which is none of the {len(label_of_class)} "
-                    f"things of {self._name}: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
-                )
-            name, id_map = self._read_truth(example["file_name"], "instanceIds", found.image_size)
-            labels = [label_of_class[index] for index in found.pred_classes.tolist()]
-            self._seen[name] = match_instances(id_map, labels, found.scores.tolist(), found.pred_masks.numpy())
+        found = output["instances"].to("cpu")
+        foreign = sorted(set(found.pred_classes.tolist()) - label_of_class.keys())
+        if foreign:
+            raise InputError(
+                f"The model predicts an instance of class {foreign[0]}, which is none of the {len(label_of_class)} "
+                f"things of {self._name}: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
+            )
+        name, id_map = self._read_truth(example["file_name"], "instanceIds", found.image_size)
+        labels = [label_of_class[index] for index in found.pred_classes.tolist()]
+        return name, match_instances(id_map, labels, found.scores.tolist(), found.pred_masks.numpy())
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Both means, on the main process only."""

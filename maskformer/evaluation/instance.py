@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
 from maskformer.data.json_files import read_instance_json
@@ -48,7 +49,20 @@ class InstanceEvaluator(COCOEvaluator):
             inputs: entries of the dataset; ``image_id`` is read.
             outputs: ``instances`` of each, with contiguous ``pred_classes``, and what Detectron2 wants besides.
         """
-        super().process(inputs, [{"instances": self._with_dataset_ids(output["instances"])} for output in outputs])
+        for example, output in zip(inputs, outputs, strict=True):
+            self.add(self.measure(example, output))
+
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        """Encode the instances of one image as COCO's JSON has them; see ``ImageEvaluator``."""
+        instances = self._with_dataset_ids(output["instances"]).to("cpu")
+        return {
+            "image_id": example["image_id"],
+            "instances": instances_to_coco_json(instances, example["image_id"]),
+        }
+
+    def add(self, measured: dict[str, Any]) -> None:
+        """Take an image; see ``ImageEvaluator``."""
+        self._predictions.append(measured)
 
     def _with_dataset_ids(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()

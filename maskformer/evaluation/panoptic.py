@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
+from dataclasses import astuple
 from functools import cached_property
 from typing import Any
 
@@ -57,20 +58,28 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             InputError: there is no label, or ids, categories or sizes do not fit.
         """
         for example, output in zip(inputs, outputs, strict=True):
-            id_map, segments = output["panoptic_seg"]
-            id_map = id_map.cpu().numpy()
-            if segments is None:
-                segments = self._decode_segments(id_map)
-                id_map = id_map + 1
-            segments = [self._convert_category_id(dict(segment)) for segment in segments]
-            self._predictions.append(
-                {
-                    "image_id": example["image_id"],
-                    "file_name": os.path.splitext(os.path.basename(example["file_name"]))[0] + ".png",
-                    "segments_info": segments,
-                    "counts": self._compare(example, id_map, segments),
-                }
-            )
+            self.add(self.measure(example, output))
+
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        """Compare one image with its label; see ``ImageEvaluator``."""
+        id_map, segments = output["panoptic_seg"]
+        id_map = id_map.cpu().numpy()
+        if segments is None:
+            segments = self._decode_segments(id_map)
+            id_map = id_map + 1
+        segments = [self._convert_category_id(dict(segment)) for segment in segments]
+        counts = self._compare(example, id_map, segments)
+        return {
+            "image_id": example["image_id"],
+            "file_name": os.path.splitext(os.path.basename(example["file_name"]))[0] + ".png",
+            "segments_info": segments,
+            "counts": [[category, *astuple(count)] for category, count in counts.items()],
+        }
+
+    def add(self, measured: dict[str, Any]) -> None:
+        """Count an image; see ``ImageEvaluator``."""
+        counts = {category: CategoryCounts(*count) for category, *count in measured["counts"]}
+        self._predictions.append({**measured, "counts": counts})
 
     def evaluate(self) -> dict[str, dict[str, Any]] | None:
         """Panoptic quality of all things, of all stuff, and of both, in percent; on the main process only."""

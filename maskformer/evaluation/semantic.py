@@ -47,14 +47,24 @@ class SemanticEvaluator(SemSegEvaluator):
             InputError: the number of classes or the size differs from the label's.
         """
         for example, output in zip(inputs, outputs, strict=True):
-            file_name = example["file_name"]
-            predicted = read_labels(output["sem_seg"], self.num_classes)
-            label_file = self.input_file_to_gt_file[file_name]
-            label = self._read_label(label_file)
-            _check_size(file_name, predicted.shape, label_file, label.shape)
-            self._count(predicted, label)
-            if self._output_dir is not None:
-                self._predictions.extend(self.encode_json_sem_seg(predicted, file_name))
+            self.add(self.measure(example, output))
+
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
+        """Compare one image with its label; see ``ImageEvaluator``."""
+        file_name = example["file_name"]
+        predicted = read_labels(output["sem_seg"], self.num_classes)
+        label_file = self.input_file_to_gt_file[file_name]
+        label = self._read_label(label_file)
+        _check_size(file_name, predicted.shape, label_file, label.shape)
+        predictions = [] if self._output_dir is None else self.encode_json_sem_seg(predicted, file_name)
+        return {**self._count(predicted, label), "predictions": predictions}
+
+    def add(self, measured: dict[str, Any]) -> None:
+        """Count an image; see ``ImageEvaluator``."""
+        for matrix, key in ((self._conf_matrix, "pairs"), (self._b_conf_matrix, "boundary_pairs")):
+            codes, pixels = measured[key]
+            matrix.ravel()[codes] += np.asarray(pixels, dtype=np.int64)
+        self._predictions.extend(measured["predictions"])
 
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
         """Encode each class of an image as COCO's JSON has it.
@@ -73,21 +83,24 @@ class SemanticEvaluator(SemSegEvaluator):
             for index, segmentation in encode_segments(sem_seg, classes).items()
         ]
 
-    def _count(self, predicted: np.ndarray, label: np.ndarray) -> None:
-        """Add the pixels of an image to what ``evaluate`` reads, where "ignored" is the class after the last."""
+    def _count(self, predicted: np.ndarray, label: np.ndarray) -> dict[str, list[list[int]]]:
+        """Count the pixels of an image by predicted x true class, where "ignored" is the class after the last."""
         truth = np.where(label == self._ignore_label, self.num_classes, label)
-        self._conf_matrix += self._pair_counts((self.num_classes + 1) * predicted.astype(np.int64) + truth)
-        if self._compute_boundary_iou:
-            predicted_boundary = self._mask_to_boundary(predicted)
-            true_boundary = self._mask_to_boundary(truth.astype(np.uint8))
-            # Detectron2 computes this in eight bits, so that pairs above 255 wrap: the scores are to be the same.
-            self._b_conf_matrix += self._pair_counts(
-                np.uint8(self.num_classes + 1) * predicted_boundary + true_boundary
-            )
+        pairs = _count_values((self.num_classes + 1) * predicted.astype(np.int64) + truth)
+        if not self._compute_boundary_iou:
+            return {"pairs": pairs, "boundary_pairs": [[], []]}
+        predicted_boundary = self._mask_to_boundary(predicted)
+        true_boundary = self._mask_to_boundary(truth.astype(np.uint8))
+        # Detectron2 computes this in eight bits, so that pairs above 255 wrap: the scores are to be the same.
+        boundary_pairs = _count_values(np.uint8(self.num_classes + 1) * predicted_boundary + true_boundary)
+        return {"pairs": pairs, "boundary_pairs": boundary_pairs}
 
-    def _pair_counts(self, pairs: np.ndarray) -> np.ndarray:
-        side = self.num_classes + 1
-        return np.bincount(pairs.ravel(), minlength=side * side).reshape(side, side)
+
+def _count_values(values: np.ndarray) -> list[list[int]]:
+    """The values that occur, rising, and how often each does."""
+    counts = np.bincount(values.ravel())
+    occurring = np.flatnonzero(counts)
+    return [occurring.tolist(), counts[occurring].tolist()]
 
 
 def _check_size(file_name: str, size: tuple[int, ...], label_file: str, label_size: tuple[int, ...]) -> None:

@@ -2,7 +2,8 @@
 
     python -m maskformer.tools.predict --config-file FILE --weights FILE --input a.jpg folder 'more/*.png' --output out/
 
-Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean.
+Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Files
+are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.evaluation import fingerprint
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine
-from maskformer.tools.saving import IdMap, VideoFile, write_ids, write_picture
+from maskformer.tools.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.tools.sources import Source, Video, find_sources, plan_outputs, read_picture
 from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, with_threshold
 
@@ -53,6 +55,10 @@ class Annotator:
     classes: ClassTable
     facts: dict[str, Any]
 
+    def facts_of(self, source: Source) -> dict[str, Any]:
+        """What the JSON of one image says first."""
+        return {"image": source.name, "task": self.task.name, **self.facts}
+
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
         return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
@@ -64,21 +70,24 @@ class Annotator:
 
 
 def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
-    """Read one image, write its picture and ids.
+    """Read one image, write its picture and ids, and last the JSON that says that they are complete.
 
     Raises:
-        InputError: it cannot be read, or the picture cannot be written.
+        BadImageError: it cannot be read.
+        InputError: a file cannot be written.
     """
     picture, ids = annotator.picture_and_ids(read_picture(source.name))
+    forget_ids(output)
     write_picture(output, picture)
-    write_ids(output, ids, {"image": source.name, "task": annotator.task.name, **annotator.facts}, annotator.classes)
+    write_ids(output, ids, annotator.facts_of(source), annotator.classes)
 
 
 def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
     """Write a video with every frame drawn; Ctrl-C ends the recording of a camera.
 
     Raises:
-        InputError: it cannot be opened, has no readable frame, or cannot be written.
+        BadImageError: it cannot be opened or has no readable frame.
+        InputError: it cannot be written.
     """
     video = Video.open(source)
     num_frames = 0
@@ -95,7 +104,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
             if source.camera is None:
                 raise
     if not num_frames:
-        raise InputError(f"{source.name} holds no readable frame; expected a video with at least one.")
+        raise BadImageError(f"{source.name} holds no readable frame; expected a video with at least one.")
     if file.path != output:
         warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
 
@@ -105,21 +114,34 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=sys.stderr)
 
 
-def annotate_all(sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator) -> int:
+def annotate_all(
+    sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
+) -> int:
     """Write the pictures of all sources; of several, one that cannot be read is left out and named at the end.
+
+    Args:
+        sources: what is read.
+        outputs: where the picture of each goes.
+        annotator: makes the pictures.
+        resume: pass over images whose files are complete.
 
     Returns:
         Exit code: 0, or 1 where some were left out.
+
+    Raises:
+        InputError: a file cannot be written, or the only source cannot be read.
     """
-    left_out = []
+    left_out, num_before = [], 0
     with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 if source.is_video:
                     annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                elif resume and has_ids(output, annotator.facts_of(source)):
+                    num_before += 1
                 else:
                     annotate_image(source, output, annotator)
-            except InputError as error:
+            except BadImageError as error:
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
@@ -127,7 +149,8 @@ def annotate_all(sources: Sequence[Source], outputs: Sequence[Path], annotator: 
     for failure in left_out:
         warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent
-    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn: {place}")
+    before = f" ({num_before} of them before)" if num_before else ""
+    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {place}")
     return EXIT_SOME_LEFT_OUT if left_out else 0
 
 
@@ -183,6 +206,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, the first by default"
     )
     parser.add_argument("--output", metavar="PATH", help="file (for one input) or folder; else a window opens")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="after an interruption: pass over images whose files are complete and of the same model and options; "
+        "videos are drawn again",
+    )
     parser.add_argument("--task", choices=TASKS, help="by default the first of these that the model has switched on")
     parser.add_argument(
         "--confidence-threshold",
@@ -233,8 +262,14 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     if dataset not in MetadataCatalog:
         warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, so classes are numbered.")
     classes = ClassTable.from_metadata(MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    facts = {"config_file": args.config_file, "weights": cfg.MODEL.WEIGHTS, "dataset": dataset}
-    return Annotator(Predictor.from_config(cfg), task, classes, facts)
+    predictor = Predictor.from_config(cfg)
+    facts = {
+        "config_file": args.config_file,
+        "weights": cfg.MODEL.WEIGHTS,
+        "dataset": dataset,
+        "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
+    }
+    return Annotator(predictor, task, classes, facts)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -251,7 +286,7 @@ def predict(args: argparse.Namespace) -> int:
         open_window()
         return show_all(sources, build_annotator(args))
     outputs = plan_outputs(sources, args.output)
-    return annotate_all(sources, outputs, build_annotator(args))
+    return annotate_all(sources, outputs, build_annotator(args), resume=args.resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

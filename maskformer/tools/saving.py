@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,10 +102,27 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    options: dict[str, Any] = {"quality": JPEG_QUALITY} if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else {}
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {"quality": JPEG_QUALITY} if suffix in (".jpg", ".jpeg", ".webp") else {}
+    with io.BytesIO() as content:
+        Image.fromarray(picture).save(content, format=Image.registered_extensions()[suffix], **options)
+        write_whole(path, content.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or as it was, whenever the process or the machine stops; folders are created.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    aside = path.with_name(f"{path.name}.partial")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path, **options)
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
 
 
 @contextmanager
@@ -115,7 +134,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: ClassTable) -> None:
-    """Write ``NAME_ids.png`` and ``NAME_ids.json`` beside a picture.
+    """Write ``NAME_ids.png`` and then ``NAME_ids.json`` beside a picture.
 
     Args:
         picture_path: the picture that belongs to them.
@@ -127,12 +146,38 @@ def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: Cl
     height, width = ids.image.shape[:2]
     named = [{"id": index, "name": name} for index, name in enumerate(classes.names)]
     content = {**facts, "height": height, "width": width, **ids.meaning, "classes": named}
+    write_whole(ids_path(picture_path, ".json"), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def has_ids(picture_path: Path, facts: dict[str, Any]) -> bool:
+    """Whether a picture and its ids are there, with these facts among those in the JSON.
+
+    Args:
+        picture_path: as for ``write_ids``.
+        facts: likewise, or some of them.
+    """
+    try:
+        content = json.loads(ids_path(picture_path, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_same = isinstance(content, dict) and all(content.get(key) == value for key, value in facts.items())
+    return is_same and picture_path.is_file() and ids_path(picture_path, ".png").is_file()
+
+
+def forget_ids(picture_path: Path) -> None:
+    """Remove ``NAME_ids.json``, before what belongs to it is written anew.
+
+    Raises:
+        InputError: it cannot be removed.
+    """
     with _explained(ids_path(picture_path, ".json")):
-        ids_path(picture_path, ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        ids_path(picture_path, ".json").unlink(missing_ok=True)
 
 
 class VideoFile:
     """A video that is written frame by frame, in the first codec that this OpenCV has. Use it in a ``with`` block.
+
+    The file has its name once the block ends without an error.
 
     Args:
         path: .mp4 or .avi; ``path`` says later which of them it became.
@@ -160,9 +205,10 @@ class VideoFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         for suffix, codec in sorted(VIDEO_CODECS, key=lambda pair: pair[0] != self.path.suffix.lower()):
             path = self.path.with_suffix(suffix)
-            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), self._frame_rate, (width, height))
+            aside = path.with_suffix(f".partial{suffix}")  # OpenCV chooses the format by the ending
+            writer = cv2.VideoWriter(str(aside), cv2.VideoWriter.fourcc(*codec), self._frame_rate, (width, height))
             if writer.isOpened():
-                self.path = path
+                self.path, self._aside = path, aside
                 return writer
         codecs = ", ".join(codec for _, codec in VIDEO_CODECS)
         raise InputError(f"{self.path} cannot be written: check --output, or this OpenCV has no codec of {codecs}.")
@@ -173,5 +219,11 @@ class VideoFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        if self._writer is None:
+            return
+        self._writer.release()
+        with _explained(self.path):
+            if kind is None:
+                self._aside.replace(self.path)
+            else:
+                self._aside.unlink(missing_ok=True)

@@ -107,11 +107,11 @@ class Video:
         """Open a video file or a camera.
 
         Raises:
-            InputError: it cannot be opened.
+            BadImageError: it cannot be opened.
         """
         capture = cv2.VideoCapture(source.name if source.camera is None else source.camera)
         if not capture.isOpened():
-            raise InputError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
+            raise BadImageError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
         frame_rate = capture.get(cv2.CAP_PROP_FPS)
         num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         return cls(

@@ -161,8 +161,23 @@ def test_test_loader_gives_each_image_once_in_order_without_its_label(
     batches = list(build_test_loader(make_config("INPUT.MIN_SIZE_TEST", 12), semantic_dataset))
     assert [Path(example["file_name"]).stem for (example,) in batches] == list("01234")
     for (example,) in batches:
-        assert set(example) == {"file_name", "height", "width", "image"}
+        assert set(example) == {"file_name", "dataset_index", "height", "width", "image"}
         assert example["image"].shape == (3, 12, 16)
+
+
+def test_test_loader_leaves_out_what_is_done_without_reading_it(
+    semantic_dataset: str, make_config: Callable[..., CfgNode], tmp_path: Path
+) -> None:
+    for index in (0, 3):
+        (tmp_path / "images" / f"{index}.png").write_bytes(b"")
+    cfg = make_config("INPUT.MIN_SIZE_TEST", 12)
+    batches = list(build_test_loader(cfg, semantic_dataset, done={0, 3}))
+    assert [(Path(example["file_name"]).stem, example["dataset_index"]) for (example,) in batches] == [
+        ("1", 1),
+        ("2", 2),
+        ("4", 4),
+    ]
+    assert list(build_test_loader(cfg, semantic_dataset, done=range(5))) == []
 
 
 @pytest.mark.parametrize(("images", "processes"), [(3, 2), (0, 1), (1, 4)])

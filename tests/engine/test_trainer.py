@@ -147,7 +147,7 @@ class FixedScores(DatasetEvaluator):
 @pytest.fixture
 def tested(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
     """A run that evaluates on one dataset."""
-    monkeypatch.setattr(trainer_module, "build_test_loader", lambda cfg, name: [[0.0]])
+    monkeypatch.setattr(trainer_module, "build_test_loader", lambda cfg, name, done: [[0.0]])
     monkeypatch.setattr(trainer_module, "build_evaluator", lambda cfg, name, folder: FixedScores())
     cfg.DATASETS.TEST = ("a_val",)
     return cfg

@@ -15,7 +15,7 @@ from PIL import Image
 
 from maskformer.config import load_config
 from maskformer.structures import InputError
-from maskformer.tools import predict
+from maskformer.tools import predict, sources
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.saving import VideoFile
 from maskformer.tools.sources import Source, Video
@@ -175,6 +175,90 @@ def test_unreadable_image_among_others_is_left_out_and_named(
     assert "broken.jpg cannot be read" in captured.err
     assert "2 of 3 inputs drawn" in captured.out
     assert sorted(path.name for path in (images.parent / "out").glob("*_ids.json")) == ["a_ids.json", "b_ids.json"]
+
+
+def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images that are read from now on."""
+    read = []
+
+    def counting(path: str) -> np.ndarray:
+        read.append(Path(path).name)
+        return sources.read_picture(path)
+
+    monkeypatch.setattr(predict, "read_picture", counting)
+    return read
+
+
+def test_resume_passes_over_images_whose_files_are_complete(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, read = images.parent / "out", count_images(monkeypatch)
+    arguments = ("--input", images, "--output", out)
+    assert run(*arguments) == 0
+    whole = {path.name: path.read_bytes() for path in out.iterdir()}
+    for gone in ("b_ids.json", "b_ids.png", "b.jpg"):  # in the order of a run that is killed earlier and earlier
+        (out / gone).unlink()
+        read.clear()
+        assert run(*arguments, "--resume") == 0
+        assert read == ["b.jpg"]
+        assert "2 of 2 inputs drawn (1 of them before)" in capsys.readouterr().out
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == whole
+    read.clear()
+    assert run(*arguments) == 0
+    assert read == ["a.png", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [("--task", "semantic"), ("--confidence-threshold", "0.9"), ("--device", "cpu", "INPUT.MIN_SIZE_TEST", "48")],
+)
+def test_resume_draws_again_what_other_options_have_drawn(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch, changed: tuple[str, ...]
+) -> None:
+    arguments, read = ("--input", images, "--output", images.parent / "out"), count_images(monkeypatch)
+    run(*arguments)
+    read.clear()
+    options, keys = changed[:2], changed[2:]
+    assert run(*arguments, *options, "--resume", options=keys) == 0
+    assert read == ["a.png", "b.jpg"]
+
+
+def test_resume_draws_again_what_other_weights_of_the_same_name_have_drawn(
+    run: Run, images: Path, tiny_weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = images.parent / "weights.pth"
+    content = torch.load(tiny_weights, weights_only=True)
+    torch.save(content, weights)
+    arguments = ("--weights", weights, "--input", images, "--output", images.parent / "out", "--resume")
+    read = count_images(monkeypatch)
+    run(*arguments)
+    content["model"]["sem_seg_head.predictor.class_embed.bias"][0] += 1e-6
+    torch.save(content, weights)
+    run(*arguments)
+    run(*arguments)
+    assert read == 2 * ["a.png", "b.jpg"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"image":', "\x80"])
+def test_resume_draws_again_what_has_a_broken_json(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    out, read = images.parent / "out", count_images(monkeypatch)
+    run("--input", images, "--output", out)
+    (out / "a_ids.json").write_text(content, encoding="latin-1")
+    read.clear()
+    assert run("--input", images, "--output", out, "--resume") == 0
+    assert read == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_instead_of_leaving_out_every_image(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = count_images(monkeypatch)
+    (images.parent / "file").write_text("")
+    assert run("--input", images, "--output", images.parent / "file" / "out") == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert read == ["a.png"]
 
 
 def test_single_unreadable_image_is_an_error(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,9 @@ def image_example(record: Record, original_size: tuple[int, int], image: torch.T
         image: (3,H,W) uint8, as augmented.
 
     Returns:
-        ``file_name``, ``image_id`` if there is one, ``height``, ``width`` and ``image`` (3,H,W).
+        ``file_name``, ``image_id`` and ``dataset_index`` if there is one, ``height``, ``width``, ``image`` (3,H,W).
     """
-    example: Record = {key: record[key] for key in ("file_name", "image_id") if key in record}
+    example: Record = {key: record[key] for key in ("file_name", "image_id", "dataset_index") if key in record}
     example["height"], example["width"] = original_size
     example["image"] = image
     return example

@@ -1,0 +1,171 @@
+"""Evaluations and predictions that are killed again and again end with the scores and files of one that was not.
+
+MASKFORMER_FAULT_KILLS says how many kills there are of each kind; the ledger's unit is images.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from tiny_training import CONFIG, REPOSITORY, TINY, TinyTraining
+
+from maskformer.config import load_config
+from maskformer.data.shapes import generate_shapes
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("MASKFORMER_FAULT_KILLS", "1"))
+IMAGES = 60 + 20 * KILLS  # a fault needs some to happen in
+EVALUATED = [
+    *("DATASETS.TEST", "('shapes_panoptic_val',)", "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0"),
+    *("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", "0.0"),
+]
+Ledger = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("datasets")
+    generate_shapes(root, num_train=1, num_val=IMAGES, image_size=(64, 80), seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights, with classes far enough apart that there are segments."""
+    torch.manual_seed(0)
+    model = build_model(load_config(str(REPOSITORY / CONFIG), [*TINY, *EVALUATED]))
+    with torch.no_grad():
+        model.sem_seg_head.predictor.class_embed.weight.mul_(20)
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def evaluate(datasets: Path, weights: str) -> Callable[[Path, int], subprocess.Popen[str]]:
+    """Starts an evaluation in so many processes."""
+
+    def start(output: Path, processes: int) -> subprocess.Popen[str]:
+        words = ["--eval-only", f"--num-gpus={processes}", *EVALUATED, "MODEL.WEIGHTS", weights]
+        return TinyTraining(datasets).start(output, *words)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(evaluate: Callable[[Path, int], subprocess.Popen[str]], tmp_path_factory: pytest.TempPathFactory):
+    """The results of one evaluation in one process."""
+    output = tmp_path_factory.mktemp("whole")
+    finish(evaluate(output, 1))
+    return results_of(output)
+
+
+def finished_lines(output: Path) -> int:
+    """Images that are on disk."""
+    return sum(path.read_bytes().count(b"\n") for path in output.glob("inference/*/partial-*/*.lines"))
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process and all that it started, without a word."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_until(process: subprocess.Popen[str], is_time: Callable[[], bool], limit: float = 120) -> None:
+    """Wait for a moment in a process that is not to end before."""
+    end = time.monotonic() + limit
+    while not is_time():
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a good end; what was printed."""
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed[-3000:]
+    return printed
+
+
+def results_of(output: Path) -> dict[str, bytes]:
+    """Scores and all files that evaluators wrote."""
+    files = {path.name: path.read_bytes() for path in (output / "inference").rglob("*") if path.suffix == ".json"}
+    return {**files, "scores": (output / "metrics.json").read_bytes()}
+
+
+@pytest.mark.parametrize("processes", [(1, 1), (2, 1)], ids=["one", "several"])
+def test_killed_evaluation_goes_on_and_has_the_same_scores_and_files(
+    evaluate: Callable[[Path, int], subprocess.Popen[str]],
+    uninterrupted: dict[str, bytes],
+    processes: tuple[int, int],
+    tmp_path: Path,
+    ledger: Ledger,
+) -> None:
+    """Of several, numbers of processes take turns."""
+    rng, kept, seconds = random.Random(processes[0]), 0, []
+    for number in range(KILLS):
+        begin, goal = time.monotonic(), kept + rng.randint(1, (IMAGES - kept) // (KILLS - number + 1))
+        process = evaluate(tmp_path, processes[number % 2])
+        wait_until(process, lambda before=kept: finished_lines(tmp_path) > before)
+        seconds.append(time.monotonic() - begin)
+        wait_until(process, lambda goal=goal: finished_lines(tmp_path) >= goal)
+        time.sleep(rng.random() * 0.02)
+        kill(process)
+        kept = finished_lines(tmp_path)
+    printed = finish(evaluate(tmp_path, processes[KILLS % 2]))
+    (measured_before,) = map(int, re.findall(r"(\d+) images were measured before", printed))
+    assert 0 < kept == measured_before < IMAGES
+    assert results_of(tmp_path) == uninterrupted
+    assert {"coco_instances_results.json", "predictions.json", "sem_seg_predictions.json"} < uninterrupted.keys()
+    assert not list(tmp_path.glob("inference/*/partial-*"))
+    name = "SIGKILL in an evaluation" + (", then another number of processes" if processes[0] > 1 else "")
+    ledger(name, injected=KILLS, survived=KILLS, lost=kept - measured_before, seconds=seconds)
+
+
+def predict(datasets: Path, weights: str, output: Path) -> subprocess.Popen[str]:
+    """Start to draw the validation images."""
+    words = ["--config-file", CONFIG, "--weights", weights, "--input", str(datasets / "shapes" / "val")]
+    command = [sys.executable, "-W", "ignore", "-m", "maskformer.tools.predict", *words]
+    return subprocess.Popen(
+        [*command, "--output", str(output), "--resume", *TINY, *EVALUATED],
+        cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def drawn_images(output: Path) -> int:
+    return len(list(output.glob("*_ids.json")))
+
+
+def test_killed_predictions_go_on_and_leave_the_same_files(
+    datasets: Path, weights: str, tmp_path: Path, ledger: Ledger
+) -> None:
+    finish(predict(datasets, weights, tmp_path / "whole"))
+    rng, killed, kept, seconds = random.Random(1), tmp_path / "killed", 0, []
+    for number in range(KILLS):
+        begin, goal = time.monotonic(), kept + rng.randint(1, (IMAGES - kept) // (KILLS - number + 1))
+        process = predict(datasets, weights, killed)
+        wait_until(process, lambda before=kept: drawn_images(killed) > before)
+        seconds.append(time.monotonic() - begin)
+        wait_until(process, lambda goal=goal: drawn_images(killed) >= goal)
+        time.sleep(rng.random() * 0.02)
+        kill(process)
+        kept = drawn_images(killed)
+    printed = finish(predict(datasets, weights, killed))
+    assert f"{IMAGES} of {IMAGES} inputs drawn ({kept} of them before)" in printed
+    files = {path.name: path.read_bytes() for path in killed.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert len(files) == 3 * IMAGES
+    ledger("SIGKILL in predictions", injected=KILLS, survived=KILLS, lost=0, seconds=seconds)
