@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from detectron2.utils import comm
 from torch import distributed
 
 from maskformer.engine.accelerator import Accelerator, device_count
+from maskformer.engine.interruption import REQUESTS, passing_signals_on
 from maskformer.structures import InputError
 
 PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
@@ -60,12 +62,24 @@ def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device:
         return
     _check_devices(args.num_gpus, device, "--num-gpus")
     url = _meeting_point(args)
-    torch.multiprocessing.start_processes(_run_worker, (main, args, device, url), nprocs=args.num_gpus)
+    _start_processes((main, args, device, url), args.num_gpus)
 
 
 def started_by_torchrun() -> bool:
     """Whether the environment says which rank this process has."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
+def _start_processes(arguments: tuple[Any, ...], count: int) -> None:
+    """Run ``_run_worker`` in processes that get this one's signals, and wait for them."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which they inherit: it must not end them as they start
+    try:
+        context = torch.multiprocessing.start_processes(_run_worker, arguments, nprocs=count, join=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with passing_signals_on(context.processes):
+        while not context.join():
+            pass
 
 
 def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namespace, device: str, url: str) -> None:
@@ -76,7 +90,8 @@ def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namesp
         local_world_size=args.num_gpus,
         url=url,
     )
-    _run_rank(rank, main, args, device)
+    with REQUESTS.listening():
+        _run_rank(rank, main, args, device)
 
 
 def _rank_of_torchrun() -> Rank:
