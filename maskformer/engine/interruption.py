@@ -217,7 +217,7 @@ def shield_workers(loader: Any) -> Any:
     """
     inner = loader
     while inner is not None and not isinstance(inner, DataLoader):
-        inner = getattr(inner, "dataset", None) or getattr(inner, "_dataset", None)
+        inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
     if inner is not None:
         inner.worker_init_fn = functools.partial(_start_shielded, inner.worker_init_fn)
     return loader
@@ -250,7 +250,7 @@ def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
             os._exit(128 + number)
         if number != signal.SIGUSR1 and not asked_at:
             asked_at.append(time.monotonic())
-            timers.append(_call_later(STOP_SECONDS, lambda: [process.kill() for process in processes]))
+            timers.append(_call_later(STOP_SECONDS, lambda: _kill(processes)))
 
     before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
@@ -262,6 +262,11 @@ def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _call_later(seconds: float, function: Callable[[], Any]) -> threading.Timer:

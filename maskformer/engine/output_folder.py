@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from datetime import datetime
+from typing import Any
 
 from detectron2.utils.events import JSONWriter, TensorboardXWriter
 
@@ -224,6 +225,8 @@ class MetricsWriter(JSONWriter):
     Args:
         path: of metrics.json.
     """
+
+    _file_handle: Any
 
     def __init__(self, path: str):
         super().__init__(os.devnull)

@@ -104,7 +104,7 @@ class SavingHook(PeriodicCheckpointer):
                 return
             if is_over:
                 raise InputError(
-                    f"The last checkpoint could not be written in {seconds:.0f} s ({problem}). Make room, or OUTPUT_DIR "
-                    "writable, and go on with --resume from the last good one."
+                    f"The last checkpoint could not be written in {seconds:.0f} s ({problem}). Make room, or "
+                    "OUTPUT_DIR writable, and go on with --resume from the last good one."
                 )
             time.sleep(min(1.0, seconds))
