@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 300
 # One Ctrl-C may come twice: from the terminal, and passed on by torchrun or by the process that started this one.
 SAME_REQUEST_SECONDS = 1.0
-WORKER_SECONDS = 60  # that a data worker lives on after SIGTERM; usually it ends with the process that it works for
+WORKER_SECONDS = 15  # that a data worker lives on after SIGTERM; usually it ends with the process that it works for
 
 
 class Interrupted(SystemExit):
@@ -84,7 +84,7 @@ class Requests:
 
     def stoppable(self, loader: Any) -> Any:
         """A loader for evaluation that a signal stops in all processes alike, if this is within a training."""
-        return loader if self._agreement is None else StoppableLoader(loader, self._agreement)
+        return loader if self._agreement is None else StoppableLoader(shield_workers(loader), self._agreement)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if os.getpid() != self._listener:

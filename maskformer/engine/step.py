@@ -68,6 +68,10 @@ class StepTrainer(SimpleTrainer):
         self._write_metrics(_to_host(losses), data_time)
         self._update()
 
+    def release_data(self) -> None:
+        """Let go of the loader's iterator: its workers end now, not when the process terminates them."""
+        self._data_loader_iter_obj = None
+
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the step, and its losses: the mean over parts."""
         parts = split_batch(batch, self.accumulation_steps)

@@ -85,7 +85,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
         """See ``maskformer.data``; within a training, a signal stops it."""
-        return REQUESTS.stoppable(shield_workers(build_test_loader(cfg, dataset_name)))
+        return REQUESTS.stoppable(build_test_loader(cfg, dataset_name))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -122,7 +122,10 @@ class Trainer(DefaultTrainer):
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
         """
         with REQUESTS.listening(), REQUESTS.left_to(self.agreement):
-            return super().train()
+            try:
+                return super().train()
+            finally:
+                self._trainer.release_data()
 
     def after_train(self) -> None:
         """Detectron2's, but whatever one hook raises, the others close their files."""
