@@ -74,6 +74,13 @@ def _add_solver_keys(node: CfgNode) -> None:
     node.LR_SCALING = "none"
     # The IMS_PER_BATCH that BASE_LR was chosen for.
     node.LR_REFERENCE_BATCH = 16
+    # For how many seconds the last checkpoint is tried to be written again, if the disk refuses it.
+    node.SAVE_RETRY_SECONDS = 600
+    node.EMA = CfgNode()
+    # Keep a moving average of the weights, and evaluate it beside them; see maskformer/engine/averaging.py.
+    node.EMA.ENABLED = False
+    # What the average keeps of itself at each step, 0 <= . < 1; less at the beginning.
+    node.EMA.DECAY = 0.9999
 
 
 def _add_head_keys(node: CfgNode) -> None:

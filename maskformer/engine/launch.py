@@ -26,12 +26,15 @@ from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
 from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.failures import EXIT_RUN_ERROR, end_workers_that_cannot_deliver, explain
+from maskformer.engine.interruption import REQUESTS, Interrupted
+from maskformer.engine.output_folder import keep_logging, lock_output_folder
 from maskformer.engine.processes import run_in_processes
 from maskformer.own_datasets import read_own_datasets
 from maskformer.structures import InputError, RunError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
+EXIT_TERMINATED = 143  # and for SIGTERM
 
 _EXAMPLES = """
 Examples:
@@ -53,6 +56,7 @@ Change any key of the configuration:
     $ python train_net.py --config-file FILE MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0001
 """
 
+_LOGGERS = ("fvcore", "detectron2", "maskformer")
 _REPORTED_PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools")
 
 # Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
@@ -117,22 +121,42 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
 
     Returns:
         The exit code: 0; 2 after a user's mistake and 3 after a failure of the surroundings, of which one line is then
-        on the standard error; 130 after Ctrl-C.
+        on the standard error; 130 after Ctrl-C, 143 after SIGTERM (see ``interruption``).
     """
     try:
-        device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
-        run_in_processes(main, args, device)
+        with REQUESTS.listening():
+            device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
+            run_in_processes(main, args, device)
     except (InputError, RunError, ProcessRaisedException, ProcessExitedException) as error:
-        codes = {EXIT_INPUT_ERROR: input_error_sentence(error), EXIT_RUN_ERROR: run_error_sentence(error)}
-        for code, sentence in codes.items():
-            if sentence is not None:
-                sys.stderr.write(f"error: {sentence}\n")
-                return code
-        raise
+        exit_code = _report(error)
+        if exit_code is None:
+            raise
+        return exit_code
+    except Interrupted as error:
+        return _interrupted(128 + error.signal_number)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return EXIT_INTERRUPTED
+        return _interrupted(EXIT_INTERRUPTED)
     return 0
+
+
+def _report(error: Exception) -> int | None:
+    """Write what happened in a line; the exit code that says so, or None of an error that nobody expects."""
+    if isinstance(error, ProcessExitedException):
+        # Negative: ended by the signal itself, before it listened.
+        exit_code = error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
+        if exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+            return _interrupted(exit_code)
+    sentences = {EXIT_INPUT_ERROR: input_error_sentence(error), EXIT_RUN_ERROR: run_error_sentence(error)}
+    for exit_code, sentence in sentences.items():
+        if sentence is not None:
+            sys.stderr.write(f"error: {sentence}\n")
+            return exit_code
+    return None
+
+
+def _interrupted(exit_code: int) -> int:
+    sys.stderr.write("interrupted\n")
+    return exit_code
 
 
 def input_error_sentence(error: BaseException) -> str | None:
@@ -176,10 +200,13 @@ def _is_unexplained(record: logging.LogRecord) -> bool:
 
 def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What Detectron2's ``default_setup`` logs and saves, less its report on CUDA: an accelerator's hook reports."""
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     rank = comm.get_rank()
-    for name in ("fvcore", "detectron2", "maskformer"):
+    if comm.is_main_process() and not args.eval_only:
+        lock_output_folder(cfg.OUTPUT_DIR)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    for name in _LOGGERS:
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
     logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
     logger.info("Packages: %s", ", ".join(f"{name} {_installed_version(name)}" for name in _REPORTED_PACKAGES))

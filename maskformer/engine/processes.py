@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import distributed
 
 from maskformer.engine.accelerator import Accelerator, device_count
 from maskformer.engine.failures import explained
+from maskformer.engine.interruption import REQUESTS, passing_signals_on
 from maskformer.engine.watch import Watch
 from maskformer.structures import InputError
 
@@ -67,12 +69,24 @@ def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device:
         return
     _check_devices(args.num_gpus, device, "--num-gpus")
     url = _meeting_point(args)
-    torch.multiprocessing.start_processes(_run_worker, (main, args, device, url), nprocs=args.num_gpus)
+    _start_processes((main, args, device, url), args.num_gpus)
 
 
 def started_by_torchrun() -> bool:
     """Whether the environment says which rank this process has."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
+def _start_processes(arguments: tuple[Any, ...], count: int) -> None:
+    """Run ``_run_worker`` in processes that get this one's signals, and wait for them."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which they inherit: it must not end them as they start
+    try:
+        context = torch.multiprocessing.start_processes(_run_worker, arguments, nprocs=count, join=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with passing_signals_on(context.processes):
+        while not context.join():
+            pass
 
 
 def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namespace, device: str, url: str) -> None:
@@ -83,7 +97,8 @@ def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namesp
         local_world_size=args.num_gpus,
         url=url,
     )
-    _run_rank(rank, main, args, device)
+    with REQUESTS.listening():
+        _run_rank(rank, main, args, device)
 
 
 def _rank_of_torchrun() -> Rank:

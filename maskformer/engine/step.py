@@ -117,6 +117,10 @@ class StepTrainer(SimpleTrainer):
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
         self.bad_steps.note_bad(self.iter, learning_rate, BadStep(files, names, origin))
 
+    def release_data(self) -> None:
+        """Let go of the loader's iterator: its workers end now, not when the process terminates them."""
+        self._data_loader_iter_obj = None
+
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the step, and its losses: the mean over parts."""
         parts = split_batch(batch, self.accumulation_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import weakref
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import has_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, has_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -23,11 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 from maskformer.checkpoint import Checkpointer
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.averaging import build_average
 from maskformer.engine.evaluation import evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
+from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
 from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer
+from maskformer.engine.output_folder import EventFileWriter, MetricsWriter
+from maskformer.engine.saving import SavingHook
 from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import TcappdllWriter
@@ -61,6 +66,8 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, fine_tuning=True, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self.average = build_average(cfg, model, optimizer)
+        self.agreement = Agreement()
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -76,14 +83,14 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
         """See ``maskformer.data``."""
-        return build_train_loader(cfg)
+        return shield_workers(build_train_loader(cfg))
 
     @classmethod
     def build_test_loader(
         cls, cfg: CfgNode, dataset_name: str, done: Container[int] = ()
     ) -> Iterable[list[dict[str, Any]]]:
-        """See ``maskformer.data``."""
-        return build_test_loader(cfg, dataset_name, done)
+        """See ``maskformer.data``; within a training, a signal stops it."""
+        return REQUESTS.stoppable(build_test_loader(cfg, dataset_name, done))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
@@ -118,13 +125,71 @@ class Trainer(DefaultTrainer):
                 append_scores(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), results)
         return results
 
+    def train(self) -> Any:
+        """Detectron2's training, which SIGTERM and SIGINT end after the step, with a checkpoint.
+
+        Raises:
+            Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
+        """
+        with REQUESTS.listening(), REQUESTS.left_to(self.agreement):
+            try:
+                return super().train()
+            finally:
+                self._trainer.release_data()
+
+    def after_train(self) -> None:
+        """Detectron2's, but whatever one hook raises, the others close their files."""
+        self.storage.iter = self.iter
+        with contextlib.ExitStack() as stack:
+            for hook in reversed(self._hooks):
+                stack.callback(hook.after_train)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Scores of the weights and, under "ema", of their average."""
+        results = self.test(self.cfg, self.model)
+        if self.average is not None:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")  # the predictions of both are kept
+            cfg.freeze()
+            logger.info("The same with the moving average of the weights:")
+            with self.average.in_place():
+                averaged = self.test(cfg, self.model)
+            results = {**results, "ema": averaged} if averaged else results
+        self._last_eval_results = results
+        return results
+
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them."""
+        """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them.
+
+        Those that save and evaluate are ours: they outlive a full disk, heed signals, and know the average.
+        """
         accelerator = AcceleratorHook(
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
-        return [accelerator, loss_watch, *super().build_hooks(), *self._extra_writers(), HistoryHook()]
+        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average]
+        for hook in super().build_hooks():
+            if isinstance(hook, EvalHook):
+                hooks += [self._build_saving(), EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)]
+            elif not isinstance(hook, PeriodicCheckpointer):
+                hooks.append(hook)
+        return [*hooks, *self._extra_writers(), HistoryHook()]
+
+    def _build_saving(self) -> SavingHook:
+        solver = self.cfg.SOLVER
+        return SavingHook(
+            self.checkpointer,
+            solver.CHECKPOINT_PERIOD,
+            agreement=self.agreement,
+            retry_seconds=solver.SAVE_RETRY_SECONDS,
+        )
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""
+        folder = self.cfg.OUTPUT_DIR
+        metrics = MetricsWriter(os.path.join(folder, "metrics.json"))
+        return [CommonMetricPrinter(self.max_iter), metrics, EventFileWriter(folder)]
 
     def _extra_writers(self) -> list[HookBase]:
         if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from datetime import datetime
@@ -9,6 +10,7 @@ from datetime import datetime
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from maskformer.engine.output_folder import KeptFile
 from maskformer.engine.tcappdll import TcappdllRecord, format_record
 
 
@@ -23,10 +25,9 @@ class TcappdllWriter(EventWriter):
     """
 
     def __init__(self, folder: str, *, images_per_step: int):
-        os.makedirs(folder, exist_ok=True)
         self._images_per_step = images_per_step
         self._last_iteration = -1
-        self._file = open(os.path.join(folder, "tcappdll.log"), "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._file = KeptFile(os.path.join(folder, "tcappdll.log"))
 
     def write(self) -> None:
         """Write the latest iteration, unless it has been written."""
@@ -49,8 +50,10 @@ class TcappdllWriter(EventWriter):
         )
         line = format_record(record) + "\n"
         self._file.write(line)
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        self._file.flush()
+        with contextlib.suppress(OSError):  # the log may go to a disk that is full
+            sys.stdout.write(line)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from maskformer.data import reading
-from maskformer.structures import InputError
+from maskformer.structures import BadImageError, InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")

@@ -1,0 +1,276 @@
+"""Signals that ask a run to stop or to save, and how all its processes come to the same answer.
+
+SIGTERM (preemption) and SIGINT (Ctrl-C) in a training: the step is finished, a checkpoint saved, and the exit code is
+128 and the signal's number: 143 or 130. SIGUSR1: a checkpoint is saved and the training goes on. Outside a training
+SIGTERM and SIGINT end the run at once, with the same codes. A second Ctrl-C ends it at once in any case, and a run that
+has not come to its end ``STOP_SECONDS`` after it was asked to is ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.utils import comm
+from torch import distributed
+from torch.utils.data import DataLoader
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SECONDS = 300
+# One Ctrl-C may come twice: from the terminal, and passed on by torchrun or by the process that started this one.
+SAME_REQUEST_SECONDS = 1.0
+WORKER_SECONDS = 15  # that a data worker lives on after SIGTERM; usually it ends with the process that it works for
+
+
+class Interrupted(SystemExit):
+    """A run ended because a signal asked it to.
+
+    Args:
+        signal_number: which.
+    """
+
+    def __init__(self, signal_number: int):
+        super().__init__(128 + signal_number)
+        self.signal_number = signal_number
+
+
+class Requests:
+    """What signals have asked of this process.
+
+    Attributes:
+        stop_signal: the first signal that asked it to stop; 0: none.
+        save: whether a checkpoint was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.stop_signal = 0
+        self.save = False
+        self._stop_time = 0.0
+        self._agreement: Agreement | None = None  # of the training that this process is in
+        self._listener = 0  # id of the process that listens: data workers inherit its handlers, and ignore signals
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of signals in the ``with`` block; within another one, or outside the main thread: nothing new."""
+        if self._listener == os.getpid() or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._listener, self.stop_signal, self.save = os.getpid(), 0, False
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            self._listener = 0
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def left_to(self, agreement: Agreement) -> Iterator[None]:
+        """In the ``with`` block, a training, a signal is only noted: the agreement of its processes acts on it."""
+        self._agreement = agreement
+        try:
+            yield
+        finally:
+            self._agreement = None
+
+    def stoppable(self, loader: Any) -> Any:
+        """A loader for evaluation that a signal stops in all processes alike, if this is within a training."""
+        return loader if self._agreement is None else StoppableLoader(shield_workers(loader), self._agreement)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if os.getpid() != self._listener:
+            return
+        if number == signal.SIGUSR1:
+            self.save = True
+            return
+        now = time.monotonic()
+        if self.stop_signal and number == signal.SIGINT and now - self._stop_time > SAME_REQUEST_SECONDS:
+            os.write(2, b"interrupted again: ended at once\n")
+            os._exit(128 + number)
+        if self.stop_signal:
+            return
+        self.stop_signal, self._stop_time = number, now
+        if self._agreement is None:
+            raise Interrupted(number)
+        _call_later(STOP_SECONDS, lambda: _end_with(128 + number))
+
+
+REQUESTS = Requests()  # of this process, as signals are
+
+
+def _end_with(exit_code: int) -> None:
+    os.write(2, f"not ended {STOP_SECONDS} s after it was asked to: ended without saving\n".encode())
+    os._exit(exit_code)
+
+
+class Agreement:
+    """The same answer, at the same step, in all processes, to what signals have asked of any of them.
+
+    Several processes exchange two numbers a step over gloo, on the host. The exchange goes on during the next step and
+    is read after it, so nothing waits for it, least of all a device; stopping takes one more step.
+
+    Args:
+        requests: of this process.
+
+    Attributes:
+        stop_signal: the signal by which all processes stop now; 0: none.
+    """
+
+    def __init__(self, requests: Requests = REQUESTS):
+        self.stop_signal = 0
+        self._requests = requests
+        self._group: Any = distributed.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        self._exchange: tuple[Any, torch.Tensor] | None = None
+
+    def after_step(self, *, save: bool, is_last: bool) -> bool:
+        """Whether all processes save a checkpoint now; sets ``stop_signal``.
+
+        Args:
+            save: whether this process has a reason of its own to.
+            is_last: no step follows, so nothing is asked any more.
+        """
+        asked = torch.tensor([save or self._requests.save, self._requests.stop_signal])
+        self._requests.save = False
+        if self._group is None:
+            return self._conclude(asked)
+        answer = self._finish_exchange()
+        save = self._conclude(answer) if answer is not None else False
+        if not is_last and not self.stop_signal:
+            work = distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group, async_op=True)
+            self._exchange = (work, asked)
+        return save
+
+    def meet(self) -> None:
+        """Wait for all processes, and stop in all of them if one was asked to.
+
+        Raises:
+            Interrupted: one was.
+        """
+        asked = torch.tensor([False, self._requests.stop_signal])
+        if self._group is not None:
+            distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group)
+        self._conclude(asked)
+        if self.stop_signal:
+            raise Interrupted(self.stop_signal)
+
+    def stop_is_asked(self) -> bool:
+        """Whether this process knows of a signal; the others may not yet."""
+        return bool(self._requests.stop_signal)
+
+    def _finish_exchange(self) -> torch.Tensor | None:
+        if self._exchange is None:
+            return None
+        work, answer = self._exchange
+        self._exchange = None
+        work.wait()
+        return answer
+
+    def _conclude(self, answer: torch.Tensor) -> bool:
+        save, stop_signal = answer.tolist()
+        self.stop_signal = self.stop_signal or stop_signal
+        return bool(save)
+
+
+class StoppableLoader:
+    """A loader for evaluation within a training, that stops in all processes if a signal asks one of them to.
+
+    Args:
+        loader: what to give; it has a length.
+        agreement: of the training.
+    """
+
+    def __init__(self, loader: Any, agreement: Agreement):
+        self._loader = loader
+        self._agreement = agreement
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if self._agreement.stop_is_asked():
+                break
+            yield batch
+        self._agreement.meet()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+
+def shield_workers(loader: Any) -> Any:
+    """Keep the signals that ask a whole group of processes to stop from its data workers, which the last step needs.
+
+    Args:
+        loader: a ``DataLoader``, or what wraps one as ``dataset``; its workers are not started yet.
+
+    Returns:
+        The same loader.
+    """
+    inner = loader
+    while inner is not None and not isinstance(inner, DataLoader):
+        inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
+    if inner is not None:
+        inner.worker_init_fn = functools.partial(_start_shielded, inner.worker_init_fn)
+    return loader
+
+
+def _start_shielded(start: Callable[[int], None] | None, worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))  # SIGALRM ends a process
+    if start is not None:
+        start(worker)
+
+
+@contextlib.contextmanager
+def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
+    """In the ``with`` block, hand this process's signals to others and leave it to them to end, in bounded time.
+
+    Args:
+        processes: started by this one; they listen for themselves.
+    """
+    timers: list[threading.Timer] = []
+    asked_at: list[float] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        again = number == signal.SIGINT and bool(asked_at) and time.monotonic() - asked_at[0] > SAME_REQUEST_SECONDS
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid or 0, signal.SIGKILL if again else number)
+        if again:
+            os._exit(128 + number)
+        if number != signal.SIGUSR1 and not asked_at:
+            asked_at.append(time.monotonic())
+            timers.append(_call_later(STOP_SECONDS, lambda: _kill(processes)))
+
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    try:
+        if REQUESTS.stop_signal:  # while they were being started
+            hand_on(REQUESTS.stop_signal, None)
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _call_later(seconds: float, function: Callable[[], Any]) -> threading.Timer:
+    timer = threading.Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
+    return timer
