@@ -77,8 +77,7 @@ class SavingHook(PeriodicCheckpointer):
     def _try_to_save(self, save: Callable[[], None]) -> str:
         """Save; what went wrong in this process, "" if nothing."""
         try:
-            if comm.is_main_process():
-                restore_output_folder(self.checkpointer.save_dir)
+            self._restore_folder()
             save()
         except OSError as error:
             self._report(error)
@@ -86,6 +85,18 @@ class SavingHook(PeriodicCheckpointer):
         self._last_saved = self.trainer.iter
         self._backoff.succeed()
         return ""
+
+    def _restore_folder(self) -> None:
+        """All processes learn of a failure: saving is something that they do together."""
+        problem = ""
+        try:
+            if comm.is_main_process():
+                restore_output_folder(self.checkpointer.save_dir)
+        except OSError as error:
+            problem = str(error)
+        problem = comm.all_gather(problem)[0]
+        if problem:
+            raise OSError(problem)
 
     def _report(self, error: OSError) -> None:
         is_first = self._backoff.fail()
