@@ -127,7 +127,7 @@ class _Bomb:
 
 
 def test_tar_archive_of_old_pytorch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """PyTorch before 2.6 unpickles what is in it, whatever weights_only says (CVE-2025-32434)."""
+    """PyTorch before 2.6 unpacks it in spite of weights_only (CVE-2025-32434)."""
     monkeypatch.chdir(tmp_path)
     with tarfile.open("model.pth", "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
