@@ -63,6 +63,7 @@ def test_run_lengths_of_pycocotools_are_good():
     ("annotation", "message"),
     [
         ({"bbox": [0, 0, float("nan"), 2]}, "expected four finite numbers"),
+        ({"bbox": None}, "expected four finite numbers"),  # TypeError in Detectron2's loader
         ({"bbox": [0, 0, 2]}, "expected four finite numbers"),
         ({"bbox": ["0", 0, 1, 1]}, "expected four finite numbers"),
         ({"bbox": [0, 0, 1, 10**400]}, "expected four finite numbers"),
