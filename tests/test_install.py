@@ -289,3 +289,35 @@ def test_pinned_versions_are_ours_without_another_pytorch(tmp_path):
 def test_untried_pytorch_lists_the_tried_ones(tmp_path):
     with pytest.raises(create_environment.SetupError, match=r"TORCH is 1\.13, tried were 2\.7\.1, 2\.4\.1"):
         create_environment.write_constraints(tmp_path, "1.13")
+
+
+def test_packages_are_installed_by_hash_where_there_are_hashes(tmp_path, monkeypatch):
+    monkeypatch.setattr(create_environment, "has_hashes_for_this_platform", lambda: True)
+    commands, ours = create_environment.choose_packages(("pip", "install"), tmp_path, None)
+    assert [command[-1].name for command in commands] == ["hashes-wheels.txt", "hashes-sources.txt"]
+    assert all({"--require-hashes", "--no-deps"} <= set(command) for command in commands)
+    assert "--no-deps" in ours and "--constraint" not in ours
+
+
+@pytest.mark.parametrize(("has_hashes", "torch"), [(False, None), (True, "2.7.1")])
+def test_packages_are_installed_by_version_elsewhere_and_it_is_said(tmp_path, monkeypatch, capsys, has_hashes, torch):
+    monkeypatch.setattr(create_environment, "has_hashes_for_this_platform", lambda: has_hashes)
+    commands, ours = create_environment.choose_packages(("pip", "install"), tmp_path, torch)
+    assert commands[0][-3:] == ("torch", "torchvision", "setuptools") and "--constraint" in ours
+    assert "checked by version, not by SHA-256" in capsys.readouterr().out
+
+
+def test_hashes_come_from_the_report_of_pip():
+    pin_hashes = load_script("pin_hashes")
+    entries = [
+        {
+            "metadata": {"name": name, "version": "1"},
+            "download_info": {"url": f"https://host/{name}{ending}", "archive_info": {"hashes": {"sha256": "ab"}}},
+        }
+        for name, ending in (("b", ".whl"), ("a", ".tar.gz"), ("detectron2", ".whl"))
+    ]
+    wheels, sources = pin_hashes.list_hashes(entries, {"detectron2"})
+    assert (wheels, sources) == (["b==1 --hash=sha256:ab"], ["a==1 --hash=sha256:ab"])
+    del entries[0]["download_info"]["archive_info"]
+    with pytest.raises(pin_hashes.build_wheels.BuildError, match="no SHA-256 of b 1"):
+        pin_hashes.list_hashes(entries, {"detectron2"})

@@ -87,7 +87,7 @@ def _read_safely(filename: str) -> Any:
         if _is_plain_pickle(head) or (filename.endswith(".pkl") and not head.startswith(_TORCH_BEGINNINGS)):
             return _read_pickle(filename)
         if not head.startswith(b"PK") and tarfile.is_tarfile(filename):
-            # PyTorch before 2.6 reads it without regard to weights_only, and runs what it holds (CVE-2025-32434).
+            # PyTorch before 2.6 unpacks it in spite of weights_only, later ones refuse it (CVE-2025-32434).
             raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
         return torch.load(filename, map_location="cpu", weights_only=True)
     except Exception as error:  # readers raise whatever a truncated or foreign file leads them to

@@ -63,6 +63,7 @@ def test_run_lengths_of_pycocotools_are_good():
     ("annotation", "message"),
     [
         ({"bbox": [0, 0, float("nan"), 2]}, "expected four finite numbers"),
+        ({"bbox": None}, "expected four finite numbers"),  # TypeError in Detectron2's loader
         ({"bbox": [0, 0, 2]}, "expected four finite numbers"),
         ({"bbox": ["0", 0, 1, 1]}, "expected four finite numbers"),
         ({"bbox": [0, 0, 1, 10**400]}, "expected four finite numbers"),
@@ -127,7 +128,7 @@ class _Bomb:
 
 
 def test_tar_archive_of_old_pytorch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """PyTorch before 2.6 unpickles what is in it, whatever weights_only says (CVE-2025-32434)."""
+    """PyTorch before 2.6 unpacks it in spite of weights_only (CVE-2025-32434)."""
     monkeypatch.chdir(tmp_path)
     with tarfile.open("model.pth", "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
