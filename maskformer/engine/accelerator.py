@@ -150,6 +150,11 @@ class Accelerator:
         if (reset := self._function("reset_peak_memory_stats")) is not None:
             reset()
 
+    @property
+    def reads_pinned_memory(self) -> bool:
+        """Whether copies from pinned memory to the device are its own work, for which the host need not wait."""
+        return self.type == "cuda"
+
     def search_convolutions(self, enabled: bool) -> None:
         """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
         torch.backends.cudnn.benchmark = enabled
@@ -220,8 +225,16 @@ class Accelerator:
             "device": f"{self.device} ({self._device_name()})",
             "devices here": str(device_count(self.type)),
             **versions,
+            **self._product_settings(),
             **variables,
         }
+
+    def _product_settings(self) -> dict[str, str]:
+        """How float32 products are computed, where that is a choice."""
+        if self.type != "cuda":
+            return {}
+        convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+        return {"float32 products": f"{torch.get_float32_matmul_precision()}, convolutions in {convolutions}"}
 
     def _function(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._module, name, None)
