@@ -14,6 +14,7 @@ One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,24 +114,27 @@ class MaskPredictions:
         """The last layer's ``class_logits`` (B,Q,K+1) and ``mask_logits`` (B,Q,h,w)."""
         return self.class_logits[-1], self.mask_logits[-1]
 
-    def masks_of_image(self, image: int, layers: Tensor, queries: Tensor) -> Tensor:
-        """Some masks of one image, as part of a loss: what their gradients cost is the cost of these masks alone.
+    def masks_of_pairs(self, layers: Tensor, images: Tensor, queries: Tensor, of_image: Sequence[int]) -> Tensor:
+        """Some masks, as part of a loss: what their gradients cost is the cost of these masks alone.
 
         Where embeddings are known, the masks are computed anew, so that no gradient as large as ``mask_logits``, nearly
-        all zeros, goes back through its product.
+        all zeros, goes back through its product; and pixels are taken apart by image once, as each single image's
+        gradient would be padded with zeros to the whole batch.
 
         Args:
-            image: 0..B-1.
-            layers: integers of any shape.
-            queries: of the same shape.
+            layers: integers of any shape; along the first axis, those of an image stand together.
+            images: of the same shape.
+            queries: likewise.
+            of_image: how many of the first axis belong to each of the B images.
 
         Returns:
             (*shape,h,w) logits.
         """
         if self.mask_embeddings is None or self.pixel_embeddings is None:
-            return self.mask_logits[layers, image, queries]
-        return torch.einsum(
-            "...c,chw->...hw", self.mask_embeddings[layers, image, queries], self.pixel_embeddings[image]
+            return self.mask_logits[layers, images, queries]
+        embeddings = self.mask_embeddings[layers, images, queries].split(list(of_image))
+        return torch.cat(
+            [torch.einsum("...c,chw->...hw", *pair) for pair in zip(embeddings, self.pixel_embeddings.unbind())]
         )
 
 
@@ -220,6 +224,10 @@ class SegmentMasks:
     def to(self, *args: Any, **kwargs: Any) -> SegmentMasks:
         """The same masks on another device; arguments as in ``Tensor.to``."""
         return self._of(self.segment_map.to(*args, **kwargs), self._segment_ids.to(*args, **kwargs))
+
+    def pin_memory(self) -> SegmentMasks:
+        """The same masks in memory that a device can read by itself."""
+        return self._of(self.segment_map.pin_memory(), self._segment_ids.pin_memory())
 
     def pad(self, padding: tuple[int, int, int, int]) -> SegmentMasks:
         """The same masks on a larger image: (left, right, top, bottom) pixels that belong to no segment."""

@@ -58,17 +58,18 @@ def test_more_than_255_segments_fit_an_int_map():
     assert masks.tensor.sum((1, 2)).tolist() == [1] * 299
 
 
-def test_masks_of_an_image_are_those_of_all_with_their_gradients():
+def test_masks_of_pairs_are_those_of_all_with_their_gradients():
     embeddings = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
     pixels = torch.randn(3, 4, 6, 7, dtype=torch.float64, requires_grad=True)
     masks = torch.einsum("lbqc,bchw->lbqhw", embeddings, pixels)
     class_logits = torch.zeros(2, 3, 5, 3)
-    layers, queries = torch.tensor([[0, 1], [1, 1]]), torch.tensor([[4, 2], [0, 2]])
-    weights = torch.randn(2, 2, 6, 7, dtype=torch.float64)
+    layers, queries = torch.tensor([[0, 1], [1, 1], [1, 0]]), torch.tensor([[4, 2], [0, 2], [1, 1]])
+    images, of_image = torch.tensor([[0, 0], [2, 2], [2, 2]]), [1, 0, 2]
+    weights = torch.randn(3, 2, 6, 7, dtype=torch.float64)
     results = []
     for predictions in (MaskPredictions(class_logits, masks), MaskPredictions(class_logits, masks, embeddings, pixels)):
-        picked = predictions.masks_of_image(1, layers, queries)
+        picked = predictions.masks_of_pairs(layers, images, queries, of_image)
         gradients = torch.autograd.grad((picked * weights).sum(), (embeddings, pixels), retain_graph=True)
         results.append((picked, *gradients))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
-    assert torch.equal(results[0][0], masks[layers, 1, queries])
+    assert torch.equal(results[0][0], masks[layers, images, queries])

@@ -168,6 +168,11 @@ class Accelerator:
         if of_device is not None and (set_state := self._function("set_rng_state")) is not None:
             set_state(of_device)
 
+    @property
+    def reads_pinned_memory(self) -> bool:
+        """Whether copies from pinned memory to the device are its own work, for which the host need not wait."""
+        return self.type == "cuda"
+
     def search_convolutions(self, enabled: bool) -> None:
         """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
         torch.backends.cudnn.benchmark = enabled
@@ -238,8 +243,16 @@ class Accelerator:
             "device": f"{self.device} ({self._device_name()})",
             "devices here": str(device_count(self.type)),
             **versions,
+            **self._product_settings(),
             **variables,
         }
+
+    def _product_settings(self) -> dict[str, str]:
+        """How float32 products are computed, where that is a choice."""
+        if self.type != "cuda":
+            return {}
+        convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+        return {"float32 products": f"{torch.get_float32_matmul_precision()}, convolutions in {convolutions}"}
 
     def _function(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._module, name, None)

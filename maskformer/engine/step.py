@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
+from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +21,7 @@ from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
 from maskformer.engine.failures import explained_memory
 from maskformer.losses import masks_per_batch
-from maskformer.structures import InputError, RunError
+from maskformer.structures import InputError, RunError, SegmentMasks
 
 Batch = list[dict[str, Any]]
 SCALE_PERIOD = 20  # iterations, as Detectron2's writers
@@ -123,6 +124,7 @@ class StepTrainer(SimpleTrainer):
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the step, and its losses: the mean over parts."""
+        batch = [pin(example) for example in batch] if self.accelerator.reads_pinned_memory else batch
         parts = split_batch(batch, self.accumulation_steps)
         totals: dict[str, Tensor] = {}
         for index, part in enumerate(parts):
@@ -205,6 +207,20 @@ class StepTrainer(SimpleTrainer):
         if self.scaler.is_enabled() and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
             self.skipped_steps = state_dict.get("skipped_steps", 0)
+
+
+def pin(example: dict[str, Any]) -> dict[str, Any]:
+    """A training example in pinned memory: its tensors, and those of its instances."""
+    pinned = {name: _pin(value) for name, value in example.items()}
+    if "instances" in example:
+        instances = example["instances"]
+        fields = {name: _pin(value) for name, value in instances.get_fields().items()}
+        pinned["instances"] = Instances(instances.image_size, **fields)
+    return pinned
+
+
+def _pin(value: Any) -> Any:
+    return value.pin_memory() if isinstance(value, (Tensor, SegmentMasks)) else value
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from .resize import Geometry
+
+_BYTES_ELSEWHERE = 2**27  # of masks at a time on accelerators, where each operator costs a launch
 
 
 def instance_inference(
@@ -41,7 +43,7 @@ def instance_inference(
     order = scores.argsort(descending=True, stable=True)
     result = Instances(geometry.output_size)
     result.pred_masks = masks[slots[order]]
-    result.pred_boxes = BitMasks(result.pred_masks).get_bounding_boxes()
+    result.pred_boxes = bounding_boxes(result.pred_masks)
     result.scores = scores[order]
     result.pred_classes = classes[order]
     return result
@@ -76,10 +78,42 @@ def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) 
     listed = queries.tolist()  # to the host once, not once a mask
     used = sorted(set(listed))
     slots = torch.tensor([used.index(query) for query in listed], dtype=torch.int64, device=queries.device)
+    chosen = mask_logits[torch.tensor(used, dtype=torch.int64, device=queries.device)]
     masks = torch.empty((len(used), *geometry.output_size), dtype=torch.bool, device=mask_logits.device)
     scores = mask_logits.new_zeros(len(used))
-    for slot, query in enumerate(used):
-        logits = geometry.restore(geometry.upsample(mask_logits[query][None]))[0]
-        mask = torch.gt(logits, 0, out=masks[slot])
-        scores[slot] = (logits.sigmoid() * mask).sum() / mask.count_nonzero().clamp(min=1)
+    for start in range(0, len(used), at_once := _masks_at_once(mask_logits, geometry)):
+        some = slice(start, start + at_once)
+        logits = geometry.restore(geometry.upsample(chosen[some]))
+        mask = torch.gt(logits, 0, out=masks[some])
+        inside = (logits.sigmoid() * mask).flatten(1).sum(1)
+        scores[some] = inside / mask.flatten(1).count_nonzero(1).clamp(min=1)
     return slots, masks, scores
+
+
+def _masks_at_once(mask_logits: Tensor, geometry: Geometry) -> int:
+    if mask_logits.device.type == "cpu":
+        return 1
+    height, width = geometry.padded_size
+    return max(_BYTES_ELSEWHERE // (height * width * mask_logits.element_size()), 1)
+
+
+def bounding_boxes(masks: Tensor) -> Boxes:
+    """Detectron2's ``BitMasks.get_bounding_boxes``, without asking the device of each mask where it is.
+
+    Args:
+        masks: (N,height,width) bool.
+
+    Returns:
+        (N,4) x0, y0, x1, y1 around the pixels of each mask; zeros where it has none.
+    """
+    spans = [_span(masks.any(axis)) for axis in (1, 2)]
+    boxes = torch.stack([span[end] for end in (0, 1) for span in spans], dim=1)
+    return Boxes(boxes.to(torch.float32))
+
+
+def _span(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (N,length) bool: two (N,), the first index that is occupied and one past the last; zeros where none is."""
+    length = occupied.shape[1]
+    index = torch.arange(length, device=occupied.device)
+    stop = torch.where(occupied, index + 1, 0).amax(1)
+    return torch.where(occupied, index, length).amin(1).minimum(stop), stop

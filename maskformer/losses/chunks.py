@@ -8,8 +8,8 @@ import torch
 # threads at the end of each operator costs more than the operator; larger ones than 32 MB would go back to the system
 # after each use (glibc), and fault in again. docs/performance.md has the times.
 PER_CPU_THREAD = 1 << 16
-# Elsewhere each operator costs a launch: few large ones win.
-ELSEWHERE = 1 << 23
+# Elsewhere each operator costs a launch: few large ones win, until the device is slower with them than the host is.
+ELSEWHERE = 1 << 24
 
 
 def elements_at_once(device: torch.device) -> int:

@@ -67,9 +67,11 @@ class SetCriterion(nn.Module):
             matching is not finite.
         """
         matches = self.matcher(predictions, targets)
-        pairs = _index_pairs(matches, targets).to(predictions.mask_logits.device)
+        self._pairs_on_host = _index_pairs(matches, targets)  # kept: the device may read it when this has returned
+        pairs = self._pairs_on_host.to(predictions.mask_logits.device, non_blocking=True)
         pairs_of_image = [len(match.query_indices) for match in matches[0]]
-        matched = _pick_masks(predictions, pairs, pairs_of_image)  # as precise as what was matched
+        layers, images, queries, _ = pairs.mT
+        matched = predictions.masks_of_pairs(layers, images, queries, pairs_of_image)  # as precise as what was matched
         with without_autocast(predictions.mask_logits) as precise:
             class_losses = self._class_losses(precise(predictions.class_logits), pairs, targets)
             focal_losses, dice_losses = self._mask_losses(precise(matched), pairs[3], targets)
@@ -131,22 +133,11 @@ def masks_per_batch(mean: float) -> Iterator[None]:
 def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
     """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
     of_step = _masks_per_batch.get()
-    average = torch.as_tensor(float(num_masks if of_step is None else of_step), device=device)
+    average = torch.full((), float(num_masks if of_step is None else of_step), device=device)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(average)
         average = average / comm.get_world_size()
     return average.clamp(min=1)
-
-
-def _pick_masks(predictions: MaskPredictions, pairs: Tensor, pairs_of_image: list[int]) -> Tensor:
-    """(pairs,L,h,w) logits of matched masks; those of an image stand together, as its targets do."""
-    layers, _, queries, _ = pairs.mT
-    return torch.cat(
-        [
-            predictions.masks_of_image(image, *indices)
-            for image, indices in enumerate(zip(layers.split(pairs_of_image), queries.split(pairs_of_image)))
-        ]
-    )
 
 
 def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:
@@ -154,26 +145,20 @@ def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:
 
     Each layer matches as many pairs; they are in the order of their targets.
     """
-    first_rows = [0]
-    for target in targets:
-        first_rows.append(first_rows[-1] + len(target.labels))
-    pairs = torch.stack([_index_layer(layer, matches[layer], first_rows) for layer in range(len(matches))], dim=1)
-    return pairs.gather(2, pairs[3].argsort(1).expand_as(pairs))
+    pairs_of_image = torch.tensor([len(match.query_indices) for match in matches[0]])
+    targets_of_image = torch.tensor([len(target.labels) for target in targets])
+    first_rows = targets_of_image.cumsum(0) - targets_of_image
+    of_layers = [(_cat_indices(layer, "query_indices"), _cat_indices(layer, "target_indices")) for layer in matches]
+    queries, rows = (torch.stack(indices) for indices in zip(*of_layers))
+    layers = torch.arange(len(matches))[:, None].expand_as(queries)
+    images = torch.arange(len(targets)).repeat_interleave(pairs_of_image).expand_as(queries)
+    rows = rows + first_rows.repeat_interleave(pairs_of_image)
+    pairs = torch.stack([layers, images, queries, rows])
+    return pairs.gather(2, rows.argsort(1).expand_as(pairs))
 
 
-def _index_layer(layer: int, matches: list[Match], first_rows: list[int]) -> Tensor:
-    columns = [
-        torch.stack(
-            [
-                torch.full_like(match.query_indices, layer),
-                torch.full_like(match.query_indices, image),
-                match.query_indices,
-                match.target_indices + first_rows[image],
-            ]
-        )
-        for image, match in enumerate(matches)
-    ]
-    return torch.cat(columns, dim=1)
+def _cat_indices(matches: list[Match], name: str) -> Tensor:
+    return torch.cat([getattr(match, name) for match in matches])
 
 
 def _name_by_layer(losses: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions, Match, Targets
 
+from .chunks import elements_at_once
 from .functional import pairwise_mask_costs
 from .precision import without_autocast
 
@@ -73,8 +74,10 @@ class HungarianMatcher(nn.Module):
         """(L,Q,G) from (L,Q,K+1) and (L,Q,h,w) logits of one image; the target masks are resized once."""
         masks = resize_masks(target.masks, mask_logits.shape[-2:]).flatten(1).to(mask_logits.dtype)
         class_cost = -class_logits.softmax(-1)[..., target.labels]
-        layer_costs = [pairwise_mask_costs(layer.flatten(1), masks) for layer in mask_logits]
-        focal_cost, dice_cost = (torch.stack(costs) for costs in zip(*layer_costs))
+        pixels = mask_logits.flatten(2)
+        layers_at_once = max(elements_at_once(pixels.device) // max(pixels[0].numel(), 1), 1)
+        costs = [pairwise_mask_costs(layers.flatten(0, 1), masks) for layers in pixels.split(layers_at_once)]
+        focal_cost, dice_cost = (torch.cat(parts).view(class_cost.shape) for parts in zip(*costs))
         return self.class_weight * class_cost + self.mask_weight * focal_cost + self.dice_weight * dice_cost
 
 

@@ -62,6 +62,8 @@ def describe_model(cfg: CfgNode) -> dict[str, Any]:
             "attention_dropout": node.DROPOUT,
             "activation_dropout": node.DROPOUT,
             "use_timm_backbone": False,
+            # Never built; without it some versions ask the hub for their default.
+            "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
         },
         "fpn_feature_size": head.CONVS_DIM,
         "mask_feature_size": head.MASK_DIM,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detectron2.structures import BitMasks
 
-from maskformer.inference import Geometry, instance_inference
-from maskformer.inference.instance import top_pairs
+from maskformer.inference import Geometry, instance, instance_inference
+from maskformer.inference.instance import bounding_boxes, top_pairs
 
 SIZE = Geometry(padded_size=(2, 3), image_size=(2, 3), output_size=(2, 3))
 CLASS_LOGITS = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.5, 0.4]]).log()
@@ -61,3 +62,22 @@ def test_masks_have_the_size_of_the_original_image():
     geometry = Geometry(padded_size=(8, 8), image_size=(6, 8), output_size=(30, 40))
     instances = instance_inference(CLASS_LOGITS, torch.randn(2, 2, 2), geometry, thing_class_ids=None, max_instances=5)
     assert instances.image_size == (30, 40) and instances.pred_masks.shape[1:] == (30, 40)
+
+
+def test_boxes_are_detectron2s():
+    masks = torch.rand(20, 9, 13, generator=torch.Generator().manual_seed(0)) > 0.97
+    masks[3] = False
+    masks[4] = True
+    assert torch.equal(bounding_boxes(masks).tensor, BitMasks(masks).get_bounding_boxes().tensor)
+    assert bounding_boxes(masks[:0]).tensor.shape == (0, 4)
+
+
+def test_masks_may_be_restored_together(monkeypatch: pytest.MonkeyPatch):
+    geometry = Geometry(padded_size=(32, 32), image_size=(30, 28), output_size=(45, 50))
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randn(7, 4, generator=generator), torch.randn(7, 8, 8, generator=generator)
+    one_by_one = instance_inference(*predicted, geometry, thing_class_ids=None, max_instances=12)
+    monkeypatch.setattr(instance, "_masks_at_once", lambda *_: 3)  # as accelerators do
+    together = instance_inference(*predicted, geometry, thing_class_ids=None, max_instances=12)
+    assert torch.equal(together.pred_masks, one_by_one.pred_masks)
+    torch.testing.assert_close(together.scores, one_by_one.scores, rtol=1e-6, atol=0)

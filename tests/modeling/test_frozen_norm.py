@@ -72,3 +72,23 @@ def test_autocast_computes_in_the_type_that_it_names(network):
         output = folded(images)
     assert output.dtype == torch.bfloat16
     torch.testing.assert_close(output.float(), network[0].float()(images), rtol=0.05, atol=0.05)
+
+
+def test_what_is_kept_follows_the_statistics(network):
+    folded = fold_frozen_norms(copy.deepcopy(network))
+    images = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    with torch.inference_mode():
+        folded(images)
+    folded(images).sum().backward()  # what inference kept is of use to training
+    kept = folded[0]._kept
+    folded(images)
+    assert folded[0]._kept is kept, "computed anew"
+    for change in (
+        lambda norm: norm.running_var.mul_(3),
+        lambda norm: setattr(norm, "running_mean", norm.running_mean + 1),
+        lambda norm: norm.weight.copy_(norm.weight * 2),
+    ):
+        for model in (network, folded):
+            change(model[0].norm)
+        torch.testing.assert_close(folded(images), network(images), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(folded.float()(images.float()).double(), network(images), rtol=1e-4, atol=1e-4)

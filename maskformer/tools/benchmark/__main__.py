@@ -72,6 +72,8 @@ def _benchmark(args: argparse.Namespace) -> int:
     if args.rounds is not None and args.rounds < 1:
         raise InputError(f"--rounds is {args.rounds}, expected 1 or more.")
     device = resolve_device(args.device)
+    if device == "cpu" and not args.only:
+        cases = [case for case in cases if not case.on_accelerators]
     machine = describe_machine(device)
     settings = {name: value for name, value in vars(args).items() if name != "output_dir"} | {"device": device}
     allocators = list(ALLOCATORS) if args.allocator == "both" else [args.allocator]

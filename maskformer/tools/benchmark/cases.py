@@ -101,6 +101,26 @@ def _training(quick: bool) -> list[Case]:
     ]
 
 
+def _large_batch(quick: bool) -> list[Case]:
+    """The batch that the recipes train with; steps are short where these run, so there are more rounds."""
+
+    def case(name: str, **options: Any) -> Case:
+        return Case(
+            f"training step R50, batch 16, {name}",
+            "large batch",
+            _all_steps(quick, **{**options, "batch": 2 if quick else 16}),
+            rounds=1 if quick else 15,
+            warm_ups=1 if quick else 4,
+            on_accelerators=True,
+        )
+
+    return [
+        case("512 x 512, 10 masks"),
+        case("512 x 512, 10 masks, BF16", precision="bfloat16"),
+        case("640 x 640, 25 masks, BF16", size=(640, 640), masks=25, precision="bfloat16"),
+    ]
+
+
 # --- losses ---
 
 
@@ -364,6 +384,7 @@ def _scaling(quick: bool) -> list[Case]:
 
 GROUPS: tuple[Callable[[bool], list[Case]], ...] = (
     _training,
+    _large_batch,
     _losses,
     _optimizer,
     _inference,

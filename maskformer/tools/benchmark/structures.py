@@ -57,6 +57,7 @@ class Case:
         warm_ups: units of each before them.
         curve: the cases of one curve show how cost grows.
         position: where on that curve the case is.
+        on_accelerators: too large for a CPU, where it is run only if it is named.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     warm_ups: int = 1
     curve: str | None = None
     position: float = 0.0
+    on_accelerators: bool = False
 
 
 @dataclass

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.autograd.profiler import record_function
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -121,7 +122,8 @@ def profile_parts(step: Callable[[], Any], accelerator: Accelerator) -> tuple[di
     """Seconds of each part of a step, and the share of it outside convolutions and matrix products."""
     with profile() as recorded:
         seconds = _time(step, accelerator)
-    events = list(recorded.events() or [])
+    # An accelerator's own events repeat the times of the operators that they belong to.
+    events = [event for event in recorded.events() or [] if event.device_type == DeviceType.CPU]
     in_losses = {e.sequence_nr for e in events if e.sequence_nr >= 0 and _is_within(e, LOSSES)}
     parts: dict[str, float] = defaultdict(float)
     products = 0.0
