@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -94,10 +95,11 @@ def solve_assignment(cost: Tensor) -> Match:
     Args:
         cost: (Q,G) on the CPU.
     """
-    if not cost.isfinite().all():
+    costs = cost.numpy()
+    if not np.isfinite(costs).all():
         in_order = torch.arange(min(cost.shape))
         return Match(in_order, in_order, has_finite_costs=False)
     from scipy.optimize import linear_sum_assignment  # here: it takes longer to import than all of maskformer
 
-    query_indices, target_indices = linear_sum_assignment(cost.numpy())
+    query_indices, target_indices = linear_sum_assignment(costs)
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
