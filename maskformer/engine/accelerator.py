@@ -154,6 +154,22 @@ class Accelerator:
         """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
         torch.backends.cudnn.benchmark = enabled
 
+    def be_deterministic(self) -> None:
+        """Compute the same bits each time; an operation that has no such form on this device warns at each use."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
+        torch.backends.cudnn.benchmark = False  # it chooses by the clock
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def random_state(self) -> torch.Tensor | None:
+        """The state of the device's random generator; None: it has none besides the host's, or does not tell."""
+        get_state = None if self.type == "cpu" else self._function("get_rng_state")
+        return None if get_state is None else get_state().cpu()
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Go on from what ``random_state`` gave."""
+        if self.type != "cpu" and (set_state := self._function("set_rng_state")) is not None:
+            set_state(state)
+
     def half_precision(self, name: str = "auto") -> torch.dtype:
         """The type that ``autocast`` computes products in.
 

@@ -86,7 +86,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    Accelerator(cfg.MODEL.DEVICE).search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
+    accelerator = Accelerator(cfg.MODEL.DEVICE)
+    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
+    if cfg.SOLVER.DETERMINISTIC:
+        accelerator.be_deterministic()
     # Detectron2's loop logs the traceback of whatever stops it; a user's mistake is told in one line, by `run`.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_input_error)
     return cfg
