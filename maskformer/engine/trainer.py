@@ -29,7 +29,7 @@ from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.optimizer import build_optimizer
-from maskformer.engine.resume import BadImageReport, Resumable, RunState
+from maskformer.engine.run_state import BadImageReport, Resumable, RunState
 from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import MetricsWriter, TcappdllWriter
@@ -144,6 +144,7 @@ class Trainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, with a ``metrics.json`` that a resumed run goes on with."""
         folder = self.cfg.OUTPUT_DIR
+        os.makedirs(folder, exist_ok=True)
         metrics = self._resumable_writers["metrics"] = MetricsWriter(os.path.join(folder, "metrics.json"))
         return [CommonMetricPrinter(self.max_iter), metrics, TensorboardXWriter(folder)]
 
