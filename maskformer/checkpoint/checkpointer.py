@@ -119,7 +119,7 @@ class Checkpointer(DetectionCheckpointer):
         self._numbered = self._numbered[-self._keep_last :]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to resume: a checkpoint that is tagged as the last, or has a checksum beside it."""
+        """Whether there is something to resume: a checkpoint tagged as the last, or one with a checksum beside it."""
         return super().has_checkpoint() or bool(self._saved_here())
 
     def get_checkpoint_file(self) -> str:
