@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import random
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -13,11 +15,13 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, has_event_storage
 
+from maskformer.checkpoint.files import write_text
 from maskformer.data.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator
 
 logger = logging.getLogger(__name__)
 
+START_FILE = "run_start.json"
 STORED_VALUES = 20  # of each metric: what Detectron2's writers take medians of
 COUNT_PERIOD = 20  # iterations, as Detectron2's writers
 
@@ -68,6 +72,20 @@ class RunState(HookBase):
             self.loader.load_state_dict(state["loader"])
         self._resumed = state
 
+    def note_start(self, folder: str, resume: bool) -> None:
+        """At a start without a checkpoint: drop what a run wrote here that was stopped before it had saved one.
+
+        Args:
+            folder: of the run; a file in it says how long the files of metrics were when the run began.
+            resume: whether the run goes on with an earlier one.
+        """
+        path = os.path.join(folder, START_FILE)
+        if resume and os.path.isfile(path):
+            with open(path, encoding="utf-8") as file:
+                self._restore_writers(json.load(file))
+        elif self.writers:
+            write_text(path, json.dumps({name: writer.state_dict() for name, writer in self.writers.items()}))
+
     def before_train(self) -> None:
         """Restore, and finish the iteration in which the checkpoint was saved."""
         state, self._resumed = self._resumed, None
@@ -77,9 +95,12 @@ class RunState(HookBase):
             return
         self._restore_random_states(state["random"])
         restore_metrics(self.trainer.storage, state["metrics"])
-        for name in self.writers.keys() & state["writers"].keys():
-            self.writers[name].load_state_dict(state["writers"][name])
+        self._restore_writers(state["writers"])
         self.trainer.finish_iteration(state["saved_by"])
+
+    def _restore_writers(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for name in self.writers.keys() & states.keys():
+            self.writers[name].load_state_dict(states[name])
 
     def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
         world_size, rank = comm.get_world_size(), comm.get_rank()

@@ -126,6 +126,8 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             remove_partial_files(self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
+        if self.start_iter == 0:
+            self._run_state.note_start(self.cfg.OUTPUT_DIR, resume)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them."""
@@ -133,12 +135,13 @@ class Trainer(DefaultTrainer):
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         self._resumable_writers: dict[str, Resumable] = {}
+        self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
         return [
             accelerator,
             *self._reports(),
             *self._with_checkpoints(super().build_hooks()),
             *self._extra_writers(),
-            RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers),
+            self._run_state,
         ]
 
     def build_writers(self) -> list[EventWriter]:

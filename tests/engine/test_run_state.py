@@ -196,6 +196,22 @@ def test_resumed_run_writes_the_same_files_and_ends_with_the_same_weights(
     assert losses[0] == losses[1] and len(losses[0]) == 50
 
 
+def test_run_that_was_killed_before_its_first_checkpoint_leaves_no_lines(
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained(cfg)
+    log = tmp_path / "run" / "tcappdll.log"
+    cfg.SOLVER.CHECKPOINT_PERIOD = 100
+    for path in (tmp_path / "run").glob("*checkpoint*"):
+        path.unlink()
+    for path in (tmp_path / "run").glob("*.pth*"):
+        path.unlink()
+    kill_at(25, cfg, monkeypatch)  # a second run in the folder
+    assert trained(cfg, resume=True).start_iter == 0
+    assert [line["iteration"] for line in lines_of(tmp_path / "run")] == [19, 39, 49] * 2
+    assert len(log.read_text().splitlines()) == 100
+
+
 def test_scores_written_between_are_kept_when_lines_are_dropped(
     cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
