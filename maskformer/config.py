@@ -26,6 +26,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     """
     add_deeplab_config(cfg)  # poly schedule, INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
     _add_input_keys(cfg.INPUT)
+    _add_loader_keys(cfg.DATALOADER)
     _add_solver_keys(cfg.SOLVER)
     _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
     # A user's own datasets: see maskformer/own_datasets.py. Their paths are relative to the file that they stand in.
@@ -35,6 +36,9 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
     # and code in the same OUTPUT_DIR; False: all images are measured.
     cfg.TEST.RESUME = True
+    # A score of the evaluations during training, such as "sem_seg/mIoU" or "panoptic_seg/PQ" (with several datasets in
+    # DATASETS.TEST: "DATASET/sem_seg/mIoU"): the checkpoint with the highest is kept as model_best.pth. "": none is.
+    cfg.TEST.BEST_METRIC = ""
     cfg.LOG = CfgNode()
     # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
     cfg.LOG.TCAPPDLL_LINES = False
@@ -52,6 +56,14 @@ def _add_input_keys(node: CfgNode) -> None:
     # cut from images scaled to fit the square times a random factor between these.
     node.MIN_SCALE = 0.1
     node.MAX_SCALE = 2.0
+
+
+def _add_loader_keys(node: CfgNode) -> None:
+    # What a training image does that cannot be used (truncated, of another size than its label, ...): "raise" stops the
+    # training and names the file; "skip" names it in the log and takes another image in its place.
+    node.ON_BAD_IMAGE = "raise"
+    # "skip" stops too when more than so many different images cannot be used.
+    node.MAX_BAD_IMAGES = 100
 
 
 def _add_solver_keys(node: CfgNode) -> None:
@@ -81,6 +93,11 @@ def _add_solver_keys(node: CfgNode) -> None:
     node.EMA.ENABLED = False
     # What the average keeps of itself at each step, 0 <= . < 1; less at the beginning.
     node.EMA.DECAY = 0.9999
+    # How many of the checkpoints of every CHECKPOINT_PERIOD stay, the latest ones; 0: all.
+    node.KEEP_LAST = 0
+    # Compute so that two runs with the same SEED are equal bit for bit on one device; slower. Operations that have no
+    # such form there are named in the log.
+    node.DETERMINISTIC = False
 
 
 def _add_head_keys(node: CfgNode) -> None:

@@ -2,20 +2,23 @@
 
 ``reading`` opens files without running anything in them; ``detection`` knows a layout by its names; ``hugging_face``,
 ``openmmlab``, ``resnet`` (torchvision and timm), ``swin`` and ``original`` hold one source's names each;
-``checkpointer`` puts them into a model.
+``checkpointer`` puts them into a model. ``files`` writes checkpoints so that they are whole or not there at all.
 """
 
 from maskformer.checkpoint.checkpointer import Checkpointer
 from maskformer.checkpoint.detection import LAYOUTS, Conversion, convert_weights
+from maskformer.checkpoint.files import CheckpointWriteError, remove_partial_files
 from maskformer.checkpoint.original import rename_old_layout
 from maskformer.checkpoint.reading import find_weights_file, read_weights
 
 __all__ = [
     "LAYOUTS",
+    "CheckpointWriteError",
     "Checkpointer",
     "Conversion",
     "convert_weights",
     "find_weights_file",
     "read_weights",
+    "remove_partial_files",
     "rename_old_layout",
 ]

@@ -12,12 +12,14 @@ from urllib.parse import parse_qs, urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
 from torch import nn
 
 from maskformer.structures import InputError
 
 from .class_layer import Mismatch, find_class_mismatches
 from .detection import explain_layouts, find_layout, strip_wrapper
+from .files import CHECKSUM_SUFFIX, CheckpointWriteError, find_damage, remove_checkpoint, save_checkpoint, write_text
 from .layout import NOTHING, StateDict
 from .reading import find_weights_file, read_weights
 
@@ -36,6 +38,10 @@ SHAPE_KEYS = {
 }
 
 
+LAST_CHECKPOINT = "last_checkpoint"  # the file that names it, for Detectron2 too
+NUMBERED = re.compile(r"model_(\d{7})\.pth")  # what is saved every SOLVER.CHECKPOINT_PERIOD, by iteration
+
+
 class Checkpointer(DetectionCheckpointer):
     """Saves and loads models, optimisers and progress; a file that does not fit the model is an ``InputError``.
 
@@ -48,13 +54,122 @@ class Checkpointer(DetectionCheckpointer):
         fine_tuning: weights that differ from the model in the number of classes alone leave the class layer as it is
             initialised, with one line in the log. Training asks for it; evaluation and prediction do not, nor does a
             resumed training: there it is an error as any other difference always is.
+        keep_last: how many checkpoints named by their iteration stay; 0: all. Others (model_final, model_best) do.
         checkpointables: what else to save and resume, by name.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, fine_tuning: bool = False, **checkpointables: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        fine_tuning: bool = False,
+        keep_last: int = 0,
+        **checkpointables: Any,
+    ):
         super().__init__(model, save_dir, **checkpointables)
+        if keep_last < 0:
+            raise InputError(f"SOLVER.KEEP_LAST is {keep_last}, expected 0 (all checkpoints stay) or more.")
         self._fine_tuning = fine_tuning
         self._new_classes_allowed = fine_tuning
+        self._keep_last = keep_last
+        self._numbered: list[str] = []  # of this run, the oldest first
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save model and checkpointables; to be called in all processes, whose states are in the one file.
+
+        Args:
+            name: of the file in ``save_dir``, without its ending. It is then the last checkpoint.
+            kwargs: what else to save.
+
+        Raises:
+            CheckpointWriteError: in all processes, if the disk refused; the last checkpoint is then as it was.
+        """
+        if not self.save_dir:
+            return
+        states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
+        problem = self._write(f"{name}.pth", {"model": self.model.state_dict(), **states, **kwargs})
+        problem = comm.all_gather(problem)[0]
+        if problem is not None:
+            raise CheckpointWriteError(*problem)
+
+    def _write(self, basename: str, content: dict[str, Any]) -> tuple[Any, ...] | None:
+        """Write in the main process; gives what the error says, if there was one."""
+        if not self.save_to_disk:
+            return None
+        logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, basename))
+        try:
+            save_checkpoint(content, os.path.join(self.save_dir, basename))
+            self.tag_last_checkpoint(basename)
+        except CheckpointWriteError as error:
+            return error.errno, error.strerror, error.filename
+        self._remove_oldest(basename)
+        return None
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Say which file is the last checkpoint, in the file that Detectron2 uses for it."""
+        write_text(os.path.join(self.save_dir, LAST_CHECKPOINT), last_filename_basename)
+
+    def _remove_oldest(self, saved: str) -> None:
+        if not NUMBERED.fullmatch(saved) or not self._keep_last:
+            return
+        self._numbered = [name for name in self._numbered if name != saved] + [saved]
+        for name in self._numbered[: -self._keep_last]:
+            remove_checkpoint(os.path.join(self.save_dir, name))
+        self._numbered = self._numbered[-self._keep_last :]
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to resume: a checkpoint tagged as the last, or one with a checksum beside it."""
+        return super().has_checkpoint() or bool(self._saved_here())
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint that is as it was written; the log names those that are not.
+
+        Raises:
+            InputError: there are checkpoints, but none is whole.
+        """
+        # One process reads: many at once would only wait for the disk. An error is told to all before it is raised.
+        found, damages = comm.all_gather(self._find_last_good() if comm.is_main_process() else (None, []))[0]
+        if found is None:
+            raise InputError(
+                f"None of the checkpoints in {self.save_dir} can be resumed: {'; '.join(damages)}. Put a good one "
+                f"there and its name into {LAST_CHECKPOINT}, or start anew without --resume."
+            )
+        return os.path.join(self.save_dir, found)
+
+    def _find_last_good(self) -> tuple[str | None, list[str]]:
+        damages = []
+        for name in self._candidates():
+            damage = self._find_damage(os.path.join(self.save_dir, name))
+            if damage is None:
+                if damages:
+                    logger.warning("Resuming from %s instead, the last checkpoint that is whole.", name)
+                return name, damages
+            damages.append(f"{name} {damage}")
+            logger.warning("Checkpoint %s %s.", os.path.join(self.save_dir, name), damage)
+        return None, damages
+
+    def _candidates(self) -> list[str]:
+        """Names of checkpoints: the one that is tagged as the last, then the others from the latest on."""
+        tagged = os.path.basename(super().get_checkpoint_file())
+        return list(dict.fromkeys([tagged, *self._saved_here()] if tagged else self._saved_here()))
+
+    def _saved_here(self) -> list[str]:
+        if not os.path.isdir(self.save_dir):
+            return []
+        sums = [name for name in os.listdir(self.save_dir) if name.endswith(f".pth{CHECKSUM_SUFFIX}")]
+        names = [name.removesuffix(CHECKSUM_SUFFIX) for name in sums]
+        there = [name for name in names if os.path.isfile(os.path.join(self.save_dir, name))]
+        return sorted(there, key=lambda name: os.path.getmtime(os.path.join(self.save_dir, name)), reverse=True)
+
+    def _find_damage(self, path: str) -> str | None:
+        damage = find_damage(path)
+        if damage is None and not os.path.exists(path + CHECKSUM_SUFFIX):  # of an earlier version: judged by reading it
+            try:
+                read_weights(path)
+            except InputError as error:
+                return f"cannot be read ({error})"
+        return damage
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the last checkpoint in ``save_dir`` if ``resume`` and there is one, else load ``path``.
@@ -66,11 +181,21 @@ class Checkpointer(DetectionCheckpointer):
         Returns:
             What else the file holds.
         """
-        self._new_classes_allowed = self._fine_tuning and not (resume and self.has_checkpoint())
+        resumes = resume and self.has_checkpoint()
+        self._new_classes_allowed = self._fine_tuning and not resumes
         try:
-            return super().resume_or_load(path, resume=resume)
+            if not resumes:
+                return self.load(path, checkpointables=[])
+            checkpoint = self.get_checkpoint_file()
+            self._numbered = self._numbered_until(os.path.getmtime(checkpoint))
+            return self.load(checkpoint)
         finally:
             self._new_classes_allowed = self._fine_tuning
+
+    def _numbered_until(self, time: float) -> list[str]:
+        """Checkpoints by iteration that were saved up to a time, the oldest first."""
+        names = [name for name in reversed(self._saved_here()) if NUMBERED.fullmatch(name)]
+        return [name for name in names if os.path.getmtime(os.path.join(self.save_dir, name)) <= time]
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint into the model and, of what else was given to the constructor, into ``checkpointables``.
@@ -104,6 +229,11 @@ class Checkpointer(DetectionCheckpointer):
             raise InputError(f"Weights {path} cannot be fetched ({error}); {_other_ways(path)}") from error
         if not os.path.isfile(local_path):
             raise InputError(f"Weights file {path} does not exist; {_other_ways(path)}")
+        damage = find_damage(local_path)
+        if damage is not None:
+            raise InputError(
+                f"Weights file {path} {damage}. Take another file, or delete {path}{CHECKSUM_SUFFIX} if you changed it."
+            )
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)

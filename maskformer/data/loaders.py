@@ -1,4 +1,4 @@
-"""Detectron2's loaders over verified datasets and our mappers."""
+"""Loaders over verified datasets and our mappers: our own for training, Detectron2's for evaluation."""
 
 from __future__ import annotations
 
@@ -7,42 +7,59 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 
+from maskformer.data.factors import sampling_factors
 from maskformer.data.mappers import build_mapper
+from maskformer.data.sampling import Stream
+from maskformer.data.train_loader import TrainLoader
 from maskformer.data.verification import verify_dataset
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def build_train_loader(cfg: CfgNode) -> Iterable[list[dict[str, Any]]]:
+def build_train_loader(cfg: CfgNode) -> TrainLoader:
     """Build the endless loader of training batches.
 
     Images without annotations are trained with: they teach the network to say "no object". Therefore
-    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` has no effect, whatever the kind of dataset.
+    ``DATALOADER.FILTER_EMPTY_ANNOTATIONS`` has no effect, whatever the kind of dataset. Without ``SEED``, a seed is
+    drawn that all processes share.
 
     Args:
-        cfg: ``DATASETS.TRAIN``, ``INPUT``, ``DATALOADER`` and ``SOLVER.IMS_PER_BATCH`` are read.
+        cfg: ``DATASETS.TRAIN``, ``INPUT``, ``DATALOADER``, ``SEED`` and ``SOLVER.IMS_PER_BATCH`` are read.
 
     Returns:
         Lists of examples, ``IMS_PER_BATCH`` over the number of processes each; see ``TrainingMapper``.
 
     Raises:
-        InputError: see ``verify_dataset`` and ``build_mapper``; or a batch that the processes cannot share evenly.
+        InputError: see ``verify_dataset``, ``build_mapper`` and ``sampling_factors``; or a batch that the processes
+            cannot share evenly.
     """
     mapper = build_mapper(cfg, is_train=True)
-    names = cfg.DATASETS.TRAIN
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    records = [record for name in names for record in verify_dataset(name, num_classes, is_train=True)]
-    _check_same_ignore_label(names)
-    _check_batch_size(cfg.SOLVER.IMS_PER_BATCH, comm.get_world_size())
-    logger.info("Training on %d images of %s with %s.", len(records), ", ".join(names), type(mapper).__name__)
-    keep_all = cfg.clone()
-    keep_all.defrost()
-    keep_all.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False  # read again by Detectron2's weighted samplers
-    return build_detection_train_loader(keep_all, mapper=mapper, dataset=records)
+    datasets = {name: verify_dataset(name, num_classes, is_train=True) for name in cfg.DATASETS.TRAIN}
+    records = [record for of_dataset in datasets.values() for record in of_dataset]
+    _check_same_ignore_label(datasets)
+    world_size = comm.get_world_size()
+    _check_batch_size(cfg.SOLVER.IMS_PER_BATCH, world_size)
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    logger.info(
+        "Training on %d images of %s with %s, in the order that the seed %d gives.",
+        len(records), ", ".join(datasets), type(mapper).__name__, seed,
+    )  # fmt: skip
+    return TrainLoader(
+        records,
+        mapper,
+        Stream(seed, sampling_factors(cfg, datasets, seed)),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        rank=comm.get_rank(),
+        world_size=world_size,
+        max_bad_images=_max_bad_images(cfg),
+    )
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()) -> Iterable[list[dict[str, Any]]]:
@@ -63,6 +80,15 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()
         return []
     mapper = build_mapper(cfg, is_train=False)
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+
+
+def _max_bad_images(cfg: CfgNode) -> int | None:
+    on_bad_image, limit = cfg.DATALOADER.ON_BAD_IMAGE, cfg.DATALOADER.MAX_BAD_IMAGES
+    if on_bad_image not in ("raise", "skip"):
+        raise InputError(f"DATALOADER.ON_BAD_IMAGE is {on_bad_image!r}, expected raise or skip.")
+    if limit < 0:
+        raise InputError(f"DATALOADER.MAX_BAD_IMAGES is {limit}, expected 0 or more.")
+    return limit if on_bad_image == "skip" else None
 
 
 def _check_batch_size(images_per_step: int, num_processes: int) -> None:

@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from maskformer.structures import InputError
 
@@ -156,18 +156,6 @@ class Accelerator:
         if (empty_cache := self._function("empty_cache")) is not None:
             empty_cache()
 
-    def random_state(self) -> tuple[Tensor, Tensor | None]:
-        """What the CPU's and the device's next random numbers follow from; nothing waits for the device."""
-        get_state = self._function("get_rng_state")
-        return torch.get_rng_state(), None if get_state is None else get_state()
-
-    def restore_random_state(self, state: tuple[Tensor, Tensor | None]) -> None:
-        """Go back to what ``random_state`` gave."""
-        of_cpu, of_device = state
-        torch.set_rng_state(of_cpu)
-        if of_device is not None and (set_state := self._function("set_rng_state")) is not None:
-            set_state(of_device)
-
     @property
     def reads_pinned_memory(self) -> bool:
         """Whether copies from pinned memory to the device are its own work, for which the host need not wait."""
@@ -176,6 +164,22 @@ class Accelerator:
     def search_convolutions(self, enabled: bool) -> None:
         """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
         torch.backends.cudnn.benchmark = enabled
+
+    def be_deterministic(self) -> None:
+        """Compute the same bits each time; an operation that has no such form on this device warns at each use."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
+        torch.backends.cudnn.benchmark = False  # it chooses by the clock
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def random_state(self) -> torch.Tensor | None:
+        """The state of the device's random generator; None: it has none besides the host's, or does not tell."""
+        get_state = None if self.type == "cpu" else self._function("get_rng_state")
+        return None if get_state is None else get_state().cpu()
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Go on from what ``random_state`` gave."""
+        if self.type != "cpu" and (set_state := self._function("set_rng_state")) is not None:
+            set_state(state)
 
     def half_precision(self, name: str = "auto") -> torch.dtype:
         """The type that ``autocast`` computes products in.

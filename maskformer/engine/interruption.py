@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from torch import distributed
-from torch.utils.data import DataLoader
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 300
@@ -210,13 +209,14 @@ def shield_workers(loader: Any) -> Any:
     """Keep the signals that ask a whole group of processes to stop from its data workers, which the last step needs.
 
     Args:
-        loader: a ``DataLoader``, or what wraps one as ``dataset``; its workers are not started yet.
+        loader: has ``worker_init_fn`` as a ``DataLoader`` does, or wraps one as ``dataset``; its workers are not
+            started yet.
 
     Returns:
         The same loader.
     """
     inner = loader
-    while inner is not None and not isinstance(inner, DataLoader):
+    while inner is not None and not hasattr(inner, "worker_init_fn"):
         inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
     if inner is not None:
         inner.worker_init_fn = functools.partial(_start_shielded, inner.worker_init_fn)

@@ -92,7 +92,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    Accelerator(cfg.MODEL.DEVICE).search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
+    accelerator = Accelerator(cfg.MODEL.DEVICE)
+    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
+    if cfg.SOLVER.DETERMINISTIC:
+        accelerator.be_deterministic()
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)

@@ -12,9 +12,8 @@ import sys
 import threading
 from collections import deque
 from datetime import datetime
-from typing import Any
 
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
 
 from maskformer.structures import InputError
 
@@ -217,21 +216,6 @@ def keep_logging(path: str, names: tuple[str, ...]) -> None:
     for handler in (handler for name in names for handler in logging.getLogger(name).handlers):
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "name", None) == path:
             handler.setStream(file)
-
-
-class MetricsWriter(JSONWriter):
-    """Detectron2's, into a ``KeptFile``.
-
-    Args:
-        path: of metrics.json.
-    """
-
-    _file_handle: Any
-
-    def __init__(self, path: str):
-        super().__init__(os.devnull)
-        self._file_handle.close()
-        self._file_handle = KeptFile(path, durable=True)
 
 
 class EventFileWriter(TensorboardXWriter):

@@ -64,6 +64,7 @@ class SavingHook(PeriodicCheckpointer):
         if not self._agreement.stop_signal or self.trainer.iter >= self.trainer.max_iter:
             return
         if self._last_saved != self.trainer.iter:
+            self.trainer.running_hook = type(self).__qualname__  # an evaluation that was stopped is made again
             self._save_in_time(self._save_now, min(STOPPING_SECONDS, self._retry_seconds))
         logger.info(
             "Asked to stop by signal %d; iteration %d is saved: go on with --resume.",

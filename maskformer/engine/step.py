@@ -77,7 +77,7 @@ class StepTrainer(SimpleTrainer):
             self._compute_and_update(batch, data_time)
 
     def _compute_and_update(self, batch: Batch, data_time: float) -> None:
-        random_state, statistics = self.accelerator.random_state(), self._statistics.copy()
+        random_state, statistics = _random_state(self.accelerator), self._statistics.copy()
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
@@ -109,10 +109,10 @@ class StepTrainer(SimpleTrainer):
                 with self._count_masks(parts), self.accelerator.autocast(self.half_precision):
                     model(part)
 
-        now = self.accelerator.random_state()
-        self.accelerator.restore_random_state(random_state)
+        now = _random_state(self.accelerator)
+        _set_random_state(self.accelerator, random_state)
         origin = find_origin(model, forward)
-        self.accelerator.restore_random_state(now)
+        _set_random_state(self.accelerator, now)
         files = [str(example["file_name"]) for example in batch if "file_name" in example]
         names = [name for name, loss in losses.items() if not loss.isfinite()]
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
@@ -270,3 +270,15 @@ def _to_host(losses: dict[str, Tensor], finite: Tensor) -> tuple[dict[str, Tenso
     """All losses and whether the step is finite in one transfer, where Detectron2 would make one for each loss."""
     *values, is_finite = torch.stack([*(loss.float() for loss in losses.values()), finite]).cpu()
     return dict(zip(losses, values)), bool(is_finite)
+
+
+def _random_state(accelerator: Accelerator) -> tuple[Tensor, Tensor | None]:
+    """What the host's and the device's next random numbers follow from; nothing waits for the device."""
+    return torch.get_rng_state(), accelerator.random_state()
+
+
+def _set_random_state(accelerator: Accelerator, state: tuple[Tensor, Tensor | None]) -> None:
+    of_host, of_device = state
+    torch.set_rng_state(of_host)
+    if of_device is not None:
+        accelerator.set_random_state(of_device)

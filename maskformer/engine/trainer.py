@@ -21,21 +21,25 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.checkpoint import Checkpointer
+from maskformer.checkpoint import Checkpointer, remove_partial_files
 from maskformer.data import build_test_loader, build_train_loader
+from maskformer.data.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.averaging import build_average
+from maskformer.engine.best import BestCheckpoint
+from maskformer.engine.determinism import DeterminismReport
 from maskformer.engine.evaluation import evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
 from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer
-from maskformer.engine.output_folder import EventFileWriter, MetricsWriter
+from maskformer.engine.output_folder import EventFileWriter
+from maskformer.engine.run_state import BadImageReport, Resumable, RunState
 from maskformer.engine.saving import SavingHook
 from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
-from maskformer.engine.writers import TcappdllWriter
+from maskformer.engine.writers import MetricsWriter, TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, format_scores
 
 logger = logging.getLogger(__name__)
@@ -63,7 +67,15 @@ class Trainer(DefaultTrainer):
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, fine_tuning=True, trainer=weakref.proxy(self))
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            fine_tuning=True,
+            keep_last=cfg.SOLVER.KEEP_LAST,
+            trainer=weakref.proxy(self),
+        )
+        self.running_hook = ""
+        self._last_finished = -1
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.average = build_average(cfg, model, optimizer)
@@ -125,6 +137,14 @@ class Trainer(DefaultTrainer):
                 append_scores(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), results)
         return results
 
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Detectron2's; half-written checkpoints that a killed run left are removed."""
+        if comm.is_main_process():
+            remove_partial_files(self.cfg.OUTPUT_DIR)
+        super().resume_or_load(resume)
+        if self.start_iter == 0:
+            self._run_state.note_start(self.cfg.OUTPUT_DIR, resume)
+
     def train(self) -> Any:
         """Detectron2's training, which SIGTERM and SIGINT end after the step, with a checkpoint.
 
@@ -136,13 +156,6 @@ class Trainer(DefaultTrainer):
                 return super().train()
             finally:
                 self._trainer.release_data()
-
-    def after_train(self) -> None:
-        """Detectron2's, but whatever one hook raises, the others close their files."""
-        self.storage.iter = self.iter
-        with contextlib.ExitStack() as stack:
-            for hook in reversed(self._hooks):
-                stack.callback(hook.after_train)
 
     def _evaluate(self) -> dict[str, Any]:
         """Scores of the weights and, under "ema", of their average."""
@@ -168,31 +181,87 @@ class Trainer(DefaultTrainer):
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
-        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average]
+        self._resumable_writers: dict[str, Resumable] = {}
+        self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
+        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, *self._reports()]
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
-                hooks += [self._build_saving(), EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)]
+                hooks += self._save_and_evaluate()
             elif not isinstance(hook, PeriodicCheckpointer):
                 hooks.append(hook)
-        return [*hooks, *self._extra_writers(), HistoryHook()]
+        return [*hooks, *self._extra_writers(), HistoryHook(), self._run_state]
 
-    def _build_saving(self) -> SavingHook:
-        solver = self.cfg.SOLVER
-        return SavingHook(
+    def _save_and_evaluate(self) -> list[HookBase]:
+        """In every process, for each has a state to save."""
+        solver, test = self.cfg.SOLVER, self.cfg.TEST
+        saving = SavingHook(
             self.checkpointer,
             solver.CHECKPOINT_PERIOD,
             agreement=self.agreement,
             retry_seconds=solver.SAVE_RETRY_SECONDS,
         )
+        evaluation = EvalHook(test.EVAL_PERIOD, self._evaluate)
+        if not test.BEST_METRIC:
+            return [saving, evaluation]
+        return [saving, evaluation, BestCheckpoint(self.checkpointer, test.BEST_METRIC, test.EVAL_PERIOD)]
+
+    def _reports(self) -> list[HookBase]:
+        loader = self._trainer.data_loader
+        skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
+        reports: list[HookBase] = [BadImageReport(loader)] if skips else []
+        return [*reports, DeterminismReport()] if torch.are_deterministic_algorithms_enabled() else reports
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""
         folder = self.cfg.OUTPUT_DIR
-        metrics = MetricsWriter(os.path.join(folder, "metrics.json"))
+        metrics = self._resumable_writers["metrics"] = MetricsWriter(os.path.join(folder, "metrics.json"))
         return [CommonMetricPrinter(self.max_iter), metrics, EventFileWriter(folder)]
 
     def _extra_writers(self) -> list[HookBase]:
         if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():
             return []
         writer = TcappdllWriter(self.cfg.OUTPUT_DIR, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH)
+        self._resumable_writers["tcappdll"] = writer
         return [PeriodicWriter([writer], period=1)]
+
+    def after_step(self) -> None:
+        """Run the hooks, and note which one runs: a checkpoint that it saves says so."""
+        self._run_after_step(self._hooks)
+
+    def finish_iteration(self, saved_by: str) -> None:
+        """In a resumed run: what the hooks after the one that saved the checkpoint did in its iteration.
+
+        Args:
+            saved_by: name of that hook's class; "": no hook saved it.
+        """
+        names = [type(hook).__qualname__ for hook in self._hooks]
+        if saved_by in names:
+            self.iter = self.storage.iter = self.start_iter - 1
+            self._run_after_step(self._hooks[names.index(saved_by) + 1 :])
+            self.iter = self.storage.iter = self.start_iter
+
+    def _run_after_step(self, hooks: list[HookBase]) -> None:
+        self._last_finished = self.iter
+        for hook in hooks:
+            self.running_hook = type(hook).__qualname__
+            hook.after_step()
+        self.running_hook = ""
+
+    def after_train(self) -> None:
+        """Run the hooks; whatever one of them raises, the others close their files.
+
+        A run that was resumed after its last step ends at the same iteration as any other.
+        """
+        self.iter = self.storage.iter = min(self.iter, self.max_iter)
+        with contextlib.ExitStack() as stack:
+            for hook in reversed(self._hooks):
+                stack.callback(hook.after_train)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Detectron2's, with the last iteration whose step was made, also after the loop has ended."""
+        return {**super().state_dict(), "iteration": self._last_finished}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Detectron2's."""
+        super().load_state_dict(state_dict)
+        self._last_finished = self.iter

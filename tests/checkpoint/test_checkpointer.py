@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskformer.checkpoint import Checkpointer, rename_old_layout
+from maskformer.checkpoint import Checkpointer, CheckpointWriteError, rename_old_layout
 from maskformer.structures import InputError
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -340,3 +340,110 @@ def test_resuming_refuses_other_classes_even_in_fine_tuning(tmp_path: Path):
         Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load("", resume=True)
     same_file = str(tmp_path / "model.pth")
     Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load(same_file, resume=False)
+
+
+# Resuming from what is whole
+
+
+def save_steps(folder: Path, *steps: int, **options: Any) -> Checkpointer:
+    """Checkpoints of a model whose parameters all are the number of the step."""
+    checkpointer = Checkpointer(Toy(), str(folder), **options)
+    for step in steps:
+        checkpointer.model.load_state_dict(state_of(checkpointer.model, step))
+        checkpointer.save(f"model_{step:07d}")
+    return checkpointer
+
+
+def resume(folder: Path) -> Toy:
+    model = Toy()
+    Checkpointer(model, str(folder)).resume_or_load("", resume=True)
+    return model
+
+
+@pytest.mark.parametrize("harm", ["changed", "short", "empty", "gone"])
+def test_damaged_checkpoint_is_named_and_the_last_good_one_resumed(
+    harm: str, tmp_path: Path, log: pytest.LogCaptureFixture
+):
+    save_steps(tmp_path, 1, 2, 3)
+    last = tmp_path / "model_0000003.pth"
+    content = last.read_bytes()
+    harmed = {"changed": b"X" + content[1:], "short": content[:-9], "empty": b""}
+    last.write_bytes(harmed[harm]) if harm in harmed else last.unlink()
+    assert_all_are(resume(tmp_path), 2)
+    first, second = messages(log, logging.WARNING)
+    reason = "does not exist" if harm == "gone" else "is not what was written: its SHA-256 is not the one in"
+    assert first.startswith(f"Checkpoint {last} {reason}")
+    assert second == "Resuming from model_0000002.pth instead, the last checkpoint that is whole."
+
+
+def test_checkpoint_that_was_renamed_before_the_tag_was_written_is_found(tmp_path: Path):
+    save_steps(tmp_path, 1)
+    (tmp_path / "last_checkpoint").unlink()
+    assert_all_are(resume(tmp_path), 1)
+
+
+def test_damaged_checkpoint_without_a_checksum_is_passed_over(tmp_path: Path):
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "model_0000002.pth.sha256").unlink()
+    (tmp_path / "model_0000002.pth").write_bytes((tmp_path / "model_0000002.pth").read_bytes()[:-100])
+    assert_all_are(resume(tmp_path), 1)
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_them(tmp_path: Path):
+    save_steps(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.pth"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"None of the checkpoints in .* model_0000002\.pth is not .*model_0000001"):
+        resume(tmp_path)
+
+
+def test_changed_weights_file_is_refused(tmp_path: Path):
+    save_steps(tmp_path, 1)
+    path = tmp_path / "model_0000001.pth"
+    path.write_bytes(path.read_bytes()[:-1] + b"X")
+    with pytest.raises(InputError, match=r"is not what was written.*delete .*\.sha256 if you changed it"):
+        Checkpointer(Toy()).load(str(path))
+
+
+def numbered(folder: Path) -> list[str]:
+    assert sorted(path.name.removesuffix(".sha256") for path in folder.glob("*.sha256")) == sorted(
+        path.name for path in folder.glob("*.pth")
+    )
+    return sorted(path.stem for path in folder.glob("*.pth"))
+
+
+def test_the_last_numbered_checkpoints_stay_and_the_named_ones(tmp_path: Path):
+    checkpointer = save_steps(tmp_path, 1, 2, keep_last=2)
+    checkpointer.save("model_best")
+    for step in (3, 4):
+        checkpointer.save(f"model_{step:07d}")
+    checkpointer.save("model_final")
+    assert numbered(tmp_path) == ["model_0000003", "model_0000004", "model_best", "model_final"]
+
+
+def test_resumed_run_goes_on_removing_what_is_older(tmp_path: Path):
+    save_steps(tmp_path, 1, 2, 3)
+    checkpointer = Checkpointer(Toy(), str(tmp_path), keep_last=2)
+    checkpointer.resume_or_load("", resume=True)
+    checkpointer.save("model_0000004")
+    assert numbered(tmp_path) == ["model_0000003", "model_0000004"]
+
+
+def test_new_run_leaves_an_earlier_one_alone(tmp_path: Path):
+    save_steps(tmp_path, 8, 9)
+    save_steps(tmp_path, 1, 2, 3, keep_last=1)
+    assert numbered(tmp_path) == ["model_0000003", "model_0000008", "model_0000009"]
+
+
+def test_negative_number_of_checkpoints_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"SOLVER\.KEEP_LAST is -1, expected 0"):
+        Checkpointer(Toy(), str(tmp_path), keep_last=-1)
+
+
+def test_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path: Path):
+    checkpointer = save_steps(tmp_path, 1, keep_last=1)
+    (tmp_path / ".model_0000002.pth.partial").mkdir()  # where the file would be written aside
+    with pytest.raises(CheckpointWriteError, match="cannot be written"):
+        checkpointer.save("model_0000002")
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert_all_are(resume(tmp_path), 1)

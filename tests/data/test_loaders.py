@@ -202,7 +202,7 @@ def test_examples_leave_a_worker_in_at_most_six_bytes_a_pixel(
         *("DATASETS.TRAIN", (register_dataset("tiny", [record], stuff_classes=["a", "b", "c"], ignore_label=255),)),
         *("INPUT.DATASET_MAPPER_NAME", name, "INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"),
         *("INPUT.CROP.SIZE", [128, 128], "INPUT.SIZE_DIVISIBILITY", 128, "INPUT.MIN_SIZE_TRAIN", (200,)),
-        *("INPUT.IMAGE_SIZE", 128, "INPUT.RANDOM_FLIP", "horizontal", "DATALOADER.NUM_WORKERS", 1),
+        *("INPUT.IMAGE_SIZE", 128, "INPUT.RANDOM_FLIP", "horizontal", "DATALOADER.NUM_WORKERS", 1, "SEED", 1),
     )
     for example in next(iter(build_train_loader(cfg))):
         instances = example["instances"]
