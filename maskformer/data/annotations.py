@@ -24,7 +24,8 @@ def find_fault(annotation: dict[str, Any], size: tuple[int, int] | None = None) 
     Returns:
         What would follow the words "the annotation" (has ...), or None.
     """
-    box, segmentation = annotation.get("bbox"), annotation.get("segmentation")
+    box: Any = annotation.get("bbox")
+    segmentation = annotation.get("segmentation")
     if "bbox" in annotation and not (_is_sequence(box) and len(box) == 4 and all(map(_is_finite, box))):
         return f"has the box {reprlib.repr(box)}; expected four finite numbers"
     if isinstance(segmentation, dict):

@@ -33,7 +33,7 @@ class Draw(NamedTuple):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     repeat: int = 0
 
 

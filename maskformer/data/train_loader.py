@@ -144,7 +144,7 @@ class TrainLoader:
         positions: deque[Position] = deque()
         loader = DataLoader(
             self._examples,
-            batch_sampler=_Dealing(self._batches, positions),  # type: ignore[arg-type]
+            batch_sampler=_Dealing(self._batches, positions),
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=self.worker_init_fn,

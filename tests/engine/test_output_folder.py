@@ -19,11 +19,11 @@ from maskformer.engine.output_folder import (
     Backoff,
     EventFileWriter,
     KeptFile,
-    MetricsWriter,
     keep_logging,
     lock_output_folder,
     restore_output_folder,
 )
+from maskformer.engine.writers import MetricsWriter
 from maskformer.structures import InputError
 
 HOLD = """
