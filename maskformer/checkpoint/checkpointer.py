@@ -138,7 +138,7 @@ class Checkpointer(DetectionCheckpointer):
         return os.path.join(self.save_dir, found)
 
     def _find_last_good(self) -> tuple[str | None, list[str]]:
-        damages = []
+        damages: list[str] = []
         for name in self._candidates():
             damage = self._find_damage(os.path.join(self.save_dir, name))
             if damage is None:
