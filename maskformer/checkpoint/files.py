@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from typing import IO, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -66,7 +66,7 @@ def save_checkpoint(content: Any, path: str) -> None:
         nonlocal digest
         writer = _HashingWriter(file)
         try:
-            torch.save(content, cast(IO[bytes], writer))
+            torch.save(content, cast(BinaryIO, writer))
         except Exception:
             if writer.error is not None:
                 raise writer.error from None

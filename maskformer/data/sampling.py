@@ -28,12 +28,12 @@ class Draw(NamedTuple):
 
     Attributes:
         epoch: passes over the images before this one.
-        index: of the image, 0..N-1.
+        image: its index, 0..N-1.
         repeat: how often the image came before in this epoch.
     """
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    image: int
     repeat: int = 0
 
 
@@ -100,7 +100,7 @@ class Stream:
         """
         waiting: dict[int, list[Draw]] = {}
         for draw, epoch, offset in self._draws(start):
-            group = group_of(draw.index)
+            group = group_of(draw.image)
             waiting.setdefault(group, []).append(draw)
             if len(waiting[group]) == size:
                 batch = waiting.pop(group)

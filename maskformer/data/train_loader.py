@@ -66,7 +66,7 @@ class Examples(Dataset):
 
     def __getitem__(self, draw: Draw) -> Record:
         if not self.skip_bad:
-            return self._make(draw, draw.index, 0)
+            return self._make(draw, draw.image, 0)
         bad: list[tuple[int, str]] = []
         for attempt, index in enumerate(self._indices(draw)):
             try:
@@ -82,9 +82,9 @@ class Examples(Dataset):
 
     def _indices(self, draw: Draw) -> Iterator[int]:
         """An image and what may stand in for it, ``MAX_ATTEMPTS`` at most."""
-        yield draw.index
+        yield draw.image
         others = itertools.islice(self.stream.replacements(draw), 100 * MAX_ATTEMPTS)
-        alike = (index for index in others if self.group_of(index) == self.group_of(draw.index))
+        alike = (index for index in others if self.group_of(index) == self.group_of(draw.image))
         yield from itertools.islice(alike, MAX_ATTEMPTS - 1)
 
     def _make(self, draw: Draw, index: int, attempt: int) -> Record:

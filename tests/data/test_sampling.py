@@ -22,8 +22,8 @@ def stream(size: int = 7, seed: int = 3) -> Stream:
 
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own():
     first, second = stream().epoch(0), stream().epoch(1)
-    assert sorted(draw.index for draw in first) == sorted(draw.index for draw in second) == list(range(7))
-    assert [draw.index for draw in first] != [draw.index for draw in second]
+    assert sorted(draw.image for draw in first) == sorted(draw.image for draw in second) == list(range(7))
+    assert [draw.image for draw in first] != [draw.image for draw in second]
     assert {draw.epoch for draw in second} == {1} and {draw.repeat for draw in first} == {0}
     assert stream().epoch(1) == second != stream(seed=4).epoch(1)
 
@@ -31,11 +31,11 @@ def test_each_epoch_has_every_image_once_in_an_order_of_its_own():
 def test_factors_say_how_often_an_image_comes():
     factors = torch.tensor([0.0, 1.0, 2.0, 1.5], dtype=torch.float64)
     epochs = [Stream(0, factors).epoch(number) for number in range(400)]
-    counts = Counter(draw.index for epoch in epochs for draw in epoch)
+    counts = Counter(draw.image for epoch in epochs for draw in epoch)
     assert (counts[0], counts[1], counts[2]) == (0, 400, 800)
     assert abs(counts[3] - 600) < 60  # six standard deviations
     assert all(len(set(epoch)) == len(epoch) for epoch in epochs)  # repeats differ, so they are augmented differently
-    assert {draw.repeat for draw in epochs[0] if draw.index == 2} == {0, 1}
+    assert {draw.repeat for draw in epochs[0] if draw.image == 2} == {0, 1}
 
 
 def test_subset_is_drawn_once_for_all_epochs():
@@ -59,7 +59,7 @@ def test_batches_in_order_hold_the_stream_and_grouped_ones_hold_one_group_each()
     in_order = [draw for batch, _ in islice(stream().batches(Position(), 3, alike), 7) for draw in batch]
     assert in_order == draws
     grouped = [batch for batch, _ in islice(stream().batches(Position(), 3, odd), 7)]
-    assert all(len({draw.index % 2 for draw in batch}) == 1 for batch in grouped)
+    assert all(len({draw.image % 2 for draw in batch}) == 1 for batch in grouped)
     handed_out = {draw for batch in grouped for draw in batch}
     assert len(handed_out) == 21 and handed_out <= {d for number in range(5) for d in stream().epoch(number)}
 

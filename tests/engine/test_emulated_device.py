@@ -105,7 +105,7 @@ def trained(train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize(("device", "tolerance"), [("sdaa", 1e-5), pytest.param("cuda", 1e-3, marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(("device", "tolerance"), [("sdaa", 3e-5), pytest.param("cuda", 1e-3, marks=pytest.mark.cuda)])
 def test_training_has_the_losses_of_the_cpu(train, tmp_path: Path, device: str, tolerance: float):
     expected = train(tmp_path / "cpu", "cpu", *GENTLE)
     losses = train(tmp_path / device, device, *GENTLE, SDAA_EMULATED_FORBID=FORBIDDEN)
