@@ -12,6 +12,14 @@ PER_CPU_THREAD = 1 << 16
 ELSEWHERE = 1 << 24
 
 
-def elements_at_once(device: torch.device) -> int:
-    """Values of one temporary."""
-    return PER_CPU_THREAD * torch.get_num_threads() if device.type == "cpu" else ELSEWHERE
+def elements_at_once(device: torch.device, pieces: int = 1) -> int:
+    """Values of one temporary.
+
+    Args:
+        device: where it is.
+        pieces: of the whole work; enough of them have a thread each (see ``threads``), fewer share all threads.
+    """
+    if device.type != "cpu":
+        return ELSEWHERE
+    num_threads = torch.get_num_threads()
+    return PER_CPU_THREAD if pieces >= num_threads else PER_CPU_THREAD * num_threads

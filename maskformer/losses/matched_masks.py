@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from .chunks import elements_at_once
 from .functional import FOCAL_ALPHA
+from .threads import for_each
 
 
 class MatchedMaskLosses(torch.autograd.Function):
@@ -74,17 +75,14 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     )
     sums = mask_logits.new_empty(3, *mask_logits.shape[:2])
     maps = mask_logits.new_empty(3, *mask_logits.shape)
-    targets_at_once, rows_at_once = _chunk(mask_logits.shape[1], masks.shape[1:], mask_logits.device)
+    targets_at_once, rows_at_once = _chunk(mask_logits.shape[:2], masks.shape[1:], mask_logits.device)
     bands = list(_bands(upsample_rows, rows_at_once))
-    wide_maps = mask_logits.new_empty(0)
-    for start in range(0, len(masks), targets_at_once):
+
+    def bring_down(start: int) -> None:
         chunk = slice(start, start + targets_at_once)
         # Rows come first, so that interpolating along them is one product.
         wide = (mask_logits[chunk] @ upsample_columns.mT).movedim(2, 0).contiguous()  # (h,t,N,W)
-        wide_sums = wide.new_zeros(3, *wide.shape[1:])
-        if wide_maps.shape[1:] != wide.shape:  # kept from target to target: memory that is new is slow
-            wide_maps = wide.new_empty(3, *wide.shape)
-        wide_maps.zero_()
+        wide_sums, wide_maps = wide.new_zeros(3, *wide.shape[1:]), wide.new_zeros(3, *wide.shape)
         for band in bands:
             logits = (band.weights @ wide[band.coarse].flatten(1)).unflatten(1, wide.shape[1:])
             band_sums, band_maps = _band_sums_and_maps(logits, masks[chunk, band.fine])
@@ -92,6 +90,8 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
             wide_maps[:, band.coarse] += (band.weights.mT @ band_maps.flatten(2)).unflatten(2, wide.shape[1:])
         sums[:, chunk] = wide_sums.sum(-1)
         maps[:, chunk] = (wide_maps @ upsample_columns).movedim(1, 3)
+
+    for_each(bring_down, range(0, len(masks), targets_at_once), masks.device)
     return sums, maps
 
 
@@ -144,9 +144,10 @@ def _bands(weights: Tensor, rows_at_once: int) -> Iterator[_Band]:
         yield _Band(slice(start, stop), coarse, weights[start:stop, coarse].contiguous())
 
 
-def _chunk(masks_of_target: int, size: torch.Size, device: torch.device) -> tuple[int, int]:
-    """How many targets of (H,W), and how many rows of them, to look at together."""
-    elements = elements_at_once(device)
+def _chunk(grouped: torch.Size, size: torch.Size, device: torch.device) -> tuple[int, int]:
+    """How many of T targets of (H,W), N masks each, and how many rows of them, to look at together."""
+    num_targets, masks_of_target = grouped
+    elements = elements_at_once(device, pieces=num_targets)
     row = max(masks_of_target * size[1], 1)
     rows_at_once = min(max(elements // row, 1), size[0])
     return max(elements // (rows_at_once * row), 1), rows_at_once

@@ -14,6 +14,7 @@ from maskformer.structures import MaskPredictions, Match, Targets
 from .chunks import elements_at_once
 from .functional import pairwise_mask_costs
 from .precision import without_autocast
+from .threads import for_each
 
 
 class HungarianMatcher(nn.Module):
@@ -77,7 +78,13 @@ class HungarianMatcher(nn.Module):
         class_cost = -class_logits.softmax(-1)[..., target.labels]
         pixels = mask_logits.flatten(2)
         layers_at_once = max(elements_at_once(pixels.device) // max(pixels[0].numel(), 1), 1)
-        costs = [pairwise_mask_costs(layers.flatten(0, 1), masks) for layers in pixels.split(layers_at_once)]
+        parts = pixels.split(layers_at_once)
+        costs: list[tuple[Tensor, ...]] = [()] * len(parts)
+
+        def compare(part: int) -> None:
+            costs[part] = pairwise_mask_costs(parts[part].flatten(0, 1), masks)
+
+        for_each(compare, range(len(parts)), pixels.device)
         focal_cost, dice_cost = (torch.cat(parts).view(class_cost.shape) for parts in zip(*costs))
         return self.class_weight * class_cost + self.mask_weight * focal_cost + self.dice_weight * dice_cost
 
