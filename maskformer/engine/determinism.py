@@ -12,8 +12,8 @@ from detectron2.engine import HookBase
 logger = logging.getLogger(__name__)
 
 # How PyTorch begins the warnings of `use_deterministic_algorithms(warn_only=True)`: with the name of the operation.
-_WARNING = r".*(?:does not have a deterministic implementation|deterministic behavior|not deterministic)"
-_OPERATION = re.compile(r"(\w+)")
+_WARNING = r".*(?:does not have a deterministic implementation|deterministic behavior|(?:not |non-)deterministic)"
+_OPERATION = re.compile(r"(.+?)(?= defaults to )|(\w+)")
 
 
 class DeterminismReport(HookBase):
@@ -41,7 +41,7 @@ class DeterminismReport(HookBase):
             self._show(message, category, *place, **options)
             return
         match = _OPERATION.search(str(message))
-        operation = match[1] if match else str(message)
+        operation = match[0] if match else str(message)
         if operation not in self.operations:
             self.operations.add(operation)
             logger.warning("Not deterministic on this device: %s", operation)

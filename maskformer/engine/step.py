@@ -167,15 +167,17 @@ class StepTrainer(SimpleTrainer):
                 self.iter,
                 self.skipped_steps,
             )
-            if self.scaler.get_scale() < 1:
-                raise RunError(
-                    f"Training stopped at iteration {self.iter}: gradients are not finite at any loss scale, the "
-                    "losses are. No weight was touched. Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to "
-                    "False, where the first bad step is explained."
-                )
         storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
-        if not self._has_stepped or self.iter % SCALE_PERIOD == 0:  # reading the scale waits for the device
-            storage.put_scalar("grad_scaler", self.scaler.get_scale(), smoothing_hint=False)
+        if self._has_stepped and self.iter % SCALE_PERIOD != 0:
+            return
+        scale = self.scaler.get_scale()  # waits for the device
+        storage.put_scalar("grad_scaler", scale, smoothing_hint=False)
+        if not self._has_stepped and scale < 1:
+            raise RunError(
+                f"Training stopped at iteration {self.iter}: gradients are not finite at any loss scale, the "
+                "losses are. No weight was touched. Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to "
+                "False, where the first bad step is explained."
+            )
 
     def _note_step(self, *_: Any) -> None:
         self._has_stepped = True

@@ -22,6 +22,11 @@ class Warned(TrainerBase):
                 "'torch.use_deterministic_algorithms(True, warn_only=True)'.",
                 stacklevel=1,
             )
+        warnings.warn(
+            "Memory Efficient attention defaults to a non-deterministic algorithm. To explicitly enable determinism "
+            "call torch.use_deterministic_algorithms(True, warn_only=False).",
+            stacklevel=1,
+        )
         warnings.warn("something else", stacklevel=1)
 
 
@@ -35,8 +40,9 @@ def test_operations_are_named_once_and_listed_at_the_end(caplog: pytest.LogCaptu
     assert [record.getMessage() for record in caplog.records if record.name.startswith("maskformer")] == [
         "Not deterministic on this device: grid_sampler_2d_backward_cuda",
         "Not deterministic on this device: upsample_bilinear2d_backward_out_cuda",
-        "SOLVER.DETERMINISTIC: operations that were not deterministic: grid_sampler_2d_backward_cuda, "
-        "upsample_bilinear2d_backward_out_cuda",
+        "Not deterministic on this device: Memory Efficient attention",
+        "SOLVER.DETERMINISTIC: operations that were not deterministic: Memory Efficient attention, "
+        "grid_sampler_2d_backward_cuda, upsample_bilinear2d_backward_out_cuda",
     ]
     assert warnings.showwarning is show
 
