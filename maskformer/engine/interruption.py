@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.utils import comm
@@ -27,6 +27,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 300
 # One Ctrl-C may come twice: from the terminal, and passed on by torchrun or by the process that started this one.
 SAME_REQUEST_SECONDS = 1.0
+LOST_SECONDS = 3.0  # after which a run that goes on although it was interrupted is interrupted again
 WORKER_SECONDS = 15  # that a data worker lives on after SIGTERM; usually it ends with the process that it works for
 
 
@@ -55,6 +56,8 @@ class Requests:
         self.save = False
         self._stop_time = 0.0
         self._agreement: Agreement | None = None  # of the training that this process is in
+        self._was_lost = False
+        self._timer: threading.Timer | None = None  # does not let the request be forgotten
         self._listener = 0  # id of the process that listens: data workers inherit its handlers, and ignore signals
 
     @contextlib.contextmanager
@@ -69,6 +72,8 @@ class Requests:
             yield
         finally:
             self._listener = 0
+            if self._timer is not None:
+                self._timer.cancel()
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -91,6 +96,9 @@ class Requests:
         if number == signal.SIGUSR1:
             self.save = True
             return
+        if self._was_lost:
+            self._was_lost = False
+            self._interrupt(number)
         now = time.monotonic()
         if self.stop_signal and number == signal.SIGINT and now - self._stop_time > SAME_REQUEST_SECONDS:
             os.write(2, b"interrupted again: ended at once\n")
@@ -99,8 +107,18 @@ class Requests:
             return
         self.stop_signal, self._stop_time = number, now
         if self._agreement is None:
-            raise Interrupted(number)
-        _call_later(STOP_SECONDS, lambda: _end_with(128 + number))
+            self._interrupt(number)
+        self._timer = _call_later(STOP_SECONDS, lambda: _end_with(128 + number))
+
+    def _interrupt(self, number: int) -> NoReturn:
+        self._timer = _call_later(LOST_SECONDS, self._insist)
+        raise Interrupted(number)
+
+    def _insist(self) -> None:
+        """Ask again: what is raised while Python runs a callback of its own, as in ``os.fork``, it ignores."""
+        if self._listener == os.getpid() and self._agreement is None:
+            self._was_lost = True
+            os.kill(os.getpid(), self.stop_signal)
 
 
 REQUESTS = Requests()  # of this process, as signals are

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import socket
@@ -205,6 +206,12 @@ def tell(sentence: str) -> None:
         sys.stderr.flush()
 
 
+@functools.cache
+def _log_file(path: str) -> KeptFile:
+    """One for all runs of a process."""
+    return KeptFile(path)
+
+
 def keep_logging(path: str, names: tuple[str, ...]) -> None:
     """Let the handlers that write a log file write it as a ``KeptFile``.
 
@@ -212,7 +219,7 @@ def keep_logging(path: str, names: tuple[str, ...]) -> None:
         path: the log file.
         names: of the loggers that have such handlers.
     """
-    file = KeptFile(path)
+    file = _log_file(path)
     for handler in (handler for name in names for handler in logging.getLogger(name).handlers):
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "name", None) == path:
             handler.setStream(file)

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,25 @@ def test_signal_outside_a_training_ends_the_run_at_once():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+IN_A_CALLBACK = """
+import os, signal, time
+from maskformer.engine.interruption import REQUESTS
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+with REQUESTS.listening():
+    if os.fork() == 0:
+        os._exit(0)
+    print("it was ignored", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_signal_whose_exception_python_ignored_ends_the_run_all_the_same():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IN_A_CALLBACK], capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "it was ignored\n" and done.returncode == 128 + signal.SIGTERM
+
+
 def test_signal_in_a_training_is_noted_for_the_end_of_the_step():
     requests = Requests()
     agreement = Agreement(requests)
@@ -34,6 +56,20 @@ def test_signal_in_a_training_is_noted_for_the_end_of_the_step():
         os.kill(os.getpid(), signal.SIGINT)  # the same Ctrl-C
         assert not agreement.after_step(save=False, is_last=False)
         assert agreement.stop_signal == signal.SIGINT
+
+
+def test_request_that_was_met_is_not_insisted_on(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("maskformer.engine.interruption.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("maskformer.engine.interruption._end_with", lambda code: os.write(2, b"ended"))
+    requests = Requests()
+    with requests.listening(), requests.left_to(Agreement(requests)):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
+    assert capfd.readouterr().err == ""
+    with requests.listening(), requests.left_to(Agreement(requests)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+    assert capfd.readouterr().err == "ended"
 
 
 def test_evaluation_within_a_training_stops_between_images():

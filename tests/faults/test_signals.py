@@ -121,7 +121,7 @@ def test_ctrl_c_in_an_evaluation_alone_is_one_line(evaluating: TinyTraining, tmp
     output = tmp_path / "output"
     workers = ("DATALOADER.NUM_WORKERS", "2")
     process = evaluating.start(output, "--eval-only", "DATASETS.TEST", "('shapes_panoptic_val',)", *workers)
-    wait_for(lambda: (output / "log.txt").exists() and "Start inference" in (output / "log.txt").read_text(), process)
+    wait_for(lambda: (output / "log.txt").exists() and "Inference done" in (output / "log.txt").read_text(), process)
     printed, seconds = end(process, signal.SIGINT, group=True)
     assert process.returncode == 130, printed[-3000:]
     assert printed.splitlines()[-1] == "interrupted"

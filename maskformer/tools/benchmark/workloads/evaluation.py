@@ -160,13 +160,14 @@ def _write_panoptic(
         ]
         for id_map, found in zip(truth, infos, strict=True)
     ]
+    height, width = truth[0].shape
     content = {
-        "images": [{"id": index} for index in range(num_images)],
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": height, "width": width} for i in range(num_images)],
         "annotations": [
             {"image_id": i, "file_name": f"{i % PREDICTIONS}.png", "segments_info": segments[i % PREDICTIONS]}
             for i in range(num_images)
         ],
-        "categories": [{"id": index, "isthing": int(index < things)} for index in range(classes)],
+        "categories": [{"id": i, "name": f"class {i}", "isthing": int(i < things)} for i in range(classes)],
     }
     (folder / "truth.json").write_text(json.dumps(content))
 
