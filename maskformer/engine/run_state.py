@@ -84,6 +84,7 @@ class RunState(HookBase):
             with open(path, encoding="utf-8") as file:
                 self._restore_writers(json.load(file))
         elif self.writers:
+            os.makedirs(folder, exist_ok=True)
             write_text(path, json.dumps({name: writer.state_dict() for name, writer in self.writers.items()}))
 
     def before_train(self) -> None:

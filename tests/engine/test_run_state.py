@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Iterator
 from itertools import islice
@@ -116,7 +117,7 @@ class Listed(DatasetEvaluator):
 @pytest.fixture
 def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
     monkeypatch.setattr(trainer_module, "build_train_loader", lambda cfg: loader_of("0", "1", "2"))
-    monkeypatch.setattr(trainer_module, "build_test_loader", lambda cfg, name: [])
+    monkeypatch.setattr(trainer_module, "build_test_loader", lambda cfg, name, done: [])
     monkeypatch.setattr(trainer_module, "build_evaluator", lambda cfg, name, folder: Listed())
     options = {
         "MODEL.META_ARCHITECTURE": "Noisy",
@@ -253,6 +254,7 @@ def test_checkpoint_of_an_earlier_version_resumes_with_a_warning(cfg: CfgNode, c
     state = trainer.state_dict()
     del state["hooks"]["RunState"]
     state["iteration"] = 4
+    os.makedirs(cfg.OUTPUT_DIR)
     Checkpointer(trainer.model, cfg.OUTPUT_DIR).save("model_0000004", trainer=state)
     assert trained(cfg, resume=True).start_iter == 5
     assert "of an earlier version: images and random numbers start anew" in caplog.text

@@ -157,5 +157,5 @@ def test_killed_run_ends_like_one_that_never_was(
     assert sum(kills.values()) == KILLS
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     for moment, number in kills.items():
-        ledger(f"SIGKILL in a {moment}", injected=number, survived=number, lost=0, seconds=seconds)
+        ledger(f"SIGKILL of a training, in: {moment}", injected=number, survived=number, lost=0, seconds=seconds)
         seconds = []
