@@ -58,7 +58,7 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, has_images: bool =
     """
     content = _read_lists(path, origin, ("annotations", "images") if has_images else ("annotations",))
     name = _name(path, origin)
-    images = _check_images(content, name) if has_images else {}
+    images = _check_images(content, name, complete=False) if has_images else {}
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name}"
@@ -109,7 +109,9 @@ def read_instance_json(path: str | Path, origin: str = "") -> Record:
     name = _name(path, origin)
     if "categories" not in content:
         raise InputError(f"{name} has no categories; expected COCO's format.")
-    images = _check_images(content, name)
+    for index, category in enumerate(content["categories"]):
+        _field(category, "name", f"Category {index} of {name}", _is_name, "text")
+    images = _check_images(content, name, complete=True)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name}"
@@ -179,19 +181,23 @@ def _check_categories(categories: list[Any], name: str) -> None:
         category_id = _field(category, "id", where, _is_integer, "an integer")
         _require(category_id not in seen, where, "id", category_id, "each id once, this is the second")
         seen.add(category_id)
-        _field(category, "name", where, _is_name, "text")
+        if "name" in category:
+            _field(category, "name", where, _is_name, "text")
         _field(category, "isthing", where, _is_flag, "0 or 1")
 
 
-def _check_images(content: Record, name: str) -> dict[Any, Record]:
+def _check_images(content: Record, name: str, *, complete: bool) -> dict[Any, Record]:
+    """Images by id; unless they are to be complete, names and sizes may be absent: measuring needs neither."""
     images: dict[Any, Record] = {}
     for index, image in enumerate(content["images"]):
         where = f"Image {index} of {name}"
         image_id = _field(image, "id", where, _is_id, "a number or text")
         _require(image_id not in images, where, "id", image_id, "each id once, this is the second")
-        _field(image, "file_name", where, _is_name, "the name of a file")
+        if complete or "file_name" in image:
+            _field(image, "file_name", where, _is_name, "the name of a file")
         for side in ("height", "width"):
-            _field(image, side, where, _is_side, f"pixels, 1 to {_MAX_SIDE}")
+            if complete or side in image:
+                _field(image, side, where, _is_side, f"pixels, 1 to {_MAX_SIDE}")
         images[image_id] = image
     if len({type(image_id) for image_id in images}) > 1:
         raise InputError(f"The images of {name} have ids of different types; expected numbers alone, or text alone.")

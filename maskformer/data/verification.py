@@ -70,7 +70,7 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
     Raises:
         InputError: it is not registered, a file or folder is missing or not prepared, or it is empty.
     """
-    _check_registered(name, config_key)
+    check_registered(name, config_key)
     metadata = MetadataCatalog.get(name)
     _check_files(name, metadata)
     records = _load(name)
@@ -97,7 +97,13 @@ def _has_only_things(record: dict[str, Any]) -> bool:
     return "annotations" in record and not {"sem_seg_file_name", "pan_seg_file_name"} & record.keys()
 
 
-def _check_registered(name: str, config_key: str) -> None:
+def check_registered(name: str, config_key: str) -> None:
+    """Raise an ``InputError`` unless Detectron2's catalog has a dataset of this name.
+
+    Args:
+        name: of the dataset.
+        config_key: where the user gave it, for the message.
+    """
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.4)
         hint = f"close to it are {', '.join(close)}" if close else f"{len(DatasetCatalog)} others are registered"

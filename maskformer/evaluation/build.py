@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from maskformer.data.verification import check_registered
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
@@ -43,11 +44,12 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         output_folder: where predictions are written; None: nowhere.
 
     Raises:
-        InputError: the type is unknown, a package is missing, nothing applies, or model and dataset have another number
-            of classes.
+        InputError: there is no such dataset, its type is unknown, a package is missing, nothing applies, or model and
+            dataset have another number of classes.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in MEASURES:
+        check_registered(dataset_name, "DATASETS.TEST")
         raise InputError(
             f"Dataset {dataset_name} has evaluator_type {evaluator_type!r} in its metadata, expected one of "
             f"{', '.join(MEASURES)}; change DATASETS.TEST, or the type where the dataset is registered."

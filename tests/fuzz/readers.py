@@ -242,7 +242,7 @@ CONFIGS = (
     b"DATASETS:\n  OWN:\n    garden:\n      classes: [grass, sky]\n      ignore: [0, 255]\n      offset: 1\n"
     b"      train: {images: images, labels: labels}\n  TRAIN: [garden_train]\n",
     b"SOLVER: {BASE_LR: 0.1, STEPS: [1, 2], AMP: {ENABLED: true}}\nMODEL: {PIXEL_MEAN: [1.0, 2, 3]}\n",
-    b"VERSION: 2\nMODEL: &m {DEVICE: cpu}\nINPUT: {CROP: {ENABLED: true, SIZE: (4, 4)}}\n",
+    b"VERSION: 2\nMODEL: &m {DEVICE: cpu}\nINPUT: {CROP: {ENABLED: true, SIZE: [0.4, 0.4]}}\n",
 )
 _FILES = {"images/a.jpg": encode(PHOTO, "JPEG"), "masks/a.png": encode(_rgb(IDS))}
 _PANOPTIC_JSON, _INSTANCE_JSON = json.dumps(PANOPTIC).encode(), json.dumps(INSTANCES).encode()
