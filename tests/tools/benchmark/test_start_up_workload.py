@@ -17,9 +17,11 @@ def test_contenders_start(command: str, to: str):
 
 @pytest.mark.slow
 def test_process_stops_after_the_first_step():
-    steps = "class Trainer(TrainerBase):\n    def run_step(self): assert self.iter == 0\nTrainer().train(0, 5)\n"
+    train = "trainer = Trainer()\ntrainer.register_hooks([IterationTimer()])\ntrainer.train(0, 5)\n"
+    trainer = "from detectron2.engine import TrainerBase\nclass Trainer(TrainerBase):\n"
+    steps = f"{trainer}    def run_step(self): assert self.iter == 0\n{train}"
     start_up.run_process([sys.executable, "-W", "ignore", "-c", start_up.STOP_AFTER_STEP + steps])
-    never = "class Trainer(TrainerBase):\n    def run_step(self): assert False\nTrainer().train(0, 5)\n"
+    never = f"{trainer}    def run_step(self): assert False\n{train}"
     with pytest.raises(InputError, match="AssertionError"):
         start_up.run_process([sys.executable, "-W", "ignore", "-c", start_up.STOP_AFTER_STEP + never])
 

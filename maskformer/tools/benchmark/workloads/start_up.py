@@ -35,8 +35,8 @@ from detectron2.modeling import build_model
 # Ends the process right after the first step, before weights are saved: what the step made is all there then.
 STOP_AFTER_STEP = """
 import os
-from detectron2.engine.train_loop import TrainerBase
-TrainerBase.after_step = lambda trainer: os._exit(0)
+from detectron2.engine.hooks import IterationTimer
+IterationTimer.after_step = lambda hook: os._exit(0)
 """
 
 _RUN_TRAIN_NET = """
