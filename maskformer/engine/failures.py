@@ -104,19 +104,22 @@ def describe_image(example: dict[str, Any]) -> str:
 def end_workers_that_cannot_deliver() -> None:
     """Have a data worker end that cannot hand an image over, where Python lets it go on and the training wait for ever.
 
-    Handing over goes through shared memory, which may be full.
+    Handing over goes through shared memory, which may be full. ``_on_queue_feeder_error`` is what Python provides for
+    subclasses; PyTorch chooses the class.
     """
+    Queue._on_queue_feeder_error = staticmethod(_end_if_worker)  # type: ignore[attr-defined]
 
-    def end(error: BaseException, _: Any) -> None:
-        if get_worker_info() is None:
-            report(error, _)
-            return
-        sys.stderr.write(f"A process that loads images cannot hand one over: {error}\n")
-        sys.stderr.flush()
-        os._exit(EXIT_RUN_ERROR)
 
-    report = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
-    Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]  # what Python provides for subclasses; PyTorch chooses the class
+_report_feeder_error = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+
+def _end_if_worker(error: BaseException, undelivered: Any) -> None:
+    if get_worker_info() is None:
+        _report_feeder_error(error, undelivered)
+        return
+    sys.stderr.write(f"A process that loads images cannot hand one over: {error}\n")
+    sys.stderr.flush()
+    os._exit(EXIT_RUN_ERROR)
 
 
 def _explain_process(error: ProcessExitedException) -> str:

@@ -8,9 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .resize import Geometry
-
-_BYTES_ELSEWHERE = 2**27  # of masks at a time on accelerators, where each operator costs a launch
+from .resize import Geometry, device_bytes, shrunk
 
 
 def instance_inference(
@@ -91,10 +89,9 @@ def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) 
 
 
 def _masks_at_once(mask_logits: Tensor, geometry: Geometry) -> int:
-    if mask_logits.device.type == "cpu":
-        return 1
     height, width = geometry.padded_size
-    return max(_BYTES_ELSEWHERE // (height * width * mask_logits.element_size()), 1)
+    limit = shrunk(device_bytes(0, mask_logits.device))  # on a CPU one after the other: each leaves the cache anyway
+    return max(limit // (height * width * mask_logits.element_size()), 1)
 
 
 def bounding_boxes(masks: Tensor) -> Boxes:

@@ -96,21 +96,32 @@ def resize_maps(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
+_BYTES_ELSEWHERE = 2**27  # of maps at a time on accelerators, where each operator costs a launch
 _band_divisor: ContextVar[int] = ContextVar("band_divisor", default=1)
 
 
 @contextmanager
 def smaller_bands(divisor: int) -> Iterator[None]:
-    """In the ``with`` block, ``plan_bands`` plans bands of this fraction: for a device whose memory did not suffice.
+    """In the ``with`` block, bands and other pieces have this fraction of bytes: for memory that did not suffice.
 
     Args:
-        divisor: of the bytes of a band, 1 or more.
+        divisor: of the bytes, 1 or more.
     """
     token = _band_divisor.set(divisor)
     try:
         yield
     finally:
         _band_divisor.reset(token)
+
+
+def shrunk(num_bytes: int) -> int:
+    """What of a limit is left within ``smaller_bands``."""
+    return num_bytes // _band_divisor.get()
+
+
+def device_bytes(on_cpu: int, device: torch.device) -> int:
+    """How many bytes of maps a device computes together best: on a CPU what is given, elsewhere many."""
+    return on_cpu if device.type == "cpu" else _BYTES_ELSEWHERE
 
 
 def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
@@ -121,8 +132,6 @@ def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
         row_bytes: what one row needs.
         band_bytes: what a band should not exceed, but for four rows, which are the least.
     """
-    step = max(
-        band_bytes // _band_divisor.get() // row_bytes // 4 * 4, 4
-    )  # the mask grid's stride: few bands begin inside a cell
+    step = max(shrunk(band_bytes) // row_bytes // 4 * 4, 4)  # the mask grid's stride: few bands begin inside a cell
     for start in range(0, height, step):
         yield range(start, min(start + step, height))

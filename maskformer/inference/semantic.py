@@ -11,11 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .resize import Geometry, plan_bands
+from .resize import Geometry, device_bytes, plan_bands, shrunk
 
 _BAND_BYTES = 2**23  # of a band's masks or scores; the C library gives blocks above 32 MB back after each use
 _BLOCK_BYTES = 2**21  # of the scores that an arg-max reads: they stay in a core's cache
-_BYTES_ELSEWHERE = 2**27  # of either on accelerators, where each operator costs a launch
 
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -108,16 +107,13 @@ def _restored_score_bands(
 def _plan(geometry: Geometry, mask_logits: Tensor, num_maps: int) -> Iterator[range]:
     width = max(geometry.image_size[1], geometry.output_size[1])
     row_bytes = num_maps * width * mask_logits.element_size()
-    return plan_bands(geometry.output_size[0], row_bytes, _limit(_BAND_BYTES, mask_logits))
-
-
-def _limit(on_cpu: int, maps: Tensor) -> int:
-    return on_cpu if maps.device.type == "cpu" else _BYTES_ELSEWHERE
+    return plan_bands(geometry.output_size[0], row_bytes, device_bytes(_BAND_BYTES, mask_logits.device))
 
 
 def _best_classes(class_probs: Tensor, mask_probs: Tensor) -> Tensor:
     """(rows,width) int64: the class with the largest score, for (Q,K) and (Q,rows,width) probabilities."""
-    pixels = max(_limit(_BLOCK_BYTES, mask_probs) // (class_probs.shape[1] * mask_probs.element_size()), 1)
+    block_bytes = shrunk(device_bytes(_BLOCK_BYTES, mask_probs.device))
+    pixels = max(block_bytes // (class_probs.shape[1] * mask_probs.element_size()), 1)
     # max along neighbours in memory, not argmax: several times faster on a CPU, and it gives the first of equals too.
     blocks = [(block.T @ class_probs).max(1).indices for block in mask_probs.flatten(1).split(pixels, dim=1)]
     return torch.cat(blocks).view(mask_probs.shape[1:])
