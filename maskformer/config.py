@@ -323,9 +323,9 @@ _ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _con
 
 def _read_layers(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """A file after those that it is based on: path and content of each."""
-    if os.path.realpath(path) in above:
-        raise InputError(f"Configuration file {path} is based on itself; correct _BASE_ in it or in what it names.")
     content = _read_yaml(path)
+    if os.path.realpath(path) in above:  # after reading, which has refused what is no path
+        raise InputError(f"Configuration file {path} is based on itself; correct _BASE_ in it or in what it names.")
     base = content.pop("_BASE_", None)
     if base is not None and not isinstance(base, str):
         raise InputError(f"Configuration file {path} has _BASE_ {base!r}; expected the path of one file.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,16 @@ def read_json(path: str | Path, origin: str = "") -> Any:
         raise InputError(f"{head} is no JSON: {reason}; restore it or write it again.") from error
 
 
-def read_panoptic_json(path: str | Path, origin: str = "", *, has_images: bool = True) -> Record:
+def read_panoptic_json(
+    path: str | Path, origin: str = "", *, image_fields: Collection[str] | None = ("file_name", "height", "width")
+) -> Record:
     """Read and check a file of COCO's panoptic format.
 
     Args:
         path: of the file.
         origin: where the user named it.
-        has_images: whether ``images`` is needed, as everywhere but in Cityscapes, whose file names say enough.
+        image_fields: what each of ``images`` needs besides its id: nothing to measure. None: there may be no ``images``,
+            as in Cityscapes, whose file names say enough.
 
     Returns:
         ``images``, ``annotations`` and, where the file has them, ``categories``.
@@ -56,9 +59,10 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, has_images: bool =
     Raises:
         InputError: it cannot be read, lacks something, or holds an id twice.
     """
+    has_images = image_fields is not None
     content = _read_lists(path, origin, ("annotations", "images") if has_images else ("annotations",))
     name = _name(path, origin)
-    images = _check_images(content, name, complete=False) if has_images else {}
+    images = {} if image_fields is None else _check_images(content, name, image_fields)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name}"
@@ -111,7 +115,7 @@ def read_instance_json(path: str | Path, origin: str = "") -> Record:
         raise InputError(f"{name} has no categories; expected COCO's format.")
     for index, category in enumerate(content["categories"]):
         _field(category, "name", f"Category {index} of {name}", _is_name, "text")
-    images = _check_images(content, name, complete=True)
+    images = _check_images(content, name, ("file_name", "height", "width"))
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name}"
@@ -186,17 +190,17 @@ def _check_categories(categories: list[Any], name: str) -> None:
         _field(category, "isthing", where, _is_flag, "0 or 1")
 
 
-def _check_images(content: Record, name: str, *, complete: bool) -> dict[Any, Record]:
-    """Images by id; unless they are to be complete, names and sizes may be absent: measuring needs neither."""
+def _check_images(content: Record, name: str, needed: Collection[str]) -> dict[Any, Record]:
+    """Images by id; other names and sizes than those needed may be absent, but not wrong."""
     images: dict[Any, Record] = {}
     for index, image in enumerate(content["images"]):
         where = f"Image {index} of {name}"
         image_id = _field(image, "id", where, _is_id, "a number or text")
         _require(image_id not in images, where, "id", image_id, "each id once, this is the second")
-        if complete or "file_name" in image:
+        if "file_name" in {*needed, *image}:
             _field(image, "file_name", where, _is_name, "the name of a file")
         for side in ("height", "width"):
-            if complete or side in image:
+            if side in {*needed, *image}:
                 _field(image, side, where, _is_side, f"pixels, 1 to {_MAX_SIDE}")
         images[image_id] = image
     if len({type(image_id) for image_id in images}) > 1:

@@ -101,7 +101,7 @@ class PanopticEvaluator(COCOPanopticEvaluator):
     @cached_property
     def _truth(self) -> dict[str, Any]:
         """What the dataset's JSON holds."""
-        content = read_panoptic_json(PathManager.get_local_path(self._metadata.panoptic_json))
+        content = read_panoptic_json(PathManager.get_local_path(self._metadata.panoptic_json), image_fields=())
         if "categories" not in content:
             raise InputError(f"{self._metadata.panoptic_json} has no categories; expected COCO's format.")
         return content

@@ -122,6 +122,13 @@ def test_value_that_no_one_would_write_is_refused_on_the_command_line(value: str
         load_config("", ["SOLVER.BASE_LR", value])
 
 
+@pytest.mark.parametrize("name", ["\0", "a\0.yaml", "x" * 5000])
+def test_name_of_a_configuration_that_is_none_is_refused(name: str):
+    """ValueError: embedded null byte."""
+    with pytest.raises(InputError, match="Configuration file "):
+        load_config(name)
+
+
 class _Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch exploded",)
@@ -157,6 +164,17 @@ def test_segment_of_impossible_ids_is_refused(tmp_path: Path, place: str, value:
     content = json.loads(reader.seeds[0])
     content["annotations"][0]["segments_info"][0][place] = value
     with pytest.raises(InputError, match=r"panoptic\.json|Category"):
+        reader.use(json.dumps(content).encode(), tmp_path)
+
+
+@pytest.mark.parametrize("place", ["file_name", "height", "width"])
+def test_image_without_name_or_size_is_refused(tmp_path: Path, place: str):
+    """KeyError: 'width'."""
+    reader = READERS["panoptic JSON"]
+    reader.prepare(tmp_path)
+    content = json.loads(reader.seeds[0])
+    del content["images"][0][place]
+    with pytest.raises(InputError, match=rf"Image 0 of .*panoptic\.json.* has {place} None"):
         reader.use(json.dumps(content).encode(), tmp_path)
 
 
