@@ -8,6 +8,7 @@ heard of works too, if its vendor registers it with PyTorch (PrivateUse1) and gi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -51,7 +52,12 @@ ACCELERATORS = {
     "xpu": Vendor(None, "xccl", ("ZE_", "SYCL_", "CCL_")),
     "mps": Vendor(None, None, ("PYTORCH_MPS_",)),
 }
-COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", *_MALLOC_VARIABLES)
+
+# Of mallopt(3).
+_MALLOPT_TRIM_THRESHOLD = -1
+_MALLOPT_MMAP_MAX = -4
 
 # SOLVER.AMP.PRECISION; "auto" is the device's own choice.
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -155,6 +161,22 @@ class Accelerator:
         """Give back to the device what PyTorch keeps for later."""
         if (empty_cache := self._function("empty_cache")) is not None:
             empty_cache()
+
+    def keep_freed_memory(self) -> bool:
+        """On a CPU, have the C library keep freed memory for later, so that tensors of the next step need no new pages.
+
+        It would give tensors of 32 MB and more back to the system, and those of every step would fault in page by page.
+        The process then holds its peak until it ends (docs/performance.md). Variables of glibc's allocator that are set
+        (MALLOC_MMAP_MAX_, ...) are respected.
+
+        Returns:
+            Whether it was done; it is not on other devices, nor by other libraries than glibc.
+        """
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+        if self.type != "cpu" or set_option is None or any(name in os.environ for name in _MALLOC_VARIABLES):
+            return False
+        options = {_MALLOPT_MMAP_MAX: 0, _MALLOPT_TRIM_THRESHOLD: -1}  # none mapped apart, none given back
+        return all(set_option(option, value) == 1 for option, value in options.items())
 
     @property
     def reads_pinned_memory(self) -> bool:

@@ -178,6 +178,37 @@ def test_image_without_name_or_size_is_refused(tmp_path: Path, place: str):
         reader.use(json.dumps(content).encode(), tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["panoptic JSON", "instance JSON"])
+def test_image_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path, kind: str):
+    """OSError: File name too long."""
+    reader = READERS[kind]
+    reader.prepare(tmp_path)
+    content = json.loads(reader.seeds[0])
+    content["images"][0]["file_name"] = "é" * 300
+    with pytest.raises(InputError, match="does not exist but"):
+        reader.use(json.dumps(content).encode(), tmp_path)
+
+
+def test_map_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path):
+    """UnicodeEncodeError: surrogates not allowed."""
+    reader = READERS["panoptic JSON"]
+    reader.prepare(tmp_path)
+    content = json.loads(reader.seeds[0])
+    content["annotations"][0]["file_name"] = "\ud800"
+    with pytest.raises(InputError, match="expected the name of a PNG"):
+        reader.use(json.dumps(content).encode(), tmp_path)
+
+
+def test_foreign_category_beside_one_without_name_is_refused(tmp_path: Path):
+    """KeyError: 'name'."""
+    reader = READERS["panoptic JSON"]
+    reader.prepare(tmp_path)
+    content = json.loads(reader.seeds[0])
+    del content["categories"][0]["name"]
+    with pytest.raises(InputError, match="Category .* is None in"):
+        reader.use(json.dumps(content).encode(), tmp_path)
+
+
 def test_picture_that_would_run_ghostscript_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no file here runs a program"):
         READERS["image"].use(READERS["image"].seeds[-1], tmp_path)

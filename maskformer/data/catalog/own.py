@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -194,7 +195,7 @@ def _match_categories(
         theirs = in_json.get(number, {}).get("name")
         ours = dataset.classes[class_of_id[number]] if number in class_of_id else None
         if theirs is None or ours != theirs:
-            ids = {category["name"]: category["id"] for category in categories}
+            ids = {category["name"]: category["id"] for category in categories if "name" in category}
             fitting = [ids.get(name) for name in dataset.classes]
             remedy = f"write ids: {fitting} there" if None not in fitting else f"its categories are {', '.join(ids)}"
             raise InputError(
@@ -233,7 +234,7 @@ def _find_files(dataset: OwnDataset, path_key: str, suffixes: set[str]) -> dict[
 
 def _existing_folder(dataset: OwnDataset, path_key: str) -> Path:
     folder = Path(dataset.paths[path_key])
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{dataset.key}.{path_key} is {folder}, which is no folder; correct the path.")
     return folder
 
@@ -241,7 +242,7 @@ def _existing_folder(dataset: OwnDataset, path_key: str) -> Path:
 def _read_json(dataset: OwnDataset, path_key: str, read: Callable[[str, str], Record]) -> Record:
     _existing_folder(dataset, "images")
     path = Path(dataset.paths[path_key])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{dataset.key}.{path_key} is {path}, which is no file; correct the path.")
     content = read(str(path), f"{dataset.key}.{path_key}")
     if "categories" not in content:
@@ -252,7 +253,7 @@ def _read_json(dataset: OwnDataset, path_key: str, read: Callable[[str, str], Re
 
 
 def _check_image(dataset: OwnDataset, file_name: str, path_key: str) -> None:
-    if not Path(file_name).is_file():
+    if not os.path.isfile(file_name):  # unlike Path's, False for a name that no file can have
         raise InputError(
             f"Image {file_name} does not exist but {dataset.paths[path_key]} names it; correct {dataset.key}.images."
         )

@@ -62,6 +62,7 @@ def set_up(
     """
     cfg = load_step_config(device=device, precision=precision, **sizes)
     accelerator = Accelerator(device)
+    accelerator.keep_freed_memory()
     model = build_ours(cfg).train()
     _mark(model.criterion)
     step = repeat_step(cfg, model, build_optimizer(cfg, model), draw(cfg, size, batch, masks))

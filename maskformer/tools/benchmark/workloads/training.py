@@ -55,6 +55,7 @@ def set_up_ours(
         device: see ``Accelerator``.
         sizes: see ``load_step_config``.
     """
+    Accelerator(device).keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     model = build_ours(cfg).train()
     return repeat_step(cfg, model, build_optimizer(cfg, model), draw(cfg, size, batch, masks))
