@@ -50,8 +50,8 @@ def read_panoptic_json(
     Args:
         path: of the file.
         origin: where the user named it.
-        image_fields: what each of ``images`` needs besides its id: nothing to measure. None: there may be no ``images``,
-            as in Cityscapes, whose file names say enough.
+        image_fields: what each of ``images`` needs besides its id: nothing to measure. None: there may be no
+            ``images``, as in Cityscapes, whose file names say enough.
 
     Returns:
         ``images``, ``annotations`` and, where the file has them, ``categories``.

@@ -94,7 +94,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     accelerator = Accelerator(cfg.MODEL.DEVICE)
     accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
-    accelerator.keep_freed_memory()
+    if not args.eval_only:  # large pictures would leave gaps that smaller ones cannot use
+        accelerator.keep_freed_memory()
     if cfg.SOLVER.DETERMINISTIC:
         accelerator.be_deterministic()
     end_workers_that_cannot_deliver()

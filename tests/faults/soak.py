@@ -2,7 +2,7 @@
 
     python tests/faults/soak.py --steps 2000 --images 10000
 
-It takes 2,000 steps and evaluates 10,000 images, in twenty rounds, with two data workers, on pictures of 64 x 64 pixels.
+It takes 2,000 steps and evaluates 10,000 images, in twenty rounds, with two data workers, on pictures of 64 x 64.
 The slope of resident memory is that of a straight line (least squares) through the samples of the second half: before,
 libraries load, pools fill, and the histories of metrics grow to their bound. Linux only.
 """

@@ -205,7 +205,7 @@ def test_foreign_category_beside_one_without_name_is_refused(tmp_path: Path):
     reader.prepare(tmp_path)
     content = json.loads(reader.seeds[0])
     del content["categories"][0]["name"]
-    with pytest.raises(InputError, match="Category .* is None in"):
+    with pytest.raises(InputError, match=r"Category .* is None in"):
         reader.use(json.dumps(content).encode(), tmp_path)
 
 
