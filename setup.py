@@ -56,6 +56,7 @@ setup(
             "hypothesis>=6.100",
             "ninja",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "timm>=1.0",
             "transformers>=4.40",
         ],

@@ -158,21 +158,23 @@ class Accelerator:
             reset()
 
     def release_unused_memory(self) -> None:
-        """Give back to the device what PyTorch keeps for later."""
+        """Give back what PyTorch keeps of the device's memory for later, and the C library (glibc) of the host's."""
         if (empty_cache := self._function("empty_cache")) is not None:
             empty_cache()
+        if (trim := _glibc_function("malloc_trim")) is not None:
+            trim(0)
 
     def keep_freed_memory(self) -> bool:
         """On a CPU, have the C library keep freed memory for later, so that tensors of the next step need no new pages.
 
         It would give tensors of 32 MB and more back to the system, and those of every step would fault in page by page.
-        The process then holds its peak until it ends (docs/performance.md). Variables of glibc's allocator that are set
-        (MALLOC_MMAP_MAX_, ...) are respected.
+        The process then holds its peak until ``release_unused_memory``; see docs/performance.md. Variables of glibc's
+        allocator that are set (MALLOC_MMAP_MAX_, ...) are respected.
 
         Returns:
             Whether it was done; it is not on other devices, nor by other libraries than glibc.
         """
-        set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+        set_option = _glibc_function("mallopt")
         if self.type != "cpu" or set_option is None or any(name in os.environ for name in _MALLOC_VARIABLES):
             return False
         options = {_MALLOPT_MMAP_MAX: 0, _MALLOPT_TRIM_THRESHOLD: -1}  # none mapped apart, none given back
@@ -355,6 +357,11 @@ def _first_that_works(generic: Callable[[], Any], vendor: Callable[[], Any]) -> 
         return generic()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         return vendor()
+
+
+def _glibc_function(name: str) -> Callable[..., int] | None:
+    """A function of the C library's allocator; None where it is another than glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _host_memory() -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -18,6 +19,7 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from torch import nn
 
+from maskformer.engine.accelerator import Accelerator
 from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,9 @@ def evaluate_datasets(
         if comm.is_main_process():
             logger.info("Evaluation results for %s in csv format:", name)
             print_csv_format(results[name])
+        del evaluator, loader, journal
+        gc.collect()
+        Accelerator(cfg.MODEL.DEVICE).release_unused_memory()  # else a training keeps what its evaluations needed
     return next(iter(results.values())) if len(results) == 1 else results
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import re
 from pathlib import Path
@@ -24,7 +23,8 @@ class PeakMemory:
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
         self._is_host = accelerator.type == "cpu"
-        release_unused_memory()
+        gc.collect()
+        accelerator.release_unused_memory()
         self._base = accelerator.memory().in_use
 
     def start(self) -> None:
@@ -38,14 +38,6 @@ class PeakMemory:
         """Bytes, since ``start``."""
         peak = read_high_water_mark() if self._is_host else None
         return max((self._accelerator.memory().peak if peak is None else peak) - self._base, 0)
-
-
-def release_unused_memory() -> None:
-    """Give back what Python and the C library keep for later, so that the memory in use is what is needed."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def read_high_water_mark() -> int | None:
