@@ -29,6 +29,7 @@ from maskformer.data.catalog import register_all
 from maskformer.engine.launch import EXIT_INPUT_ERROR
 from maskformer.structures import InputError
 from maskformer.tools.hugging_face_config import describe_model, describe_preprocessing
+from maskformer.whole_files import unfinished
 
 StateDict = dict[str, torch.Tensor]
 
@@ -135,16 +136,12 @@ WRITERS: dict[str, Callable[[StateDict, str], None]] = {".safetensors": _write_s
 
 
 def _write(out: Path, write: Callable[[str], None]) -> None:
-    """Write under another name first: a file half-written is never left under its own."""
-    unfinished = out.with_name(f"{out.name}.unfinished")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write(str(unfinished))
-        unfinished.replace(out)
+        with unfinished(out) as temporary:
+            write(str(temporary))
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode) -> list[str]:

@@ -41,6 +41,7 @@ from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine, format_duration
 from maskformer.tools.saving import write_picture
+from maskformer.whole_files import unfinished
 
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
 NUM_PICTURES = 8  # rows of the gallery
@@ -281,9 +282,8 @@ def _finite(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file that is either whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def main_scores(scores: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:

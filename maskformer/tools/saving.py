@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pycocotools import mask as rle_codec
 from maskformer.structures import InputError, PanopticResult
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.sources import ids_path
+from maskformer.whole_files import unfinished
 
 JPEG_QUALITY = 92
 # Tried in this order, the ending asked for first: which codecs exist depends on how OpenCV was built.
@@ -115,14 +115,10 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    aside = path.with_name(f"{path.name}.partial")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with unfinished(path, flush=True) as temporary:
+            temporary.write_bytes(content)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_old_checkpoint_becomes_todays(
     assert f"{len(state)} tensors by our names, {decoder} of them renamed" in loaded
     assert missing.endswith("the file has not: none") and unexpected.endswith("the model has not: none")
     assert written == f"Written: {tmp_path / name}"
-    assert not list(tmp_path.rglob("*.unfinished"))
+    assert not list(tmp_path.rglob(".*"))
     Checkpointer(model).load(str(tmp_path / name))
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat, matlab
 
-from maskformer.data.preparation.files import Job, find_files, pair_files, read_list, unfinished, write_image
+from maskformer.data.preparation.files import Job, find_files, pair_files, read_list, write_image
 from maskformer.structures import InputError
+from maskformer.whole_files import unfinished
 
 NUM_CLASSES = 171
 IGNORED = 255

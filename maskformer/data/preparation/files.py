@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from maskformer.structures import InputError
+from maskformer.whole_files import unfinished
 
 IMAGES_PER_PROCESS = 16  # for fewer, starting a process takes longer than its work
 
@@ -127,17 +126,6 @@ def read_list(file: Path) -> list[str]:
     if not names:
         raise InputError(f"{file} is missing or empty: set DETECTRON2_DATASETS or --root (datasets/README.md).")
     return names
-
-
-@contextmanager
-def unfinished(target: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file, which becomes the file's own when all went well and is removed if not."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_image(pixels: np.ndarray, target: Path) -> None:
