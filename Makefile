@@ -7,6 +7,8 @@ BENCH ?=
 VENV := .venv$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
+# Most tests use one core, or wait for a process: two files at a time.
+TWO_AT_ONCE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help demo bench faults fuzz soak test test_fast check install_dev clean
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ bench: $(READY)  ## Measure time and memory against peers and the plain definiti
 	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.benchmark $(BENCH)
 
 test: $(READY)  ## Run all tests
-	@$(RUN) -m pytest
+	@$(TWO_AT_ONCE)
 
 faults: $(READY)  ## Kill, corrupt, fill and starve real trainings; print what was survived and lost
 	@$(RUN) -m pytest tests/faults
@@ -32,7 +34,7 @@ soak: $(READY)  ## Train 2,000 steps and evaluate 10,000 images; print the slope
 	@$(RUN) -W ignore tests/faults/soak.py
 
 test_fast: $(READY)  ## Run the tests that take seconds
-	@$(RUN) -m pytest -m "not slow"
+	@$(TWO_AT_ONCE) -m "not slow"
 
 check: $(READY)  ## Lint, check the format, check the types
 	@$(RUN) -m ruff check .

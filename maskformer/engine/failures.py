@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
@@ -33,6 +34,11 @@ _PEER_LOST = re.compile(
 )
 
 
+# A data worker that ends while it hands an image over breaks the connection before PyTorch notices that it has ended.
+_HANDING_OVER = (ConnectionError, EOFError, FileNotFoundError)
+_EXPLAINABLE = (RuntimeError, MemoryError, *_HANDING_OVER)
+
+
 def explain(error: BaseException) -> str | None:
     """What happened and what to do, of an error that is a failure of the surroundings; None for any other.
 
@@ -43,7 +49,7 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, ProcessExitedException):
         return _explain_process(error)
-    if isinstance(error, (InputError, ProcessRaisedException)) or not isinstance(error, (RuntimeError, MemoryError)):
+    if isinstance(error, (InputError, ProcessRaisedException)) or not isinstance(error, _EXPLAINABLE):
         return None
     for explanation in (_explain_worker, _explain_shared_memory, _explain_memory, _explain_peer):
         if (sentence := explanation(error)) is not None:
@@ -58,7 +64,7 @@ def explained(main: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         try:
             return main(*args, **options)
-        except (RuntimeError, MemoryError) as error:
+        except _EXPLAINABLE as error:
             sentence = explain(error)
             if sentence is None or isinstance(error, RunError):
                 raise
@@ -132,13 +138,24 @@ def _explain_process(error: ProcessExitedException) -> str:
 
 def _explain_worker(error: BaseException) -> str | None:
     match = _WORKER.search(str(error))
-    if match is None:
+    if match is not None:
+        event = f"(pid {match['pids']}) {match['fate'].strip()}"
+    elif isinstance(error, _HANDING_OVER) and _is_within(error, "torch/multiprocessing/reductions.py"):
+        event = "ended while it handed one over"
+    else:
         return None
     return (
-        f"A process that loads images (pid {match['pids']}) {match['fate'].strip()}: most often host memory or shared "
+        f"A process that loads images {event}: most often host memory or shared "
         "memory (/dev/shm) did not suffice, or a library crashed on an image. Lower DATALOADER.NUM_WORKERS (0 loads "
         "in the training process, and shows a crash), lower INPUT.MIN_SIZE_TRAIN or SOLVER.IMS_PER_BATCH, or give "
         f"containers more shared memory (docker --shm-size). {_GO_ON}"
+    )
+
+
+def _is_within(error: BaseException, file: str) -> bool:
+    """Whether an error was raised in a file, or in what that called."""
+    return any(
+        frame.filename.replace(os.sep, "/").endswith(file) for frame in traceback.extract_tb(error.__traceback__)
     )
 
 

@@ -70,7 +70,9 @@ _SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStep
 
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
-    return default_argument_parser(epilog=_EXAMPLES)
+    parser = default_argument_parser(epilog=_EXAMPLES)
+    parser.set_defaults(dist_url="auto")  # not the one port of each user: a second run on the machine needs another
+    return parser
 
 
 def setup(args: argparse.Namespace) -> CfgNode:

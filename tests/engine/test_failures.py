@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.reductions import rebuild_storage_fd
 from torch.utils.data import DataLoader
 
 from maskformer.engine.accelerator import Accelerator
@@ -46,6 +47,28 @@ def too_large() -> torch.Tensor:
 def test_worker_that_crashes_is_told():
     with pytest.raises(RunError, match=r"A process that loads images \(pid \d+\) .*Lower DATALOADER.NUM_WORKERS"):
         explained(list)(DataLoader(Suicidal(), num_workers=1))
+
+
+class _OfDeadWorker:
+    """Stands in for the file descriptor that a worker offers, and for the moment at which it is killed."""
+
+    def __init__(self, error: OSError | EOFError):
+        self._error = error
+
+    def detach(self) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_worker_that_ends_while_it_hands_over_is_told(error: OSError | EOFError):
+    with pytest.raises(RunError, match=r"A process that loads images ended while .*Lower DATALOADER.NUM_WORKERS"):
+        explained(rebuild_storage_fd)(torch.UntypedStorage, _OfDeadWorker(error), 8)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_connection_of_something_else_is_no_worker(error: OSError | EOFError):
+    with pytest.raises(type(error)):
+        explained(_OfDeadWorker(error).detach)()
 
 
 @pytest.fixture

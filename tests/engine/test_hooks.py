@@ -56,7 +56,8 @@ def test_device_is_selected_before_training(trained):
 
 
 def test_device_is_reported(trained, caplog: pytest.LogCaptureFixture):
-    report, peak = (record.getMessage() for record in caplog.get_records("setup"))
+    records = caplog.get_records("setup")
+    report, peak = (record.getMessage() for record in records if record.name == "maskformer.engine.hooks")
     assert "  device: cpu (" in report
     assert f"  PyTorch: {torch.__version__}" in report
     assert peak == "Peak memory of this process on cpu: 5 MB"

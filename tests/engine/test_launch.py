@@ -11,6 +11,7 @@ from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
 from maskformer.engine.launch import build_argument_parser, input_error_sentence, run, setup
+from maskformer.engine.processes import _meeting_point
 from maskformer.structures import BadImageError, InputError, RunError
 
 
@@ -131,6 +132,11 @@ def test_arguments_are_detectron2s():
     args = arguments("--config-file", "a.yaml", "--eval-only", "--resume", "--num-gpus", "2", "MODEL.DEVICE", "cpu")
     assert (args.config_file, args.eval_only, args.resume, args.num_gpus) == ("a.yaml", True, True, 2)
     assert args.opts == ["MODEL.DEVICE", "cpu"]
+
+
+def test_two_runs_on_a_machine_meet_at_different_ports():
+    args = build_argument_parser().parse_args(["--num-gpus", "2"])
+    assert len({_meeting_point(args) for _ in range(20)}) > 1
 
 
 def test_setup_resolves_the_device_and_writes_the_config(tmp_path: Path):

@@ -2,7 +2,7 @@
 
     python tests/faults/soak.py --steps 2000 --images 10000
 
-It takes 2,000 steps and evaluates 10,000 images, in twenty rounds, with two data workers, on pictures of 64 x 64.
+It takes 2,000 steps and evaluates 10,000 images, in a hundred rounds, with two data workers, on pictures of 64 x 64.
 The slope of resident memory is that of a straight line (least squares) through the samples of the second half: before,
 libraries load, pools fill, and the histories of metrics grow to their bound. Linux only.
 """
@@ -28,7 +28,7 @@ from maskformer.engine import Trainer, build_argument_parser, setup
 from maskformer.tools.console import console_to_log
 from maskformer.tools.progress import ProgressLine
 
-ROUNDS = 20
+ROUNDS = 100
 LIMIT = 512.0  # KB per 1,000 steps or images: 180 MB in 360,000 steps
 SAMPLES = 400  # in each curve
 PAGE = os.sysconf("SC_PAGE_SIZE") / 1024
