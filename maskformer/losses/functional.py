@@ -78,8 +78,9 @@ def pairwise_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, T
 def _some_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over pixels: the focal cost (n,G), p t (n,G) and p (n,1) of (n, pixels) logits."""
     probs, softplus = mask_logits.sigmoid(), F.softplus(mask_logits)
-    negative = probs.square().mul_(softplus).mul_(1 - FOCAL_ALPHA)
-    positive = (1 - probs).square_().mul_(softplus.sub_(mask_logits)).mul_(FOCAL_ALPHA)
-    sum_negative = negative.sum(1, keepdim=True)
-    focal = positive.sub_(negative) @ targets.mT
-    return focal.add_(sum_negative), probs @ targets.mT, probs.sum(1, keepdim=True)
+    negative = probs.square().mul_(softplus)
+    positive = (1 - probs).square_().mul_(softplus.sub_(mask_logits))
+    sum_negative = negative.sum(1, keepdim=True).mul_(1 - FOCAL_ALPHA)
+    # alpha positive - (1 - alpha) negative, over alpha
+    focal = positive.sub_(negative, alpha=(1 - FOCAL_ALPHA) / FOCAL_ALPHA) @ targets.mT
+    return focal.mul_(FOCAL_ALPHA).add_(sum_negative), probs @ targets.mT, probs.sum(1, keepdim=True)
