@@ -200,6 +200,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         _check_key(key, cfg, "the command line")
         with _explained("the command line"):
             cfg.merge_from_list([key, value])
+    _check_dataset_names(cfg)
     _follow_own_dataset(cfg, layers, options)
     return cfg
 
@@ -226,6 +227,13 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
             )
         if value is not None:
             head[key] = value
+
+
+def _check_dataset_names(cfg: CfgNode) -> None:
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            if not isinstance(name, str):
+                raise InputError(f"DATASETS.{key} holds {name!r}; expected the names of datasets.")
 
 
 def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:

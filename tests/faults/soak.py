@@ -2,14 +2,16 @@
 
     python tests/faults/soak.py --steps 2000 --images 10000
 
-It takes 2,000 steps and evaluates 10,000 images, in a hundred rounds, with two data workers, on pictures of 64 x 64.
-The slope of resident memory is that of a straight line (least squares) through the samples of the second half: before,
-libraries load, pools fill, and the histories of metrics grow to their bound. Linux only.
+It takes 2,000 steps, then evaluates 10,000 images in a hundred evaluations with a step before each, with two data
+workers, on pictures of 64 x 64. The slope of resident memory is that of a straight line (least squares) through the
+samples of the second half: before, libraries load, pools fill, and the histories of metrics grow to their bound.
+Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import sys
@@ -28,7 +30,8 @@ from maskformer.engine import Trainer, build_argument_parser, setup
 from maskformer.tools.console import console_to_log
 from maskformer.tools.progress import ProgressLine
 
-ROUNDS = 100
+EVALUATIONS = 100
+CHECKPOINTS = 20
 LIMIT = 512.0  # KB per 1,000 steps or images: 180 MB in 360,000 steps
 SAMPLES = 400  # in each curve
 PAGE = os.sysconf("SC_PAGE_SIZE") / 1024
@@ -133,23 +136,19 @@ WARM_UP = 20  # steps, and pictures to train with, which are also evaluated befo
 
 
 def train(
-    output: Path, steps: int, round_images: int, rounds: int, console: TextIO, split: str = "val"
+    output: Path, steps: int, *, rounds: int, round_images: int, console: TextIO, note: str, split: str = "val"
 ) -> tuple[Curve, Curve]:
-    """Train and evaluate in this process."""
+    """Train in this process; after each round of steps comes a checkpoint and, if it has images, an evaluation."""
     options = [
         *TINY, "OUTPUT_DIR", str(output), "SOLVER.MAX_ITER", str(steps), "TEST.EVAL_PERIOD", str(steps // rounds),
-        "SOLVER.CHECKPOINT_PERIOD", str(steps // rounds), "DATASETS.TEST", f"('shapes_panoptic_{split}',)",
+        "SOLVER.CHECKPOINT_PERIOD", str(steps // rounds),
+        "DATASETS.TEST", f"('shapes_panoptic_{split}',)" if round_images else "()",
         "DATALOADER.NUM_WORKERS", "2", "TEST.DETECTIONS_PER_IMAGE", "10",
         "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD", "0.0",
     ]  # fmt: skip
     cfg = setup(build_argument_parser().parse_args(["--config-file", str(REPOSITORY / CONFIG), *options]))
     curves = Curve(steps), Curve(rounds * round_images)
-    with ProgressLine(
-        "Soaking" if rounds > 1 else "Warming up",
-        steps + rounds * round_images,
-        unit="steps and images",
-        stream=console,
-    ) as progress:
+    with ProgressLine(note, steps + rounds * round_images, unit="steps and images", stream=console) as progress:
         trainer = Trainer(cfg)
         trainer.register_hooks([Watch(*curves, progress)])
         trainer.resume_or_load(resume=False)
@@ -162,16 +161,19 @@ def soak(folder: Path, steps: int, images: int, console: TextIO) -> Soak:
 
     Args:
         folder: data and outputs go there.
-        steps: of training; a multiple of ``ROUNDS``.
-        images: to evaluate; likewise.
+        steps: of training.
+        images: to evaluate; a multiple of the number of evaluations, which is ``EVALUATIONS`` from 2,000 images on.
         console: where progress is shown.
     """
     os.environ["DETECTRON2_DATASETS"] = str(folder)
-    generate_shapes(folder, num_train=WARM_UP, num_val=images // ROUNDS, image_size=(64, 64), seed=0)
-    train(folder / "output", WARM_UP, WARM_UP, 1, console, split="train")
+    evaluations = max(min(EVALUATIONS, images // 20), 1)
+    generate_shapes(folder, num_train=WARM_UP, num_val=images // evaluations, image_size=(64, 64), seed=0)
+    go = functools.partial(train, folder / "output", console=console)
+    go(WARM_UP, rounds=1, round_images=WARM_UP, note="Warming up", split="train")
     before = Belongings.now()
-    curves = train(folder / "output", steps, images // ROUNDS, ROUNDS, console)
-    return Soak(*curves, before, Belongings.now())
+    in_training, _ = go(steps, rounds=min(CHECKPOINTS, steps), round_images=0, note="Training")
+    _, in_evaluation = go(evaluations, rounds=evaluations, round_images=images // evaluations, note="Evaluating")
+    return Soak(in_training, in_evaluation, before, Belongings.now())
 
 
 def report(seen: Soak) -> list[str]:

@@ -98,6 +98,7 @@ def test_good_boxes_and_masks_have_no_fault():
         ("1: 2", "key 1 in .* does not exist"),
         ("!!python/object/apply:eval ['[int(x * 1 * 512) for x in range(5, 999999999)]']", "not plain YAML"),  # memory
         ("SEED: !!python/object/apply:os.system [touch exploded]", "not plain YAML"),
+        ("DATASETS: {TRAIN: [[]]}", "expected the names of datasets"),  # TypeError
     ],
 )
 def test_configuration_that_no_one_would_write_is_refused(tmp_path: Path, text: str | bytes, message: str):
