@@ -19,7 +19,7 @@ def unfinished(target: Path, *, flush: bool = False) -> Iterator[Path]:
     Raises:
         OSError: the disk refused; the earlier file is as it was.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = target.with_name(f".{target.name}.partial")  # what a killed process left there is overwritten
     try:
         yield temporary
         if flush:

@@ -18,6 +18,14 @@ def test_file_is_replaced_when_all_went_well(tmp_path: Path, flush: bool):
     assert target.read_text() == "new"
 
 
+def test_what_a_killed_process_left_is_overwritten(tmp_path: Path):
+    target = tmp_path / "scores.json"
+    (tmp_path / ".scores.json.partial").write_text("half")
+    with unfinished(target) as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+
+
 def test_file_stays_as_it_was_when_writing_fails(tmp_path: Path):
     target = tmp_path / "scores.json"
     target.write_text("old")
