@@ -19,14 +19,16 @@ LAYERS = ("data", "modeling", "losses", "inference")
 BELOW_ENGINE = {"structures", "own_datasets", "config", "checkpoint", "meta_arch", "evaluation", *LAYERS}
 ALLOWED = {
     "structures": set(),
+    "whole_files": set(),
     **{layer: {"structures"} for layer in LAYERS},
+    "data": {"structures", "whole_files"},
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
     "checkpoint": {"structures"},
     "meta_arch": {"structures", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},
     "engine": BELOW_ENGINE,
-    "tools": {"engine", "__init__", *BELOW_ENGINE},
+    "tools": {"engine", "__init__", "whole_files", *BELOW_ENGINE},
     "__init__": {"engine", *BELOW_ENGINE},
 }
 
