@@ -200,7 +200,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         _check_key(key, cfg, "the command line")
         with _explained("the command line"):
             cfg.merge_from_list([key, value])
-    _check_dataset_names(cfg)
+    _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
     return cfg
 
@@ -229,11 +229,15 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
             head[key] = value
 
 
-def _check_dataset_names(cfg: CfgNode) -> None:
+def _check_dataset_names(cfg: CfgNode, path: str, options: Sequence[str]) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             if not isinstance(name, str):
-                raise InputError(f"DATASETS.{key} holds {name!r}; expected the names of datasets.")
+                source = "the command line" if f"DATASETS.{key}" in options[::2] else path
+                raise InputError(
+                    f"DATASETS.{key} of {source} holds {name!r}; expected the names of datasets, such as "
+                    "('shapes_panoptic_train',): correct the key."
+                )
 
 
 def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:

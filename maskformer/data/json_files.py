@@ -19,6 +19,7 @@ from maskformer.structures import InputError
 Record = dict[str, Any]
 
 MAX_SEGMENT_ID = 2**24 - 1  # a panoptic PNG's pixel has 24 bits
+IMAGE_FIELDS = ("file_name", "height", "width")  # what loading an image needs to know besides its id
 _MAX_SIDE = 2**20  # pixels; far above any image
 
 
@@ -43,7 +44,7 @@ def read_json(path: str | Path, origin: str = "") -> Any:
 
 
 def read_panoptic_json(
-    path: str | Path, origin: str = "", *, image_fields: Collection[str] | None = ("file_name", "height", "width")
+    path: str | Path, origin: str = "", *, image_fields: Collection[str] | None = IMAGE_FIELDS
 ) -> Record:
     """Read and check a file of COCO's panoptic format.
 
@@ -115,7 +116,7 @@ def read_instance_json(path: str | Path, origin: str = "") -> Record:
         raise InputError(f"{name} has no categories; expected COCO's format.")
     for index, category in enumerate(content["categories"]):
         _field(category, "name", f"Category {index} of {name}", _is_name, "text")
-    images = _check_images(content, name, ("file_name", "height", "width"))
+    images = _check_images(content, name, IMAGE_FIELDS)
     seen: set[Any] = set()
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name}"
@@ -197,10 +198,10 @@ def _check_images(content: Record, name: str, needed: Collection[str]) -> dict[A
         where = f"Image {index} of {name}"
         image_id = _field(image, "id", where, _is_id, "a number or text")
         _require(image_id not in images, where, "id", image_id, "each id once, this is the second")
-        if "file_name" in {*needed, *image}:
+        if "file_name" in needed or "file_name" in image:
             _field(image, "file_name", where, _is_name, "the name of a file")
         for side in ("height", "width"):
-            if side in {*needed, *image}:
+            if side in needed or side in image:
                 _field(image, side, where, _is_side, f"pixels, 1 to {_MAX_SIDE}")
         images[image_id] = image
     if len({type(image_id) for image_id in images}) > 1:

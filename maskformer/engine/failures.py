@@ -145,10 +145,10 @@ def _explain_worker(error: BaseException) -> str | None:
     else:
         return None
     return (
-        f"A process that loads images {event}: most often host memory or shared "
-        "memory (/dev/shm) did not suffice, or a library crashed on an image. Lower DATALOADER.NUM_WORKERS (0 loads "
-        "in the training process, and shows a crash), lower INPUT.MIN_SIZE_TRAIN or SOLVER.IMS_PER_BATCH, or give "
-        f"containers more shared memory (docker --shm-size). {_GO_ON}"
+        f"A process that loads images {event}: most often host memory or shared memory (/dev/shm) did not suffice, or "
+        "a library crashed on an image. Lower DATALOADER.NUM_WORKERS (0 loads in the training process, and shows a "
+        "crash), lower INPUT.MIN_SIZE_TRAIN or SOLVER.IMS_PER_BATCH, or give containers more shared memory (docker "
+        f"--shm-size). {_GO_ON}"
     )
 
 

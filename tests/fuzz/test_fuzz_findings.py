@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,57 +158,49 @@ def test_json_that_no_one_would_write_is_refused(tmp_path: Path, kind: str, cont
         READERS[kind].use(content.encode("utf-8", "surrogatepass"), tmp_path)
 
 
+def read_changed(kind: str, folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Read a JSON file that was good before a change."""
+    reader = READERS[kind]
+    reader.prepare(folder)
+    content = json.loads(reader.seeds[0])
+    change(content)
+    reader.use(json.dumps(content).encode(), folder)
+
+
 @pytest.mark.parametrize("value", [float("nan"), 10**40, [], {}, None, True, "x", -1, 1.5])
 @pytest.mark.parametrize("place", ["id", "category_id"])
 def test_segment_of_impossible_ids_is_refused(tmp_path: Path, place: str, value: Any):
-    reader = READERS["panoptic JSON"]
-    reader.prepare(tmp_path)
-    content = json.loads(reader.seeds[0])
-    content["annotations"][0]["segments_info"][0][place] = value
+    def change(content: dict[str, Any]) -> None:
+        content["annotations"][0]["segments_info"][0][place] = value
+
     with pytest.raises(InputError, match=r"panoptic\.json|Category"):
-        reader.use(json.dumps(content).encode(), tmp_path)
+        read_changed("panoptic JSON", tmp_path, change)
 
 
 @pytest.mark.parametrize("place", ["file_name", "height", "width"])
 def test_image_without_name_or_size_is_refused(tmp_path: Path, place: str):
     """KeyError: 'width'."""
-    reader = READERS["panoptic JSON"]
-    reader.prepare(tmp_path)
-    content = json.loads(reader.seeds[0])
-    del content["images"][0][place]
     with pytest.raises(InputError, match=rf"Image 0 of .*panoptic\.json.* has {place} None"):
-        reader.use(json.dumps(content).encode(), tmp_path)
+        read_changed("panoptic JSON", tmp_path, lambda content: content["images"][0].pop(place))
 
 
 @pytest.mark.parametrize("kind", ["panoptic JSON", "instance JSON"])
 def test_image_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path, kind: str):
     """OSError: File name too long."""
-    reader = READERS[kind]
-    reader.prepare(tmp_path)
-    content = json.loads(reader.seeds[0])
-    content["images"][0]["file_name"] = "é" * 300
     with pytest.raises(InputError, match="does not exist but"):
-        reader.use(json.dumps(content).encode(), tmp_path)
+        read_changed(kind, tmp_path, lambda content: content["images"][0].update(file_name="é" * 300))
 
 
 def test_map_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path):
     """UnicodeEncodeError: surrogates not allowed."""
-    reader = READERS["panoptic JSON"]
-    reader.prepare(tmp_path)
-    content = json.loads(reader.seeds[0])
-    content["annotations"][0]["file_name"] = "\ud800"
     with pytest.raises(InputError, match="expected the name of a PNG"):
-        reader.use(json.dumps(content).encode(), tmp_path)
+        read_changed("panoptic JSON", tmp_path, lambda content: content["annotations"][0].update(file_name="\ud800"))
 
 
 def test_foreign_category_beside_one_without_name_is_refused(tmp_path: Path):
     """KeyError: 'name'."""
-    reader = READERS["panoptic JSON"]
-    reader.prepare(tmp_path)
-    content = json.loads(reader.seeds[0])
-    del content["categories"][0]["name"]
     with pytest.raises(InputError, match=r"Category .* is None in"):
-        reader.use(json.dumps(content).encode(), tmp_path)
+        read_changed("panoptic JSON", tmp_path, lambda content: content["categories"][0].pop("name"))
 
 
 def test_picture_that_would_run_ghostscript_is_refused(tmp_path: Path):
