@@ -253,6 +253,8 @@ def _start_shielded(start: Callable[[int], None] | None, worker: int) -> None:
 def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
     """In the ``with`` block, hand this process's signals to others and leave it to them to end, in bounded time.
 
+    SIGUSR1 goes to one of them, which asks the others: all would be heard at two different steps, and save twice.
+
     Args:
         processes: started by this one; they listen for themselves.
     """
@@ -261,9 +263,9 @@ def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
 
     def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         again = number == signal.SIGINT and bool(asked_at) and time.monotonic() - asked_at[0] > SAME_REQUEST_SECONDS
-        for process in processes:
-            if process.is_alive():
-                os.kill(process.pid or 0, signal.SIGKILL if again else number)
+        alive = [process for process in processes if process.is_alive()]
+        for process in alive[:1] if number == signal.SIGUSR1 else alive:
+            os.kill(process.pid or 0, signal.SIGKILL if again else number)
         if again:
             os._exit(128 + number)
         if number != signal.SIGUSR1 and not asked_at:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,7 +14,14 @@ from detectron2.engine import HookBase
 from test_trainer import OneWeight, cfg, trained  # noqa: F401
 from torch.utils.data import DataLoader
 
-from maskformer.engine.interruption import Agreement, Interrupted, Requests, StoppableLoader, shield_workers
+from maskformer.engine.interruption import (
+    Agreement,
+    Interrupted,
+    Requests,
+    StoppableLoader,
+    passing_signals_on,
+    shield_workers,
+)
 from maskformer.engine.trainer import Trainer
 from maskformer.structures import InputError
 
@@ -86,6 +94,31 @@ def test_evaluation_within_a_training_stops_between_images():
                     os.kill(os.getpid(), signal.SIGTERM)
     assert seen == [1, 2]
     assert list(StoppableLoader([1, 2], Agreement(Requests()))) == [1, 2]
+
+
+def wait_for_signals(connection: Any) -> None:
+    received: list[int] = []
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    connection.send("ready")
+    while signal.SIGTERM not in received:
+        time.sleep(0.01)
+    connection.send(received)
+
+
+def test_one_process_is_asked_to_save_and_all_are_asked_to_stop():
+    context = multiprocessing.get_context("spawn")
+    ends, their_ends = zip(*(context.Pipe() for _ in range(2)), strict=True)
+    processes = [context.Process(target=wait_for_signals, args=(end,), daemon=True) for end in their_ends]
+    for process in processes:
+        process.start()
+    assert [end.recv() for end in ends] == ["ready", "ready"]
+    with passing_signals_on(processes):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        received = [end.recv() for end in ends]
+        assert [signal.SIGTERM in numbers for numbers in received] == [True, True]
+        assert [signal.SIGUSR1 in numbers for numbers in received] == [True, False]
 
 
 def test_data_workers_outlive_the_signals_of_the_group():

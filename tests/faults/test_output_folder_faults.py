@@ -67,7 +67,7 @@ def test_full_disk_is_outlived_and_nothing_of_the_log_is_lost(training: TinyTrai
 @pytest.mark.slow
 def test_disk_that_stays_full_ends_the_run_in_a_sentence(training: TinyTraining, tmp_path: Path, ledger: Ledger):
     process = training.start(tmp_path, *PERIODIC, "SOLVER.SAVE_RETRY_SECONDS", "2")
-    wait_for(lambda: checkpoints(tmp_path) == [3], process)
+    wait_for(lambda: (tmp_path / "last_checkpoint").exists(), process)  # written after the first checkpoint
     limit_file_size(process, 10)
     printed, seconds = end(process, signal.SIGTERM, group=False)
     assert process.returncode == 2, printed[-3000:]
