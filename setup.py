@@ -38,6 +38,7 @@ setup(
         "torchvision",
         "fvcore",
         "matplotlib",
+        "numba>=0.60; python_version < '3.15'",  # without it all works, more slowly
         "numpy",
         "opencv-python-headless",
         "pillow",

@@ -20,8 +20,10 @@ BELOW_ENGINE = {"structures", "own_datasets", "config", "checkpoint", "meta_arch
 ALLOWED = {
     "structures": set(),
     "whole_files": set(),
+    "kernels": set(),
     **{layer: {"structures"} for layer in LAYERS},
     "data": {"structures", "whole_files"},
+    "losses": {"structures", "kernels"},
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
     "checkpoint": {"structures"},

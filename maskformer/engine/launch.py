@@ -57,7 +57,16 @@ Change any key of the configuration:
 """
 
 _LOGGERS = ("fvcore", "detectron2", "maskformer")
-_REPORTED_PACKAGES = ("detectron2", "torch", "torchvision", "numpy", "pillow", "opencv-python-headless", "pycocotools")
+_REPORTED_PACKAGES = (
+    "detectron2",
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "pillow",
+    "opencv-python-headless",
+    "pycocotools",
+)
 
 # Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
 _REGISTRIES = {

@@ -8,6 +8,8 @@ import torch
 # threads at the end of each operator costs more than the operator; larger ones than 32 MB would go back to the system
 # after each use (glibc), and fault in again. docs/performance.md has the times.
 PER_CPU_THREAD = 1 << 16
+# Compiled loops have no temporaries, but what they write for products of matrices, which like more rows than a few.
+WITH_KERNELS = 1 << 20
 # Elsewhere each operator costs a launch: few large ones win, until the device is slower with them than the host is.
 ELSEWHERE = 1 << 24
 

@@ -5,14 +5,20 @@ Everything is a function of mask logits x and binary targets t, with p = sigmoid
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .chunks import elements_at_once
+from maskformer.kernels import find_kernels
+
+from .chunks import WITH_KERNELS, elements_at_once
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
+_NEGATIVE_WEIGHT = (1 - FOCAL_ALPHA) / FOCAL_ALPHA  # of what a pixel outside costs, if alpha is taken out of both
 
 
 def sigmoid_focal_loss(mask_logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
@@ -68,19 +74,40 @@ def pairwise_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, T
         Focal and dice cost, (Q,G) each.
     """
     num_pixels = targets.shape[1]
-    queries_at_once = max(elements_at_once(mask_logits.device) // num_pixels, 1)
-    costs = [_some_mask_costs(queries, targets) for queries in mask_logits.split(queries_at_once)]
+    kernels = find_kernels(mask_logits)
+    elements = elements_at_once(mask_logits.device) if kernels is None else WITH_KERNELS
+    parts = mask_logits.split(max(elements // num_pixels, 1))
+    costs = [_some_mask_costs(kernels, queries, targets) for queries in parts]
     focal, overlap, predicted = (torch.cat(parts) for parts in zip(*costs))
     dice = 1 - (2 * overlap + 1) / (predicted + targets.sum(1) + 1)
     return focal / num_pixels, dice
 
 
-def _some_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _some_mask_costs(kernels: Any, mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sums over pixels: the focal cost (n,G), p t (n,G) and p (n,1) of (n, pixels) logits."""
+    contrast, probs, (sum_negative, sum_probs) = _pairwise_terms(kernels, mask_logits)
+    focal = (contrast @ targets.mT).add_(sum_negative[:, None], alpha=_NEGATIVE_WEIGHT).mul_(FOCAL_ALPHA)
+    return focal, probs @ targets.mT, sum_probs[:, None]
+
+
+def _pairwise_terms(kernels: Any, mask_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What (n, pixels) logits cost, over alpha.
+
+    Returns:
+        (n, pixels) positive minus negative cost; (n, pixels) p; (2,n) sums over pixels of the negative cost without
+        its weight, and of p.
+    """
+    if kernels is not None:
+        return _pairwise_terms_compiled(kernels, mask_logits.detach().contiguous())
     probs, softplus = mask_logits.sigmoid(), F.softplus(mask_logits)
     negative = probs.square().mul_(softplus)
     positive = (1 - probs).square_().mul_(softplus.sub_(mask_logits))
-    sum_negative = negative.sum(1, keepdim=True).mul_(1 - FOCAL_ALPHA)
-    # alpha positive - (1 - alpha) negative, over alpha
-    focal = positive.sub_(negative, alpha=(1 - FOCAL_ALPHA) / FOCAL_ALPHA) @ targets.mT
-    return focal.mul_(FOCAL_ALPHA).add_(sum_negative), probs @ targets.mT, probs.sum(1, keepdim=True)
+    return positive.sub_(negative, alpha=_NEGATIVE_WEIGHT), probs, torch.stack([negative.sum(1), probs.sum(1)])
+
+
+def _pairwise_terms_compiled(kernels: Any, mask_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    contrast, probs = torch.empty_like(mask_logits), torch.empty_like(mask_logits)
+    sums = mask_logits.new_empty(2, len(mask_logits))
+    arrays = (tensor.numpy() for tensor in (mask_logits, contrast, probs, sums))
+    kernels.write_pairwise_terms(*arrays, np.float32(_NEGATIVE_WEIGHT))
+    return contrast, probs, sums

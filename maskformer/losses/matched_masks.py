@@ -17,13 +17,17 @@ Source: the formulas of ``functional``; arXiv 1708.02002, equation 5; arXiv 1606
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from maskformer.kernels import find_kernels
 
 from .chunks import elements_at_once
 from .functional import FOCAL_ALPHA
@@ -70,6 +74,9 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     Returns:
         (3,T,N) sums of e, z e and the focal loss; (3,T,N,h,w) gradient of the focal sum, e (1 - e) and z e (1 - e).
     """
+    kernels = find_kernels(mask_logits)
+    if kernels is not None:
+        return _sum_and_bring_down_compiled(kernels, mask_logits.detach(), masks)
     upsample_rows, upsample_columns = (
         _interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
     )
@@ -93,6 +100,37 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
 
     for_each(bring_down, range(0, len(masks), targets_at_once), masks.device)
     return sums, maps
+
+
+def _sum_and_bring_down_compiled(kernels: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by the loops of ``kernels.loops``."""
+    num_targets, num_masks = mask_logits.shape[:2]
+    rows, columns = (
+        kernels.Interpolation(*_sparse_interpolation(_interpolation_matrix(*lengths, mask_logits)))
+        for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
+    )
+    alpha = np.float32(FOCAL_ALPHA)
+    sums = mask_logits.new_empty(num_targets, num_masks, 3)
+    maps = mask_logits.new_empty(num_targets, num_masks, 3, *mask_logits.shape[-2:])
+    all_logits, all_masks, all_sums, all_maps = (
+        tensor.contiguous().numpy() for tensor in (mask_logits, masks, sums, maps)
+    )
+
+    def compare(pair: tuple[int, int]) -> None:
+        target = all_masks[pair[0]]
+        kernels.compare_matched_mask(all_logits[pair], target, rows, columns, all_sums[pair], all_maps[pair], alpha)
+
+    for_each(compare, list(itertools.product(range(num_targets), range(num_masks))), masks.device)
+    return sums.movedim(2, 0), maps.movedim(2, 0)
+
+
+def _sparse_interpolation(weights: Tensor) -> list[np.ndarray]:
+    """What ``kernels.loops.Interpolation`` holds, from the (fine, coarse) matrix: each row has one value or two."""
+    low = (weights != 0).byte().argmax(1)
+    beyond = F.pad(weights, (0, 1))  # the last place has no next one
+    low_weight, high_weight = (beyond.gather(1, (low + step)[:, None])[:, 0] for step in (0, 1))
+    first = torch.searchsorted(low, torch.arange(weights.shape[1] + 1))
+    return [tensor.numpy() for tensor in (low, low_weight, high_weight, first)]
 
 
 def _band_sums_and_maps(logits: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskformer.losses import chunks
+from maskformer.kernels import find_kernels
+from maskformer.losses import chunks, matched_masks
 from maskformer.losses.functional import dice_loss, sigmoid_focal_loss
 from maskformer.losses.matched_masks import MatchedMaskLosses
 
@@ -44,20 +45,45 @@ def test_losses_and_gradients_equal_the_definitions(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-14)
 
 
-def test_float32_is_within_a_ten_thousandth():
-    logits, masks = torch.randn(2, 3, 32, 32) * 8, torch.rand(2, 128, 128) > 0.8
-    for fast, slow in zip(MatchedMaskLosses.apply(logits, masks), definition(logits.double(), masks)):
-        torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=0)
+@pytest.fixture(params=["compiled", "operators"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Numba and without it."""
+    if request.param == "compiled":
+        assert find_kernels(torch.zeros(1)) is not None
+    else:
+        monkeypatch.setattr(matched_masks, "find_kernels", lambda *tensors: None)
 
 
-def test_extreme_logits_have_finite_gradients():
+@pytest.mark.parametrize("size", {**SIZES, "larger": (128, 128)}.values(), ids={**SIZES, "larger": ()})
+def test_float32_is_within_a_hundred_thousandth(way: None, size: tuple[int, int]):
+    logits, masks = torch.randn(2, 3, 16, 24) * 8, torch.rand(2, *size) > 0.8
+    gradients = []
+    for losses_of, leaf in ((MatchedMaskLosses.apply, logits.clone()), (definition, logits.double())):
+        focal, dice = losses_of(leaf.requires_grad_(), masks)
+        (focal.sum() + dice.sum()).backward()
+        gradients.append((focal.detach().double(), dice.detach().double(), leaf.grad.double()))
+    for fast, slow in zip(*gradients):
+        torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5 * slow.abs().max().item())
+
+
+def test_logits_that_are_not_numbers_give_losses_and_gradients_that_are_not(way: None):
+    logits = torch.zeros(1, 2, 4, 4)
+    logits[0, 1, 2, 2] = torch.nan
+    leaf = logits.requires_grad_()
+    focal, dice = MatchedMaskLosses.apply(leaf, torch.rand(1, 16, 16) > 0.5)
+    (focal + dice).sum().backward()
+    assert focal.isnan().tolist() == dice.isnan().tolist() == [[False, True]]
+    assert leaf.grad[0, 0].isfinite().all() and leaf.grad[0, 1].isnan().any()
+
+
+def test_extreme_logits_have_finite_gradients(way: None):
     logits = torch.tensor([[[[1e4, -1e4], [60.0, -60.0]]]], requires_grad=True)
     focal, dice = MatchedMaskLosses.apply(logits, torch.tensor([[[False, True], [True, False]]]))
     (focal + dice).sum().backward()
     assert focal.isfinite().all() and dice.isfinite().all() and logits.grad.isfinite().all()
 
 
-def test_no_pair_is_empty_and_differentiable():
+def test_no_pair_is_empty_and_differentiable(way: None):
     logits = torch.randn(0, 6, 2, 2, requires_grad=True)
     focal, dice = MatchedMaskLosses.apply(logits, torch.zeros(0, 8, 8, dtype=torch.bool))
     (focal.sum() + dice.sum()).backward()

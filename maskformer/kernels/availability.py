@@ -1,0 +1,41 @@
+"""Whether the compiled loops can be used: they need Numba, and float32 on a CPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def find_kernels(*tensors: Tensor) -> ModuleType | None:
+    """The module of compiled loops, or None: the same is then computed by PyTorch's operators, which takes longer.
+
+    Args:
+        tensors: what is to be looped over.
+
+    Returns:
+        ``maskformer.kernels.loops`` if Numba is installed and all tensors are float32 on a CPU, in a place without
+        gradients.
+    """
+    return _import_loops() if all(_suits(tensor) for tensor in tensors) else None
+
+
+def _suits(tensor: Tensor) -> bool:
+    wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not wants_gradient
+
+
+@functools.cache
+def _import_loops() -> ModuleType | None:
+    # At first use: importing Numba takes as long as a tenth of importing PyTorch, and not every run computes on a CPU.
+    try:
+        return importlib.import_module("maskformer.kernels.loops")
+    except ImportError as error:
+        logger.warning("Losses on a CPU take longer without Numba (%s): pip install numba", error)
+        return None

@@ -1,0 +1,196 @@
+"""The formulas of the losses, pixel by pixel, for Numba to compile: one pass where PyTorch's operators take twenty.
+
+All of them are in this file, because Numba keeps compiled functions on disk until their file changes, whatever they
+call. Arrays are contiguous, and float32 if nothing else is said; NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .compiling import Compiled
+
+Array = NDArray[Any]
+_f = np.float32
+
+_LOG2_E = _f(1.4426950408889634)
+# log 2 in two parts: an integer below 2^9 times the first has no rounding error (Cody and Waite).
+_LOG_2_HIGH, _LOG_2_LOW = _f(0.693359375), _f(-2.12194440e-4)
+
+_PIXELS_AT_ONCE = 1024  # few enough for the first cache
+
+
+class Interpolation(NamedTuple):
+    """Linear interpolation along one axis, from a coarse grid to a fine one.
+
+    Attributes:
+        low: (fine,) int64, the coarse place before each fine one; the other is next to it, where there is one.
+        low_weight: (fine,) of the former.
+        high_weight: (fine,) of the latter; 0 where there is none.
+        first: (coarse + 1,) int64, where in ``low`` each coarse place is first met; the last is the length of the fine.
+    """
+
+    low: Array
+    low_weight: Array
+    high_weight: Array
+    first: Array
+
+
+@njit(inline="always")
+def _exp_of_negative(x: Any) -> Any:
+    """e^x for x <= 0: 2^n e^r with |r| <= log(2) / 2, where e^r is its series; e^-87 is as small as it gets."""
+    x = _f(-87.0) if x < _f(-87.0) else x
+    n = np.floor(x * _LOG2_E + _f(0.5))
+    r = (x - n * _LOG_2_HIGH) - n * _LOG_2_LOW
+    series = _f(1 / 5040)
+    for factorial in (720, 120, 24, 6, 2, 1, 1):
+        series = series * r + _f(1 / factorial)
+    exponent_bits = (np.int32(n) + np.int32(127)) << np.int32(23)
+    return series * np.int32(exponent_bits).view(np.float32)
+
+
+@njit(inline="always")
+def _log_of_one_plus(u: Any) -> Any:
+    """log(1 + u) for 0 <= u <= 1: 2 artanh(w) with w = u / (2 + u) <= 1/3, by the series of artanh up to w^15."""
+    w = u / (_f(2) + u)
+    square = w * w
+    series = _f(1 / 15)
+    for odd in (13, 11, 9, 7, 5, 3, 1):
+        series = series * square + _f(1 / odd)
+    return _f(2) * w * series
+
+
+@Compiled
+def compare_matched_mask(
+    logits: Array, mask: Array, rows: Interpolation, columns: Interpolation, sums: Array, maps: Array, alpha: Any
+) -> None:
+    """What ``losses.matched_masks`` needs of one mask and its target, whose letters and formulas these are.
+
+    Args:
+        logits: (h,w), coarse.
+        mask: (H,W) bool, the target.
+        rows: from h to H.
+        columns: from w to W.
+        sums: (3,), written: sums over pixels of e, z e and the focal loss.
+        maps: (3,h,w), written: gradient of the focal sum, e (1 - e) and z e (1 - e), brought down to (h,w).
+        alpha: float32, the focal loss's weight of pixels inside.
+    """
+    num_rows, num_columns = len(logits), mask.shape[1]
+    wide = _upsample_columns(logits, columns, num_columns)
+    wide_maps = np.zeros((num_rows, 3, num_columns), np.float32)
+    row_sums = np.zeros((3, num_columns), np.float32)
+    row_maps = np.empty((3, num_columns), np.float32)
+    row = np.empty(num_columns, np.float32)
+    for y in range(len(mask)):
+        low, high = rows.low[y], min(rows.low[y] + 1, num_rows - 1)
+        for x in range(num_columns):
+            row[x] = rows.low_weight[y] * wide[low, x] + rows.high_weight[y] * wide[high, x]
+        _compare_row(row, mask[y], alpha, row_sums, row_maps)
+        _add_weighted(wide_maps[low], rows.low_weight[y], row_maps)
+        _add_weighted(wide_maps[high], rows.high_weight[y], row_maps)
+    for term in range(3):
+        sums[term] = row_sums[term].astype(np.float64).sum()
+    for coarse_row in range(num_rows):
+        _bring_columns_down(wide_maps[coarse_row], columns, maps[:, coarse_row])
+
+
+@njit(inline="always")
+def _compare_row(logits: Array, mask: Array, alpha: Any, sums: Array, maps: Array) -> None:
+    """One row (W,) of logits and of the target; sums (3,W) are added to, maps (3,W) written."""
+    for x in range(len(mask)):
+        z = _f(1) - _f(2) * _f(mask[x])
+        s = z * logits[x]
+        u = _exp_of_negative(-abs(s))
+        larger = _f(1) / (_f(1) + u)  # of e and 1 - e
+        smaller = u * larger
+        e, right = (smaller, larger) if s < _f(0) else (larger, smaller)
+        softplus = (_f(0) if s < _f(0) else s) + _log_of_one_plus(u)
+        weight = (_f(0.5) + (_f(0.5) - alpha) * z) * e * e
+        slope = e * right
+        sums[0, x] += e
+        sums[1, x] += z * e
+        sums[2, x] += weight * softplus
+        maps[0, x] = z * weight * (_f(2) * right * softplus + e)
+        maps[1, x] = slope
+        maps[2, x] = slope * z
+
+
+@njit(inline="always")
+def _add_weighted(total: Array, weight: Any, maps: Array) -> None:
+    for term in range(3):
+        for x in range(maps.shape[1]):
+            total[term, x] += weight * maps[term, x]
+
+
+@njit(inline="always")
+def _upsample_columns(coarse: Array, columns: Interpolation, num_fine: int) -> Array:
+    num_rows, num_coarse = coarse.shape
+    fine = np.empty((num_rows, num_fine), np.float32)
+    for y in range(num_rows):
+        for x in range(num_fine):
+            low = columns.low[x]
+            high = min(low + 1, num_coarse - 1)
+            fine[y, x] = columns.low_weight[x] * coarse[y, low] + columns.high_weight[x] * coarse[y, high]
+    return fine
+
+
+@njit(inline="always")
+def _bring_columns_down(fine: Array, columns: Interpolation, coarse: Array) -> None:
+    """The transpose of upsampling, of (3,W) to (3,w): coarse pixels collect from the fine ones they were given to."""
+    a_before = b_before = c_before = _f(0)
+    for x in range(coarse.shape[1]):
+        a, b, c = a_before, b_before, c_before
+        a_before = b_before = c_before = _f(0)
+        for place in range(columns.first[x], columns.first[x + 1]):
+            low_weight, high_weight = columns.low_weight[place], columns.high_weight[place]
+            a += low_weight * fine[0, place]
+            b += low_weight * fine[1, place]
+            c += low_weight * fine[2, place]
+            a_before += high_weight * fine[0, place]
+            b_before += high_weight * fine[1, place]
+            c_before += high_weight * fine[2, place]
+        coarse[0, x], coarse[1, x], coarse[2, x] = a, b, c
+
+
+@Compiled
+def write_pairwise_terms(logits: Array, contrast: Array, probs: Array, sums: Array, negative_weight: Any) -> None:
+    """What ``losses.functional.pairwise_mask_costs`` needs of each pixel.
+
+    Args:
+        logits: (n, pixels).
+        contrast: (n, pixels), written: the positive cost, (1 - p)^2 softplus(-x), minus the weighted negative one.
+        probs: (n, pixels), written: p.
+        sums: (2,n), written: over pixels of the negative cost, p^2 softplus(x), and of p.
+        negative_weight: float32.
+    """
+    num_pixels = logits.shape[1]
+    part_sums = np.empty((2, _PIXELS_AT_ONCE), np.float32)
+    for n in range(len(logits)):
+        part_sums[:] = 0
+        for start in range(0, num_pixels, _PIXELS_AT_ONCE):
+            part = slice(start, min(start + _PIXELS_AT_ONCE, num_pixels))
+            _write_some_terms(logits[n, part], contrast[n, part], probs[n, part], part_sums, negative_weight)
+        for term in range(2):
+            sums[term, n] = part_sums[term].astype(np.float64).sum()
+
+
+@njit(inline="always")
+def _write_some_terms(logits: Array, contrast: Array, probs: Array, sums: Array, negative_weight: Any) -> None:
+    for pixel in range(len(logits)):
+        x = logits[pixel]
+        u = _exp_of_negative(-abs(x))
+        larger = _f(1) / (_f(1) + u)  # of p and 1 - p
+        smaller = u * larger
+        log = _log_of_one_plus(u)
+        p, rest, softplus, softplus_of_negative = (
+            (smaller, larger, log, log - x) if x < _f(0) else (larger, smaller, log + x, log)
+        )
+        negative = p * p * softplus
+        contrast[pixel] = rest * rest * softplus_of_negative - negative_weight * negative
+        probs[pixel] = p
+        sums[0, pixel] += negative
+        sums[1, pixel] += p
