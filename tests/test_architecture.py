@@ -24,6 +24,7 @@ ALLOWED = {
     **{layer: {"structures"} for layer in LAYERS},
     "data": {"structures", "whole_files"},
     "losses": {"structures", "kernels"},
+    "inference": {"structures", "kernels"},
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
     "checkpoint": {"structures"},

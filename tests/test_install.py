@@ -238,7 +238,8 @@ def test_setup_ships_every_module_and_category_table(settings):
         for pattern in patterns
         for path in (REPOSITORY / name.replace(".", "/")).glob(pattern)
     }
-    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix != ".py"}
+    others = {path for path in others if path.parent.name != "__pycache__"}
     assert shipped == others and shipped
 
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskformer.kernels import find_kernels, plan_interpolation
+
 Size = tuple[int, int]
 
 
@@ -58,6 +60,16 @@ class Geometry:
         upsampled = resize_maps(mask_logits[:, source.start : source.stop], (factor * len(source), width))
         first = rows.start - factor * source.start
         return upsampled[:, first : first + len(rows), : self.image_size[1]]
+
+    def upsampled_probs(self, mask_logits: Tensor, rows: range) -> Tensor:
+        """(Q,h,w) logits -> probabilities at some rows of ``upsample``, without the padding: (Q, rows, image width)."""
+        kernels = find_kernels(mask_logits)
+        if kernels is None:
+            return self.upsample_rows(mask_logits, rows).sigmoid()
+        grid, columns = (plan_interpolation(*sizes) for sizes in zip(mask_logits.shape[-2:], self.padded_size))
+        probs = mask_logits.new_empty(len(mask_logits), len(rows), self.image_size[1])
+        kernels.write_mask_probs(mask_logits.detach().contiguous().numpy(), grid, columns, rows.start, probs.numpy())
+        return probs
 
     def restored_from(self, rows: range) -> range:
         """The rows of the image that ``restore`` reads for some rows of the output."""

@@ -6,10 +6,10 @@ classes times pixels either.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from maskformer.kernels import empty_large, find_kernels, for_each
 
 from .resize import Geometry, device_bytes, plan_bands, shrunk
 
@@ -48,15 +48,18 @@ def semantic_inference(
     Returns:
         (K,height,width) scores.
     """
-    scores = mask_logits.new_empty(class_logits.shape[1] - 1, *geometry.output_size)
-    if geometry.keeps_size or restore_masks_first:
-        class_probs, width = class_logits.softmax(-1)[:, :-1].T, geometry.output_size[1]
-        for rows, masks in _mask_bands(mask_logits, geometry):
-            band = scores.flatten(1)[:, rows.start * width : rows.stop * width]
-            torch.mm(class_probs, masks.sigmoid().flatten(1), out=band)  # to its place, without a copy
-    else:
-        for rows, band in _restored_score_bands(class_logits, mask_logits, geometry):
-            scores[:, rows.start : rows.stop] = band
+    bands = _Bands(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
+    scores = empty_large((len(bands.class_probs), *geometry.output_size), mask_logits)
+    width = geometry.output_size[1]
+
+    def write(rows: range) -> None:
+        if bands.restores_scores:
+            scores[:, rows.start : rows.stop] = bands.restored_scores(rows)
+        else:  # to its place, without a copy
+            place = scores.flatten(1)[:, rows.start * width : rows.stop * width]
+            torch.mm(bands.class_probs, bands.mask_probs(rows).flatten(1), out=place)
+
+    for_each(write, bands.plan(), mask_logits.device)
     return scores
 
 
@@ -75,45 +78,79 @@ def semantic_labels(
     Returns:
         (height,width) int32, 0..K-1.
     """
+    bands = _Bands(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
     labels = torch.empty(geometry.output_size, dtype=torch.int32, device=mask_logits.device)
-    if geometry.keeps_size or restore_masks_first:
-        class_probs = class_logits.softmax(-1)[:, :-1]
-        for rows, masks in _mask_bands(mask_logits, geometry):
-            labels[rows.start : rows.stop] = _best_classes(class_probs, masks.sigmoid())
-    else:
-        for rows, scores in _restored_score_bands(class_logits, mask_logits, geometry):
-            labels[rows.start : rows.stop] = scores.max(0).indices
+    block_bytes = shrunk(device_bytes(_BLOCK_BYTES, mask_logits.device))
+
+    def write(rows: range) -> None:
+        if bands.restores_scores:
+            best = _first_best(bands.restored_scores(rows).flatten(1))
+        else:
+            mask_probs = bands.mask_probs(rows).flatten(1)
+            pixels = max(block_bytes // (len(bands.class_probs) * mask_probs.element_size()), 1)
+            blocks = mask_probs.split(pixels, dim=1)
+            best = torch.cat([_best_classes(bands.class_probs, block) for block in blocks])
+        labels[rows.start : rows.stop] = best.view(len(rows), -1)
+
+    for_each(write, bands.plan(), mask_logits.device)
     return labels
 
 
-def _mask_bands(mask_logits: Tensor, geometry: Geometry) -> Iterator[tuple[range, Tensor]]:
-    """Yields rows of the output, and the (Q,rows,width) mask logits there."""
-    row_weights = mask_logits if geometry.keeps_size else geometry.row_weights(mask_logits)
-    for rows in _plan(geometry, mask_logits, len(mask_logits)):
-        source = rows if geometry.keeps_size else geometry.restored_from(rows)
-        yield rows, geometry.restore_rows(geometry.upsample_rows(mask_logits, source), rows, row_weights)
+class _Bands:
+    """What is needed of some rows of the output, independent of the other rows.
 
+    Args:
+        class_logits: (Q,K+1).
+        mask_logits: (Q,h,w).
+        geometry: the image's sizes.
+        restore_masks_first: see ``semantic_inference``.
 
-def _restored_score_bands(
-    class_logits: Tensor, mask_logits: Tensor, geometry: Geometry
-) -> Iterator[tuple[range, Tensor]]:
-    """Yields rows of the output, and the (K,rows,width) scores there, resized as scores."""
-    row_weights = geometry.row_weights(mask_logits)
-    for rows in _plan(geometry, mask_logits, max(len(mask_logits), class_logits.shape[1])):
-        masks = geometry.upsample_rows(mask_logits, geometry.restored_from(rows))
-        yield rows, geometry.restore_rows(semantic_scores(class_logits, masks), rows, row_weights)
+    Attributes:
+        class_probs: (K,Q).
+        restores_scores: whether scores are resized, and not masks.
+    """
 
+    def __init__(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry, *, restore_masks_first: bool):
+        self.class_probs = class_logits.softmax(-1)[:, :-1].T.contiguous()
+        self.restores_scores = not (geometry.keeps_size or restore_masks_first)
+        self._mask_logits, self._geometry = mask_logits, geometry
+        self._row_weights = mask_logits if geometry.keeps_size else geometry.row_weights(mask_logits)
 
-def _plan(geometry: Geometry, mask_logits: Tensor, num_maps: int) -> Iterator[range]:
-    width = max(geometry.image_size[1], geometry.output_size[1])
-    row_bytes = num_maps * width * mask_logits.element_size()
-    return plan_bands(geometry.output_size[0], row_bytes, device_bytes(_BAND_BYTES, mask_logits.device))
+    def plan(self) -> list[range]:
+        """Bands of rows."""
+        num_maps = max(self.class_probs.shape) if self.restores_scores else len(self._mask_logits)
+        width = max(self._geometry.image_size[1], self._geometry.output_size[1])
+        row_bytes = num_maps * width * self._mask_logits.element_size()
+        band_bytes = device_bytes(_BAND_BYTES, self._mask_logits.device)
+        return list(plan_bands(self._geometry.output_size[0], row_bytes, band_bytes))
+
+    def mask_probs(self, rows: range) -> Tensor:
+        """(Q,rows,width) of the output."""
+        if self._geometry.keeps_size:
+            return self._geometry.upsampled_probs(self._mask_logits, rows)
+        upsampled = self._geometry.upsample_rows(self._mask_logits, self._geometry.restored_from(rows))
+        return self._geometry.restore_rows(upsampled, rows, self._row_weights).sigmoid()
+
+    def restored_scores(self, rows: range) -> Tensor:
+        """(K,rows,width) of the output, resized as scores."""
+        mask_probs = self._geometry.upsampled_probs(self._mask_logits, self._geometry.restored_from(rows))
+        scores = (self.class_probs @ mask_probs.flatten(1)).unflatten(1, mask_probs.shape[1:])
+        return self._geometry.restore_rows(scores, rows, self._row_weights)
 
 
 def _best_classes(class_probs: Tensor, mask_probs: Tensor) -> Tensor:
-    """(rows,width) int64: the class with the largest score, for (Q,K) and (Q,rows,width) probabilities."""
-    block_bytes = shrunk(device_bytes(_BLOCK_BYTES, mask_probs.device))
-    pixels = max(block_bytes // (class_probs.shape[1] * mask_probs.element_size()), 1)
-    # max along neighbours in memory, not argmax: several times faster on a CPU, and it gives the first of equals too.
-    blocks = [(block.T @ class_probs).max(1).indices for block in mask_probs.flatten(1).split(pixels, dim=1)]
-    return torch.cat(blocks).view(mask_probs.shape[1:])
+    """(pixels,): the first class with the largest score, for (K,Q) and (Q,pixels) probabilities."""
+    if find_kernels(class_probs, mask_probs) is None:
+        # max along neighbours in memory, not argmax: several times faster on a CPU, and it gives the first of equals.
+        return (mask_probs.T @ class_probs.T).max(1).indices
+    return _first_best(class_probs @ mask_probs)
+
+
+def _first_best(scores: Tensor) -> Tensor:
+    """(pixels,): the first class with the largest of (K,pixels) scores."""
+    kernels = find_kernels(scores)
+    if kernels is None:
+        return scores.max(0).indices
+    labels = torch.empty(scores.shape[1], dtype=torch.int32)
+    kernels.write_best_classes(scores.contiguous().numpy(), labels.numpy())
+    return labels

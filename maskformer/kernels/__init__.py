@@ -1,5 +1,12 @@
-"""Loops over pixels that Numba compiles, for float32 on a CPU: availability (is it installed), loops (the formulas)."""
+"""What makes a CPU fast: formulas as loops that Numba compiles, and threads that compute independent pieces.
+
+availability (can the loops be used), loops (the formulas), compiling, interpolation, threads, memory. Where Numba is
+missing, and for other types and devices, the callers compute the same with PyTorch's operators.
+"""
 
 from .availability import find_kernels
+from .interpolation import interpolation_matrix, plan_interpolation
+from .memory import empty_large
+from .threads import for_each
 
-__all__ = ["find_kernels"]
+__all__ = ["empty_large", "find_kernels", "for_each", "interpolation_matrix", "plan_interpolation"]

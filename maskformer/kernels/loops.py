@@ -1,4 +1,4 @@
-"""The formulas of the losses, pixel by pixel, for Numba to compile: one pass where PyTorch's operators take twenty.
+"""The formulas of losses and inference, pixel by pixel: one pass where PyTorch's operators take up to twenty.
 
 All of them are in this file, because Numba keeps compiled functions on disk until their file changes, whatever they
 call. Arrays are contiguous, and float32 if nothing else is said; NaN stays NaN.
@@ -6,15 +6,14 @@ call. Arrays are contiguous, and float32 if nothing else is said; NaN stays NaN.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from .compiling import Compiled
+from .interpolation import Array, Interpolation
 
-Array = NDArray[Any]
 _f = np.float32
 
 _LOG2_E = _f(1.4426950408889634)
@@ -22,22 +21,6 @@ _LOG2_E = _f(1.4426950408889634)
 _LOG_2_HIGH, _LOG_2_LOW = _f(0.693359375), _f(-2.12194440e-4)
 
 _PIXELS_AT_ONCE = 1024  # few enough for the first cache
-
-
-class Interpolation(NamedTuple):
-    """Linear interpolation along one axis, from a coarse grid to a fine one.
-
-    Attributes:
-        low: (fine,) int64, the coarse place before each fine one; the other is next to it, where there is one.
-        low_weight: (fine,) of the former.
-        high_weight: (fine,) of the latter; 0 where there is none.
-        first: (coarse + 1,) int64, where in ``low`` each coarse place is first met; the last is the length of the fine.
-    """
-
-    low: Array
-    low_weight: Array
-    high_weight: Array
-    first: Array
 
 
 @njit(inline="always")
@@ -80,7 +63,8 @@ def compare_matched_mask(
         alpha: float32, the focal loss's weight of pixels inside.
     """
     num_rows, num_columns = len(logits), mask.shape[1]
-    wide = _upsample_columns(logits, columns, num_columns)
+    wide = np.empty((num_rows, num_columns), np.float32)
+    _upsample_columns(logits, columns, wide)
     wide_maps = np.zeros((num_rows, 3, num_columns), np.float32)
     row_sums = np.zeros((3, num_columns), np.float32)
     row_maps = np.empty((3, num_columns), np.float32)
@@ -127,15 +111,13 @@ def _add_weighted(total: Array, weight: Any, maps: Array) -> None:
 
 
 @njit(inline="always")
-def _upsample_columns(coarse: Array, columns: Interpolation, num_fine: int) -> Array:
-    num_rows, num_coarse = coarse.shape
-    fine = np.empty((num_rows, num_fine), np.float32)
-    for y in range(num_rows):
-        for x in range(num_fine):
+def _upsample_columns(coarse: Array, columns: Interpolation, fine: Array) -> None:
+    last = coarse.shape[1] - 1
+    for y in range(len(coarse)):
+        for x in range(fine.shape[1]):
             low = columns.low[x]
-            high = min(low + 1, num_coarse - 1)
+            high = min(low + 1, last)
             fine[y, x] = columns.low_weight[x] * coarse[y, low] + columns.high_weight[x] * coarse[y, high]
-    return fine
 
 
 @njit(inline="always")
@@ -194,3 +176,55 @@ def _write_some_terms(logits: Array, contrast: Array, probs: Array, sums: Array,
         probs[pixel] = p
         sums[0, pixel] += negative
         sums[1, pixel] += p
+
+
+@Compiled
+def write_mask_probs(logits: Array, rows: Interpolation, columns: Interpolation, start: int, probs: Array) -> None:
+    """Some rows of masks: p of upsampled logits, for ``inference.semantic``.
+
+    Args:
+        logits: (Q,h,w), coarse.
+        rows: from h to the padded input.
+        columns: from w to the padded input, of which the columns beyond W are left out.
+        start: the first row.
+        probs: (Q,rows,W), written.
+    """
+    num_queries, num_rows, num_columns = probs.shape
+    top, bottom = rows.low[start], min(rows.low[start + num_rows - 1] + 1, logits.shape[1] - 1)
+    wide = np.empty((bottom - top + 1, num_columns), np.float32)
+    for q in range(num_queries):
+        _upsample_columns(logits[q, top : bottom + 1], columns, wide)
+        for y in range(num_rows):
+            low = rows.low[start + y] - top
+            high = min(low + 1, bottom - top)
+            low_weight, high_weight = rows.low_weight[start + y], rows.high_weight[start + y]
+            for x in range(num_columns):
+                probs[q, y, x] = low_weight * wide[low, x] + high_weight * wide[high, x]
+            _replace_by_sigmoid(probs[q, y])
+
+
+@njit(inline="always")
+def _replace_by_sigmoid(values: Array) -> None:
+    for place in range(len(values)):
+        x = values[place]
+        u = _exp_of_negative(-abs(x))
+        larger = _f(1) / (_f(1) + u)
+        values[place] = u * larger if x < _f(0) else larger
+
+
+@Compiled
+def write_best_classes(scores: Array, labels: Array) -> None:
+    """The first of the classes with the largest score.
+
+    Args:
+        scores: (K,pixels).
+        labels: (pixels,) int32, written.
+    """
+    best = scores[0].copy()
+    labels[:] = 0
+    for k in range(1, len(scores)):
+        for pixel in range(len(labels)):
+            score = scores[k, pixel]
+            is_better = score > best[pixel]
+            labels[pixel] = np.int32(k) if is_better else labels[pixel]
+            best[pixel] = score if is_better else best[pixel]

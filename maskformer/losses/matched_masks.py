@@ -27,11 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskformer.kernels import find_kernels
+from maskformer.kernels import find_kernels, for_each, interpolation_matrix, plan_interpolation
 
 from .chunks import elements_at_once
 from .functional import FOCAL_ALPHA
-from .threads import for_each
 
 
 class MatchedMaskLosses(torch.autograd.Function):
@@ -78,7 +77,7 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     if kernels is not None:
         return _sum_and_bring_down_compiled(kernels, mask_logits.detach(), masks)
     upsample_rows, upsample_columns = (
-        _interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
+        interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
     )
     sums = mask_logits.new_empty(3, *mask_logits.shape[:2])
     maps = mask_logits.new_empty(3, *mask_logits.shape)
@@ -105,10 +104,7 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
 def _sum_and_bring_down_compiled(kernels: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """The same by the loops of ``kernels.loops``."""
     num_targets, num_masks = mask_logits.shape[:2]
-    rows, columns = (
-        kernels.Interpolation(*_sparse_interpolation(_interpolation_matrix(*lengths, mask_logits)))
-        for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
-    )
+    rows, columns = (plan_interpolation(*lengths) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:]))
     alpha = np.float32(FOCAL_ALPHA)
     sums = mask_logits.new_empty(num_targets, num_masks, 3)
     maps = mask_logits.new_empty(num_targets, num_masks, 3, *mask_logits.shape[-2:])
@@ -122,15 +118,6 @@ def _sum_and_bring_down_compiled(kernels: Any, mask_logits: Tensor, masks: Tenso
 
     for_each(compare, list(itertools.product(range(num_targets), range(num_masks))), masks.device)
     return sums.movedim(2, 0), maps.movedim(2, 0)
-
-
-def _sparse_interpolation(weights: Tensor) -> list[np.ndarray]:
-    """What ``kernels.loops.Interpolation`` holds, from the (fine, coarse) matrix: each row has one value or two."""
-    low = (weights != 0).byte().argmax(1)
-    beyond = F.pad(weights, (0, 1))  # the last place has no next one
-    low_weight, high_weight = (beyond.gather(1, (low + step)[:, None])[:, 0] for step in (0, 1))
-    first = torch.searchsorted(low, torch.arange(weights.shape[1] + 1))
-    return [tensor.numpy() for tensor in (low, low_weight, high_weight, first)]
 
 
 def _band_sums_and_maps(logits: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,9 +176,3 @@ def _chunk(grouped: torch.Size, size: torch.Size, device: torch.device) -> tuple
     row = max(masks_of_target * size[1], 1)
     rows_at_once = min(max(elements // row, 1), size[0])
     return max(elements // (rows_at_once * row), 1), rows_at_once
-
-
-def _interpolation_matrix(length: int, new_length: int, like: Tensor) -> Tensor:
-    """(new_length, length): linear interpolation along one axis, as ``F.interpolate`` does it."""
-    identity = torch.eye(length, dtype=like.dtype, device=like.device)
-    return F.interpolate(identity[None], new_length, mode="linear", align_corners=False)[0].mT.contiguous()

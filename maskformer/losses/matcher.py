@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskformer.kernels import for_each
 from maskformer.structures import MaskPredictions, Match, Targets
 
 from .chunks import elements_at_once
 from .functional import pairwise_mask_costs
 from .precision import without_autocast
-from .threads import for_each
 
 
 class HungarianMatcher(nn.Module):

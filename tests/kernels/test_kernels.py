@@ -78,7 +78,7 @@ def copied(tmp_path: Path) -> Path:
     """A folder with a copy of the loops, where nothing is kept yet."""
     source = Path(loops.__file__).parent
     (tmp_path / "kernels").mkdir()
-    for name in ("compiling.py", "loops.py"):
+    for name in ("compiling.py", "interpolation.py", "loops.py"):
         shutil.copy(source / name, tmp_path / "kernels" / name)
     return tmp_path
 

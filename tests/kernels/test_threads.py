@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from maskformer.losses.threads import for_each
+from maskformer.kernels.threads import for_each
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,14 @@ def test_every_item_is_worked_on_once_without_gradients(num_threads: int, num_it
     alone = num_threads > 1 and num_items >= num_threads
     assert notes == [(False, 1 if alone else num_threads)] * num_items
     assert torch.get_num_threads() == num_threads and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_pieces_are_worked_on_in_inference_mode_if_the_caller_is(num_threads: int, mode: bool) -> None:
+    notes: list[bool] = []
+    with torch.inference_mode(mode):
+        for_each(lambda _: notes.append(torch.is_inference_mode_enabled()), range(8), CPU)
+    assert notes == [mode] * 8
 
 
 def test_items_are_worked_on_at_once(num_threads: int) -> None:

@@ -29,7 +29,8 @@ def for_each(work: Callable[[_Item], None], items: Sequence[_Item], device: torc
     """
     num_threads = torch.get_num_threads() if device.type == "cpu" else 1
     if 1 < num_threads <= len(items):
-        for _ in _pool(num_threads, os.getpid()).map(torch.no_grad()(work), items):
+        mode = torch.inference_mode(torch.is_inference_mode_enabled())  # which is of this thread alone
+        for _ in _pool(num_threads, os.getpid()).map(mode(torch.no_grad()(work)), items):
             pass
         return
     with torch.no_grad():

@@ -1,0 +1,42 @@
+"""Fresh memory for large results."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+from collections.abc import Callable
+
+from torch import Tensor
+
+_LARGE = 2**24  # bytes; below, fresh memory comes from what the C library has at hand
+
+
+def empty_large(size: tuple[int, ...], like: Tensor) -> Tensor:
+    """An uninitialised tensor, on Linux in huge pages if it is large and on a CPU.
+
+    A page of 4 KiB is handed out and cleared when it is first written to: for 200 MB, that takes longer than writing.
+
+    Args:
+        size: of the tensor.
+        like: has the type and device.
+    """
+    tensor = like.new_empty(size)
+    num_bytes = tensor.numel() * tensor.element_size()
+    ask_for_huge_pages = _find_madvise()
+    if tensor.device.type == "cpu" and num_bytes >= _LARGE and ask_for_huge_pages is not None:
+        address = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole_pages = (tensor.data_ptr() + num_bytes - address) // mmap.PAGESIZE
+        ask_for_huge_pages(address, whole_pages * mmap.PAGESIZE)
+    return tensor
+
+
+@functools.cache
+def _find_madvise() -> Callable[[int, int], None] | None:
+    """A function of address and length; None where the system has no huge pages to ask for."""
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None:
+        return None
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return lambda address, length: madvise(address, length, advice)  # what it refuses stays as it was
