@@ -22,7 +22,7 @@ ALLOWED = {
     "whole_files": set(),
     "kernels": set(),
     **{layer: {"structures"} for layer in LAYERS},
-    "data": {"structures", "whole_files"},
+    "data": {"structures", "whole_files", "kernels"},
     "losses": {"structures", "kernels"},
     "inference": {"structures", "kernels"},
     "own_datasets": {"structures"},

@@ -77,9 +77,12 @@ class Picture(_Movable):
         """(H,W,3) uint8 after all transforms so far."""
         self._settle()
         if isinstance(self._image, Image.Image):
-            pixels = np.asarray(self._image)
-            self._image = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self._is_bgr else pixels
+            self._image = self._to_array(np.asarray(self._image))
         return self._image
+
+    def _to_array(self, pixels: np.ndarray) -> np.ndarray:
+        """From the order of a picture's channels to that of the array."""
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self._is_bgr else pixels
 
     @property
     def _computed_size(self) -> tuple[int, int]:
@@ -95,10 +98,9 @@ class Picture(_Movable):
                 else _cut(self._image, window)
             )
         elif isinstance(self._image, Image.Image):
-            self._image = resize_picture(self._image, self.size, window, self._resizing.interp)
+            self._image = self._to_array(resize_picture(self._image, self.size, window, self._resizing.interp))
         elif self._image.dtype == np.uint8 and self._image.shape[2:] == (3,):
-            picture = Image.fromarray(contiguous(self._image))
-            self._image = np.asarray(resize_picture(picture, self.size, window, self._resizing.interp))
+            self._image = resize_picture(contiguous(self._image), self.size, window, self._resizing.interp)
         else:
             self._image = _cut(self._resizing.apply_image(self._image), window)
 

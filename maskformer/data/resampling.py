@@ -1,20 +1,19 @@
 """Resizing of a window alone: what a crop would throw away is never computed.
 
-Both functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree
-in every pixel. So do pictures but for ties: Pillow takes the borders of a window in single precision, which moves the
-filter by some 1e-6 pixels, so that a value half-way between two grey levels may be rounded to the other one. That is
-about one value in 1,400, and never more than one level.
+Both functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree in
+every pixel, and so do pictures that get no fewer rows. Of some others, Pillow filters the rows before the columns and
+rounds between the two: whole pictures are left to it, and in windows of them a value may differ by one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-SPARE_PIXELS = 24  # computed beside a window and cut off, where that moves a border to a number that Pillow can hold
-WHOLE_AXIS = 0.8  # a window of more than this share of an axis is cut from the whole axis, which needs no rounding
+from maskformer.kernels import import_loops
 
 
 @dataclass(frozen=True)
@@ -28,46 +27,93 @@ class Window:
 
 
 @dataclass(frozen=True)
-class _Span:
-    """One axis of a window: what to give to Pillow and where the window lies in its answer."""
+class _Filter:
+    """Along one axis, what each pixel of a window is made of.
 
-    source: tuple[int, int]  # first and past the last pixel of the original that the filter reaches
-    box: tuple[float, float]  # the part of these to resize
-    size: int  # the length of the result
-    skipped: int  # pixels of the result before the window
+    Attributes:
+        source: first and past the last pixel of the original that any of them needs.
+        starts: (length,) uint32, the first pixel that each is made of, counted from the former.
+        weights: (length,taps) int32, times 2^22, of that pixel and the next ones; 0 beyond the last that is used.
+    """
+
+    source: tuple[int, int]
+    starts: np.ndarray
+    weights: np.ndarray
 
 
 def resize_picture(
-    picture: Image.Image, new_size: tuple[int, int], window: Window, resample: int = Image.Resampling.BILINEAR
-) -> Image.Image:
+    picture: Image.Image | np.ndarray,
+    new_size: tuple[int, int],
+    window: Window,
+    resample: int = Image.Resampling.BILINEAR,
+) -> np.ndarray:
     """Resize a picture and keep a window.
 
     Args:
-        picture: of any mode that Pillow resizes.
+        picture: of any mode that Pillow resizes, or (H,W,3) uint8.
         new_size: (height, width) of the whole resized picture.
         window: lies within it.
         resample: Pillow's filter.
+
+    Returns:
+        (height, width, 3) uint8 of the window, channels as in the picture; another shape for another mode.
     """
-    if window == Window(0, 0, *new_size):
-        return picture.resize(new_size[::-1], resample)
-    if resample == Image.Resampling.NEAREST:  # no filter; its steps are Pillow's own
-        resized = picture.resize(new_size[::-1], resample)
-        return resized.crop(_corners(window.left, window.top, window.width, window.height))
-    rows = _span(picture.height, new_size[0], window.top, window.height)
-    columns = _span(picture.width, new_size[1], window.left, window.width)
-    source = (columns.source[0], rows.source[0], columns.source[1], rows.source[1])
-    if source != (0, 0, *picture.size):
-        picture = picture.crop(source)
-    # One axis a call: given both, Pillow takes the rows first where a window is much wider than high, and rounds
-    # between the two.
-    box = (columns.box[0], 0, columns.box[1], picture.height)
-    wide = picture.resize((columns.size, picture.height), resample, box=box)
-    if columns.size != window.width:
-        wide = wide.crop(_corners(columns.skipped, 0, window.width, wide.height))
-    resized = wide.resize((wide.width, rows.size), resample, box=(0, rows.box[0], wide.width, rows.box[1]))
-    if rows.size == window.height:
-        return resized
-    return resized.crop(_corners(0, rows.skipped, window.width, window.height))
+    loops = import_loops()
+    height, is_rgb = (
+        (len(picture), True) if isinstance(picture, np.ndarray) else (picture.height, picture.mode == "RGB")
+    )
+    columns_first = new_size[0] >= height or window != Window(0, 0, *new_size)
+    if loops is not None and is_rgb and resample == Image.Resampling.BILINEAR and columns_first:
+        return _resize_compiled(loops, picture, new_size, window)
+    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    resized = picture.resize(new_size[::-1], resample)
+    return np.asarray(resized.crop(_corners(window.left, window.top, window.width, window.height)))
+
+
+def _resize_compiled(
+    loops: Any, picture: Image.Image | np.ndarray, new_size: tuple[int, int], window: Window
+) -> np.ndarray:
+    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
+    rows = _plan_filter(height, new_size[0], window.top, window.height)
+    columns = _plan_filter(width, new_size[1], window.left, window.width)
+    pixels = _cut(picture, slice(*rows.source), slice(*columns.source))
+    wide = np.empty((len(pixels), window.width, 3), np.uint8)
+    loops.resize_columns(pixels, columns.starts, columns.weights, wide)
+    resized = np.empty((window.height, window.width, 3), np.uint8)
+    loops.resize_rows(
+        wide.reshape(len(wide), -1), rows.starts, rows.weights, resized.reshape(window.height, window.width * 3)
+    )
+    return resized
+
+
+def _cut(picture: Image.Image | np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Contiguous, and never to be written to: what is compiled for one kind of array serves for all."""
+    if isinstance(picture, Image.Image):
+        if (columns.stop - columns.start, rows.stop - rows.start) != picture.size:
+            picture = picture.crop((columns.start, rows.start, columns.stop, rows.stop))
+        return np.asarray(picture)
+    pixels = np.ascontiguousarray(picture[rows, columns]).view()
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _plan_filter(size: int, new_size: int, start: int, length: int) -> _Filter:
+    """Pillow's bilinear filter: a triangle as wide as two pixels of the coarser grid, cut off at the borders."""
+    scale = size / new_size
+    reach = max(scale, 1.0)
+    centers = (np.arange(start, start + length) + 0.5) * scale
+    firsts = np.maximum((centers - reach + 0.5).astype(np.intp), 0)
+    stops = np.minimum((centers + reach + 0.5).astype(np.intp), size)
+    taps = int((stops - firsts).max(initial=1))
+    firsts_that_fit = np.minimum(firsts, size - taps)  # at the border, taps before the first have no weight
+    pixels = firsts_that_fit[:, None] + np.arange(taps)
+    weights = np.maximum(1 - np.abs((pixels - centers[:, None] + 0.5) / reach), 0)
+    weights[(pixels < firsts[:, None]) | (pixels >= stops[:, None])] = 0
+    weights /= weights.sum(1, keepdims=True)
+    first, stop = int(firsts_that_fit.min(initial=0)), int(stops.max(initial=taps))
+    return _Filter(
+        (first, stop), (firsts_that_fit - first).astype(np.uint32), (weights * (1 << 22) + 0.5).astype(np.int32)
+    )
 
 
 def resize_map(integer_map: np.ndarray, new_size: tuple[int, int], window: Window) -> np.ndarray:
@@ -95,24 +141,3 @@ def _nearest(size: int, new_size: int) -> np.ndarray:
     steps = np.full(new_size, size / new_size)
     steps[0] *= 0.5
     return np.cumsum(steps).astype(np.intp)
-
-
-def _span(size: int, new_size: int, start: int, length: int) -> _Span:
-    """Choose what Pillow resizes so that its single-precision borders are nearly those of the window."""
-    if length > WHOLE_AXIS * new_size or size == new_size:
-        if size == new_size:  # no filter along this axis
-            return _Span((start, start + length), (0, length), length, 0)
-        return _Span((0, size), (0, size), new_size, start)
-    scale = size / new_size
-    reach = 4 * max(scale, 1.0)  # more than the filters' support: three pixels, of the coarser of both grids
-    firsts = np.arange(max(start - SPARE_PIXELS, 0), start + 1)
-    lasts = np.arange(start + length, min(start + length + SPARE_PIXELS, new_size) + 1)
-    source_start = max(int(firsts[0] * scale - reach), 0)
-    source_stop = min(int(lasts[-1] * scale + reach) + 1, size)
-    left, right = firsts * scale - source_start, lasts * scale - source_start
-    first = np.abs(np.float32(left) - left)[::-1].argmin()
-    low, start_of_result = left[::-1][first], firsts[::-1][first]
-    extent = np.float32(right) - np.float32(low)
-    last = np.abs(extent - (right - low)).argmin()
-    box = (float(low), float(min(right[last], source_stop - source_start)))
-    return _Span((source_start, source_stop), box, int(lasts[last] - start_of_result), int(start - start_of_result))

@@ -4,9 +4,9 @@ availability (can the loops be used), loops (the formulas), compiling, interpola
 missing, and for other types and devices, the callers compute the same with PyTorch's operators.
 """
 
-from .availability import find_kernels
+from .availability import find_kernels, import_loops
 from .interpolation import interpolation_matrix, plan_interpolation
 from .memory import empty_large
 from .threads import for_each
 
-__all__ = ["empty_large", "find_kernels", "for_each", "interpolation_matrix", "plan_interpolation"]
+__all__ = ["empty_large", "find_kernels", "for_each", "import_loops", "interpolation_matrix", "plan_interpolation"]

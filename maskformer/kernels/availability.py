@@ -23,7 +23,7 @@ def find_kernels(*tensors: Tensor) -> ModuleType | None:
         ``maskformer.kernels.loops`` if Numba is installed and all tensors are float32 on a CPU, in a place without
         gradients.
     """
-    return _import_loops() if all(_suits(tensor) for tensor in tensors) else None
+    return import_loops() if all(_suits(tensor) for tensor in tensors) else None
 
 
 def _suits(tensor: Tensor) -> bool:
@@ -32,10 +32,11 @@ def _suits(tensor: Tensor) -> bool:
 
 
 @functools.cache
-def _import_loops() -> ModuleType | None:
+def import_loops() -> ModuleType | None:
+    """The module of compiled loops; None, said once, if Numba is not installed."""
     # At first use: importing Numba takes as long as a tenth of importing PyTorch, and not every run computes on a CPU.
     try:
         return importlib.import_module("maskformer.kernels.loops")
     except ImportError as error:
-        logger.warning("Losses on a CPU take longer without Numba (%s): pip install numba", error)
+        logger.warning("Data, losses and inference on a CPU take longer without Numba (%s): pip install numba", error)
         return None
