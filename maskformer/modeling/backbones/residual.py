@@ -45,8 +45,9 @@ def sum_residuals_in_place(network: Network) -> Network:
     """
     for module in network.modules():
         if type(module) is ResNet:  # not subclasses: they may keep what is between blocks
-            for stage in module.stages:
-                _change_class(stage)
+            for stage in module.children():
+                if isinstance(stage, nn.Sequential):
+                    _change_class(stage)
     return network
 
 
