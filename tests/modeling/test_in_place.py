@@ -187,3 +187,24 @@ def test_heads_forward_leaves_the_features(small_bands):
     before = {name: feature.clone() for name, feature in features.items()}
     model.sem_seg_head(features)
     assert all(torch.equal(feature, before[name]) for name, feature in features.items())
+
+
+@torch.no_grad()
+def test_model_gives_its_features_away_after_queries_attended_to_them(monkeypatch):
+    model = build_case("base", torch.float32).model.eval()
+    assert any(isinstance(module, InPlaceBottleneckBlock) for module in model.modules())
+    head, calls = model.sem_seg_head, []
+    build_pyramid, predict_embeddings = head.pixel_decoder.build_pyramid, head.predictor.predict_embeddings
+
+    def record_pyramid(features, *, overwrite):
+        calls.append(("pyramid", overwrite))
+        return build_pyramid(features, overwrite=overwrite)
+
+    def record_embeddings(attended):
+        calls.append("embeddings")
+        return predict_embeddings(attended)
+
+    monkeypatch.setattr(head.pixel_decoder, "build_pyramid", record_pyramid)
+    monkeypatch.setattr(head.predictor, "predict_embeddings", record_embeddings)
+    model.predict([{"image": torch.zeros(3, 64, 64)}])
+    assert calls == ["embeddings", ("pyramid", True)]
