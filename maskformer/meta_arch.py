@@ -24,7 +24,7 @@ from maskformer.inference import (
     top_pairs,
 )
 from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.modeling import MaskFormerHead, fold_frozen_norms
+from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
 from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
 
 
@@ -100,7 +100,7 @@ class MaskFormer(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a configuration describes."""
-        backbone = fold_frozen_norms(build_backbone(cfg))
+        backbone = sum_residuals_in_place(fold_frozen_norms(build_backbone(cfg)))
         node = cfg.MODEL.MASK_FORMER
         matcher = HungarianMatcher(mask_weight=node.MASK_WEIGHT, dice_weight=node.DICE_WEIGHT)
         return {
@@ -162,7 +162,8 @@ class MaskFormer(nn.Module):
         geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
-        return [(*pair, geometry) for pair, geometry in zip(self.sem_seg_head.predict(features, select), geometries)]
+        predictions = self.sem_seg_head.predict(features, select, overwrite=True)
+        return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]

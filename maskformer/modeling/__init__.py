@@ -3,7 +3,12 @@
 Importing registers backbones, heads and pixel decoders with Detectron2.
 """
 
-from .backbones import D2SwinTransformer, build_resnet_deeplab_backbone, fold_frozen_norms
+from .backbones import (
+    D2SwinTransformer,
+    build_resnet_deeplab_backbone,
+    fold_frozen_norms,
+    sum_residuals_in_place,
+)
 from .heads import MaskFormerHead, MaskFormerPredictor, PerPixelBaselineHead, PerPixelBaselinePlusHead
 from .pixel_decoders import BasePixelDecoder, TransformerEncoderPixelDecoder
 
@@ -17,4 +22,5 @@ __all__ = [
     "TransformerEncoderPixelDecoder",
     "build_resnet_deeplab_backbone",
     "fold_frozen_norms",
+    "sum_residuals_in_place",
 ]

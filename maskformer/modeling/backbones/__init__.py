@@ -7,6 +7,7 @@ three convolutions ("101c"), which its deeplab project registers when it is impo
 from detectron2.projects.deeplab import build_resnet_deeplab_backbone
 
 from .frozen_norm import fold_frozen_norms
+from .residual import sum_residuals_in_place
 from .swin import D2SwinTransformer
 
-__all__ = ["D2SwinTransformer", "build_resnet_deeplab_backbone", "fold_frozen_norms"]
+__all__ = ["D2SwinTransformer", "build_resnet_deeplab_backbone", "fold_frozen_norms", "sum_residuals_in_place"]

@@ -59,23 +59,32 @@ class MaskFormerHead(nn.Module):
         return self.predictor(attended, pixel_embeddings)
 
     def predict(
-        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
+        self,
+        features: dict[str, Tensor],
+        select: Callable[[Tensor], Tensor] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> list[tuple[Tensor, Tensor]]:
         """Predict from the last decoder layer, and only the masks that are wanted.
 
         Args:
             features: as for ``forward``; each is taken out when it is used, to free its memory.
             select: (Q,K+1) class logits of an image -> (N,) int64, the queries to give; None: all.
+            overwrite: see ``BasePixelDecoder.build_pyramid``.
 
         Returns:
             One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
         """
         attended = features.get(self.transformer_in_feature)
-        pyramid, encoded = self.pixel_decoder.build_pyramid(features)
-        attended = encoded if attended is None else attended
-        assert attended is not None
+        # Before the pyramid where that can be: it then need not be kept beside it, and may be overwritten.
+        embeddings = None if attended is None else self.predictor.predict_embeddings(attended)
+        del attended
+        pyramid, encoded = self.pixel_decoder.build_pyramid(features, overwrite=overwrite)
+        if embeddings is None:
+            assert encoded is not None
+            embeddings = self.predictor.predict_embeddings(encoded)
         predictions = []
-        for image, (class_logits, mask_embeddings) in enumerate(zip(*self.predictor.predict_embeddings(attended))):
+        for image, (class_logits, mask_embeddings) in enumerate(zip(*embeddings)):
             if select is not None:
                 queries = select(class_logits)
                 class_logits, mask_embeddings = class_logits[queries], mask_embeddings[queries]

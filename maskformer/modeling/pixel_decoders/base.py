@@ -17,6 +17,8 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..in_place import convolve_in_place, is_worth_in_place, normalise_in_place
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class BasePixelDecoder(nn.Module):
@@ -89,26 +91,27 @@ class BasePixelDecoder(nn.Module):
         pyramid, encoded = self.build_pyramid(dict(features))
         return self.mask_features(pyramid), encoded
 
-    def build_pyramid(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    def build_pyramid(self, features: dict[str, Tensor], *, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
         """Decode backbone features up to the last convolution, ``mask_features``.
 
         Args:
             features: as for ``forward``. Each is taken out when it is used, so that without gradients its memory is
                 free for the next level.
+            overwrite: a large one may be written over too, without gradients: nobody reads it afterwards.
 
         Returns:
             The pyramid's finest level (B, channels, h, w), and the second result of ``forward``.
         """
         pyramid = self._layer(len(self.feature_names))(features.pop(self.feature_names[-1]))
-        return self._top_down(pyramid, features), None
+        return self._top_down(pyramid, features, overwrite=overwrite), None
 
-    def _top_down(self, pyramid: Tensor, features: dict[str, Tensor]) -> Tensor:
+    def _top_down(self, pyramid: Tensor, features: dict[str, Tensor], *, overwrite: bool) -> Tensor:
         for index in range(len(self.feature_names) - 1, 0, -1):
             finer = [features.pop(self.feature_names[index - 1])]
-            lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer)
+            lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer, overwrite=overwrite)
             level = [_add_upsampled(lateral, pyramid)]
             del lateral, pyramid
-            pyramid = _apply_last(self._layer(index), level)
+            pyramid = _apply_last(self._layer(index), level, overwrite=True)
         return pyramid
 
     def _layer(self, index: int) -> Conv2d:
@@ -129,9 +132,17 @@ def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
     return fine
 
 
-def _apply_last(layer: Conv2d, level: list[Tensor]) -> Tensor:
-    """Apply a layer to the one tensor of a list, and free that before the norm makes another of its size."""
-    x = F.conv2d(level.pop(), layer.weight, layer.bias, padding=layer.padding)
-    if layer.norm is not None:
+def _apply_last(layer: Conv2d, level: list[Tensor], *, overwrite: bool) -> Tensor:
+    """Apply a layer to the one tensor of a list, and free or overwrite that before the norm makes another of its size.
+
+    Without gradients, a large level then stays alone: the finest one is the network's largest feature.
+    """
+    if overwrite and layer.in_channels == layer.out_channels and is_worth_in_place(level[0]):
+        x = convolve_in_place(level.pop(), layer)
+    else:
+        x = F.conv2d(level.pop(), layer.weight, layer.bias, padding=layer.padding)
+    if isinstance(layer.norm, nn.GroupNorm) and is_worth_in_place(x):
+        x = normalise_in_place(x, layer.norm)
+    elif layer.norm is not None:
         x = layer.norm(x)
     return x if layer.activation is None else layer.activation(x)
