@@ -10,6 +10,7 @@ from maskformer.data.mappers import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
+from maskformer.data.resampling import prepare_resizing
 from maskformer.data.verification import verify_dataset
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
+    "prepare_resizing",
     "verify_dataset",
 ]

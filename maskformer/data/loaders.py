@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from maskformer.data.factors import sampling_factors
 from maskformer.data.mappers import build_mapper
+from maskformer.data.resampling import prepare_resizing
 from maskformer.data.sampling import Stream
 from maskformer.data.train_loader import TrainLoader
 from maskformer.data.verification import verify_dataset
@@ -49,6 +50,8 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         "Training on %d images of %s with %s, in the order that the seed %d gives.",
         len(records), ", ".join(datasets), type(mapper).__name__, seed,
     )  # fmt: skip
+    if cfg.DATALOADER.NUM_WORKERS:
+        prepare_resizing()
     return TrainLoader(
         records,
         mapper,
@@ -79,6 +82,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()
     if not records:  # which Detectron2's loader cannot be built from
         return []
     mapper = build_mapper(cfg, is_train=False)
+    if cfg.DATALOADER.NUM_WORKERS:
+        prepare_resizing()
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -116,6 +116,11 @@ def _plan_filter(size: int, new_size: int, start: int, length: int) -> _Filter:
     )
 
 
+def prepare_resizing() -> None:
+    """Load the compiled loops, so that worker processes which are forked later share them."""
+    resize_picture(np.zeros((2, 2, 3), np.uint8), (4, 4), Window(0, 0, 4, 4))
+
+
 def resize_map(integer_map: np.ndarray, new_size: tuple[int, int], window: Window) -> np.ndarray:
     """Resize a map of integers to the nearest pixel and keep a window.
 

@@ -32,6 +32,7 @@ from maskformer.engine.evaluation import evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
+from maskformer.engine.libraries import loading_libraries
 from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer
 from maskformer.engine.output_folder import EventFileWriter
@@ -60,7 +61,8 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
-        model = self.build_model(cfg)
+        with loading_libraries():
+            model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
