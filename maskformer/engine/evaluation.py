@@ -21,6 +21,7 @@ from torch import nn
 
 from maskformer.engine.accelerator import Accelerator
 from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
+from maskformer.kernels import import_loops
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +107,9 @@ def fingerprint(cfg: CfgNode, model: nn.Module, facts: Iterable[Any] = ()) -> st
     digest = hashlib.blake2b(digest_size=12)
     for part in _PARTS:
         digest.update(repr({key: value for key, value in cfg[part].items() if key not in _WITHOUT_EFFECT}).encode())
-    for version in (torch.__version__, detectron2.__version__):
-        digest.update(version.encode())
+    has_loops = import_loops() is not None  # PyTorch's operators round otherwise
+    for fact in (torch.__version__, detectron2.__version__, str(has_loops)):
+        digest.update(fact.encode())
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     for fact in facts:

@@ -145,6 +145,12 @@ def test_partial_results_of_anything_else_are_not_used(cfg: CfgNode, change, cap
     assert "partial results of 1 other evaluations" in caplog.text
 
 
+def test_results_with_and_without_compiled_loops_are_not_mixed(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    before = fingerprint(cfg, Stripes())
+    monkeypatch.setattr("maskformer.engine.evaluation.import_loops", lambda: None)
+    assert fingerprint(cfg, Stripes()) != before
+
+
 def test_keys_without_effect_on_results_change_nothing(cfg: CfgNode):
     before = fingerprint(cfg, Stripes())
     for key, value in (
