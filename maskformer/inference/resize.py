@@ -66,9 +66,12 @@ class Geometry:
         kernels = find_kernels(mask_logits)
         if kernels is None:
             return self.upsample_rows(mask_logits, rows).sigmoid()
-        grid, columns = (plan_interpolation(*sizes) for sizes in zip(mask_logits.shape[-2:], self.padded_size))
-        probs = mask_logits.new_empty(len(mask_logits), len(rows), self.image_size[1])
-        kernels.write_mask_probs(mask_logits.detach().contiguous().numpy(), grid, columns, rows.start, probs.numpy())
+        grid_rows, columns = (plan_interpolation(*sizes) for sizes in zip(mask_logits.shape[-2:], self.padded_size))
+        top, bottom = int(grid_rows.low[rows.start]), int(grid_rows.low[rows.stop - 1]) + 1
+        # The network may give masks side by side: to put all of them in order, for each band, would take longer.
+        logits = mask_logits.detach()[:, top : bottom + 1].contiguous()
+        probs = mask_logits.new_empty(len(logits), len(rows), self.image_size[1])
+        kernels.write_mask_probs(logits.numpy(), top, grid_rows, columns, rows.start, probs.numpy())
         return probs
 
     def restored_from(self, rows: range) -> range:

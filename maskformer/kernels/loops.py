@@ -182,24 +182,27 @@ def _write_some_terms(logits: Array, contrast: Array, probs: Array, sums: Array,
 
 
 @Compiled
-def write_mask_probs(logits: Array, rows: Interpolation, columns: Interpolation, start: int, probs: Array) -> None:
-    """Some rows of masks: p of upsampled logits, for ``inference.semantic``.
+def write_mask_probs(
+    logits: Array, top: int, rows: Interpolation, columns: Interpolation, start: int, probs: Array
+) -> None:
+    """Some rows of masks: p of upsampled logits, for ``inference.resize``.
 
     Args:
-        logits: (Q,h,w), coarse.
-        rows: from h to the padded input.
+        logits: (Q,n,w), the coarse rows from ``top`` on that the fine ones lie between.
+        top: see there.
+        rows: from all coarse rows to the padded input.
         columns: from w to the padded input, of which the columns beyond W are left out.
-        start: the first row.
+        start: the first fine row.
         probs: (Q,rows,W), written.
     """
     num_queries, num_rows, num_columns = probs.shape
-    top, bottom = rows.low[start], min(rows.low[start + num_rows - 1] + 1, logits.shape[1] - 1)
-    wide = np.empty((bottom - top + 1, num_columns), np.float32)
+    last = logits.shape[1] - 1
+    wide = np.empty((last + 1, num_columns), np.float32)
     for q in range(num_queries):
-        _upsample_columns(logits[q, top : bottom + 1], columns, wide)
+        _upsample_columns(logits[q], columns, wide)
         for y in range(num_rows):
             low = rows.low[start + y] - top
-            high = min(low + 1, bottom - top)
+            high = min(low + 1, last)
             low_weight, high_weight = rows.low_weight[start + y], rows.high_weight[start + y]
             for x in range(num_columns):
                 probs[q, y, x] = low_weight * wide[low, x] + high_weight * wide[high, x]

@@ -71,7 +71,7 @@ def test_labels_and_scores_in_bands_are_those_of_the_definition(
     monkeypatch.setattr(semantic, "_BLOCK_BYTES", 1024)
     torch.manual_seed(0)
     class_logits = torch.randn(6, 9, dtype=dtype) * 3
-    mask_logits = torch.randn(6, 8, 10, dtype=dtype) * 4
+    mask_logits = (torch.randn(8, 10, 6, dtype=dtype) * 4).movedim(2, 0)  # side by side, as the network may give them
     sizes = {"padded_size": padded_size, "image_size": (30, 37), "output_size": output_size}
     expected = definitions.semantic_inference(
         class_logits, mask_logits, *sizes.values(), restore_masks_first=restore_masks_first
