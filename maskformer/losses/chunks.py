@@ -19,7 +19,7 @@ def elements_at_once(device: torch.device, pieces: int = 1) -> int:
 
     Args:
         device: where it is.
-        pieces: of the whole work; enough of them have a thread each (see ``threads``), fewer share all threads.
+        pieces: of the whole work; enough of them have a thread each (see ``kernels.threads``), fewer share all threads.
     """
     if device.type != "cpu":
         return ELSEWHERE
