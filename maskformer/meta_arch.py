@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,12 @@ from maskformer.inference import (
     semantic_labels,
     top_pairs,
 )
+from maskformer.kernels import give_back_unused_memory
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
 from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
+
+_LARGE_IMAGE = 2**22  # pixels; below, freed memory is used again without gaps that matter
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ class MaskFormer(nn.Module):
         images = self._normalise(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
         geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
+        if self.device.type == "cpu" and math.prod(padded_size) > _LARGE_IMAGE:
+            give_back_unused_memory()  # gaps that the image before left: the features of this one do not fit into them
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
         predictions = self.sem_seg_head.predict(features, select, overwrite=True)

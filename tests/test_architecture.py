@@ -28,7 +28,7 @@ ALLOWED = {
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
     "checkpoint": {"structures"},
-    "meta_arch": {"structures", "modeling", "losses", "inference"},
+    "meta_arch": {"structures", "kernels", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},
     "engine": BELOW_ENGINE,
     "tools": {"engine", "__init__", "whole_files", *BELOW_ENGINE},

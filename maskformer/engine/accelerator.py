@@ -8,7 +8,6 @@ heard of works too, if its vendor registers it with PyTorch (PrivateUse1) and gi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import importlib.util
 import os
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import distributed
 
+from maskformer.kernels import give_back_unused_memory, glibc_function
 from maskformer.structures import InputError
 
 
@@ -161,8 +161,7 @@ class Accelerator:
         """Give back what PyTorch keeps of the device's memory for later, and the C library (glibc) of the host's."""
         if (empty_cache := self._function("empty_cache")) is not None:
             empty_cache()
-        if (trim := _glibc_function("malloc_trim")) is not None:
-            trim(0)
+        give_back_unused_memory()
 
     def keep_freed_memory(self) -> bool:
         """On a CPU, have the C library keep freed memory for later, so that tensors of the next step need no new pages.
@@ -174,7 +173,7 @@ class Accelerator:
         Returns:
             Whether it was done; it is not on other devices, nor by other libraries than glibc.
         """
-        set_option = _glibc_function("mallopt")
+        set_option = glibc_function("mallopt")
         if self.type != "cpu" or set_option is None or any(name in os.environ for name in _MALLOC_VARIABLES):
             return False
         options = {_MALLOPT_MMAP_MAX: 0, _MALLOPT_TRIM_THRESHOLD: -1}  # none mapped apart, none given back
@@ -357,11 +356,6 @@ def _first_that_works(generic: Callable[[], Any], vendor: Callable[[], Any]) -> 
         return generic()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         return vendor()
-
-
-def _glibc_function(name: str) -> Callable[..., int] | None:
-    """A function of the C library's allocator; None where it is another than glibc."""
-    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def _host_memory() -> Memory:

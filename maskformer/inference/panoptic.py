@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskformer.kernels import for_each
 from maskformer.structures import PanopticResult
 
 from .resize import Geometry, plan_bands
@@ -84,19 +85,24 @@ def assign_pixels(
         owned; ``predicted_area`` (N,) pixels where sigmoid(mask) >= 0.5.
     """
     owner = torch.full(size, _NOBODY, dtype=torch.int32, device=scores.device)
-    visible_area, predicted_area = torch.zeros(2, len(scores), dtype=torch.int64, device=scores.device)
-    for rows in bands:
+    bands = list(bands)
+    visible_area, predicted_area = torch.zeros(2, len(bands), len(scores), dtype=torch.int64, device=scores.device)
+
+    def assign(index: int) -> None:
+        rows = bands[index]
         band = owner[rows.start : rows.stop]
         best = torch.full_like(band, -1.0, dtype=scores.dtype)
         for slot in range(len(scores)):
             mask_probs = mask_logits_in(slot, rows).sigmoid()
-            predicted_area[slot] += (mask_probs >= 0.5).count_nonzero()
+            predicted_area[index, slot] = (mask_probs >= 0.5).count_nonzero()
             weighted = mask_probs.mul_(scores[slot])
             band.masked_fill_(weighted > best, slot)
             best = torch.maximum(best, weighted)
         for slot in range(len(scores)):
-            visible_area[slot] += (band == slot).count_nonzero()
-    return owner, visible_area, predicted_area
+            visible_area[index, slot] = (band == slot).count_nonzero()
+
+    for_each(assign, range(len(bands)), scores.device)
+    return owner, visible_area.sum(0), predicted_area.sum(0)
 
 
 def merge_segments(

@@ -6,7 +6,16 @@ missing, and for other types and devices, the callers compute the same with PyTo
 
 from .availability import find_kernels, import_loops
 from .interpolation import interpolation_matrix, plan_interpolation
-from .memory import empty_large
+from .memory import empty_large, give_back_unused_memory, glibc_function
 from .threads import for_each
 
-__all__ = ["empty_large", "find_kernels", "for_each", "import_loops", "interpolation_matrix", "plan_interpolation"]
+__all__ = [
+    "empty_large",
+    "find_kernels",
+    "for_each",
+    "give_back_unused_memory",
+    "glibc_function",
+    "import_loops",
+    "interpolation_matrix",
+    "plan_interpolation",
+]

@@ -1,10 +1,11 @@
-"""Fresh memory for large results."""
+"""Memory of the process: fresh for large results, and given back when it is not used."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import mmap
+import sys
 from collections.abc import Callable
 
 from torch import Tensor
@@ -40,3 +41,15 @@ def _find_madvise() -> Callable[[int, int], None] | None:
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     return lambda address, length: madvise(address, length, advice)  # what it refuses stays as it was
+
+
+def give_back_unused_memory() -> None:
+    """Have the C library (glibc) give the system what was freed, also between what is in use."""
+    trim = glibc_function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def glibc_function(name: str) -> Callable[..., int] | None:
+    """A function of the C library's allocator; None where it is another than glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
