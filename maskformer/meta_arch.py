@@ -24,12 +24,12 @@ from maskformer.inference import (
     semantic_labels,
     top_pairs,
 )
-from maskformer.kernels import give_back_unused_memory
+from maskformer.kernels import make_room_for_large_features
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
 from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
 
-_LARGE_IMAGE = 2**22  # pixels; below, freed memory is used again without gaps that matter
+_LARGE_IMAGE = 2**22  # pixels
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class MaskFormer(nn.Module):
         padded_size = tuple(images.tensor.shape[-2:])
         geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
         if self.device.type == "cpu" and math.prod(padded_size) > _LARGE_IMAGE:
-            give_back_unused_memory()  # gaps that the image before left: the features of this one do not fit into them
+            make_room_for_large_features()
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
         predictions = self.sem_seg_head.predict(features, select, overwrite=True)

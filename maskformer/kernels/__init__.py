@@ -6,7 +6,7 @@ missing, and for other types and devices, the callers compute the same with PyTo
 
 from .availability import find_kernels, import_loops
 from .interpolation import interpolation_matrix, plan_interpolation
-from .memory import empty_large, give_back_unused_memory, glibc_function
+from .memory import empty_large, give_back_unused_memory, glibc_function, make_room_for_large_features
 from .threads import for_each
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "glibc_function",
     "import_loops",
     "interpolation_matrix",
+    "make_room_for_large_features",
     "plan_interpolation",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,27 @@ def test_large_tensor_is_in_huge_pages():
     words = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
     assert int(done.stdout) > 2**26 / 1024 / 2  # more than half: it may begin within one
+
+
+AFTER_A_LARGE_IMAGE = """
+import sys, torch
+from maskformer.kernels import make_room_for_large_features
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+torch.ones(2**22)  # once 16 MB were freed, glibc puts as large a block into its heap
+if sys.argv[1] == "room":
+    make_room_for_large_features()
+blocks = [torch.ones(2**21) for _ in range(8)]
+last = blocks.pop()  # lies behind the others
+before = megabytes()
+blocks.clear()
+print(before - megabytes())
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+@pytest.mark.parametrize(("room", "given_back"), [("room", True), ("as usual", False)])
+def test_after_room_was_made_what_is_freed_goes_back(room: str, given_back: bool):
+    words = [sys.executable, "-W", "ignore", "-c", AFTER_A_LARGE_IMAGE, room]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
+    assert (float(done.stdout) > 50) == given_back
