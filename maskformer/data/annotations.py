@@ -7,6 +7,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from maskformer.data.run_lengths import find_rle_fault
 
 # A corner may lie this many times the image's size outside of it. Far ones make pycocotools fill the memory, for it
@@ -39,11 +41,22 @@ def find_fault(annotation: dict[str, Any], size: tuple[int, int] | None = None) 
 
 
 def _find_polygon_fault(polygon: Sequence[Any], size: tuple[int, int] | None) -> str | None:
+    limit = _FAR * max(size or (10_000, 10_000))
+    if _are_numbers_within(limit, polygon):
+        return None
     if not all(map(_is_finite, polygon)):
         return f"has the polygon {reprlib.repr(polygon)}; expected finite numbers x0, y0, x1, y1, ..."
-    limit = _FAR * max(size or (10_000, 10_000))
     far = next((value for value in polygon if abs(value) > limit), None)
     return None if far is None else f"has a polygon with the coordinate {far}, which is far outside the image"
+
+
+def _are_numbers_within(limit: int, values: Sequence[Any]) -> bool:
+    """Whether it takes no closer look: numbers of one kind, all finite and at most ``limit`` from 0."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        return False
+    return array.ndim == 1 and array.dtype.kind in "iuf" and bool((np.abs(array) <= limit).all())  # false of NaN
 
 
 def _is_sequence(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-EXACT_COUNT = 2**24  # OpenCV counts in single precision, which holds every integer up to here
+from maskformer.kernels import import_pixel_loops
 
 
 def count_values(integer_map: np.ndarray) -> np.ndarray:
@@ -17,14 +17,19 @@ def count_values(integer_map: np.ndarray) -> np.ndarray:
     Returns:
         (n,) int64, n above the largest value.
     """
-    if integer_map.dtype == np.uint8 and 0 < integer_map.size <= EXACT_COUNT:
-        counts = cv2.calcHist([np.ascontiguousarray(integer_map)], [0], None, [256], [0, 256])
-        return counts.ravel().astype(np.int64)  # OpenCV 4 gives a column, 5 a row
-    return np.bincount(integer_map.ravel())
+    loops = import_pixel_loops()
+    if loops is None or integer_map.dtype != np.uint8:
+        return np.bincount(integer_map.ravel())
+    values = integer_map.ravel()
+    words, rest = np.split(values, [values.size // 8 * 8])
+    words = words.view(np.uint64)
+    counts = np.bincount(rest, minlength=256)
+    loops.count_bytes(read_only(words if words.flags.aligned else words.copy()), counts)
+    return counts
 
 
 def present_values(integer_map: np.ndarray) -> np.ndarray:
-    """Say which values occur: looked up where the map changes, as neighbours mostly agree.
+    """Say which values occur. Of wide integers, only those where the map changes are sorted: neighbours mostly agree.
 
     Args:
         integer_map: (H,W) integers.
@@ -32,6 +37,8 @@ def present_values(integer_map: np.ndarray) -> np.ndarray:
     Returns:
         Distinct values of the map's type, ascending.
     """
+    if integer_map.dtype == np.uint8:
+        return np.flatnonzero(count_values(integer_map)).astype(np.uint8)
     values = integer_map.ravel()
     changes = np.flatnonzero(values[1:] != values[:-1])
     return np.unique(np.append(values[changes], values[-1:]))
@@ -52,3 +59,10 @@ def replace_values(integer_map: np.ndarray, table: np.ndarray) -> np.ndarray:
         full[: len(table)] = table[:256]
         return cv2.LUT(np.ascontiguousarray(integer_map), full)
     return table.take(integer_map)
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The same array, contiguous and not to be written to: what is compiled for one kind of array serves for all."""
+    array = np.ascontiguousarray(array).view()
+    array.flags.writeable = False
+    return array

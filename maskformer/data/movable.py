@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
 
-from maskformer.data.resampling import Window, resize_map, resize_picture
+from maskformer.data.counting import read_only
+from maskformer.data.resampling import Window, find_resizing, resize_map, resize_picture
+from maskformer.kernels import import_pixel_loops
+
+_TYPES_THAT_FLIP = (np.uint8, np.int16, np.int32)  # in OpenCV, at a thirtieth of NumPy's time
 
 
 class _Movable:
@@ -61,11 +67,13 @@ class _Movable:
 
 
 class Picture(_Movable):
-    """An image in colours, kept as Pillow decoded it for as long as Pillow does all the work.
+    """An image in colours, in the form that the last transform left: Pillow's, an array, or packed.
+
+    A packed picture, (H,W) uint32, has red + 256 green + 65536 blue in each pixel, or blue and red exchanged for "BGR".
 
     Args:
         image: (H,W,3) uint8 or a picture of mode RGB.
-        image_format: "RGB", or "BGR" for a picture whose ``array`` shall be so.
+        image_format: "RGB", or "BGR" for a picture of Pillow's whose ``array`` shall be so.
     """
 
     def __init__(self, image: np.ndarray | Image.Image, image_format: str = "RGB"):
@@ -76,13 +84,20 @@ class Picture(_Movable):
     def array(self) -> np.ndarray:
         """(H,W,3) uint8 after all transforms so far."""
         self._settle()
-        if isinstance(self._image, Image.Image):
-            self._image = self._to_array(np.asarray(self._image))
+        self._image = self._to_array(self._image)
         return self._image
 
-    def _to_array(self, pixels: np.ndarray) -> np.ndarray:
-        """From the order of a picture's channels to that of the array."""
-        return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self._is_bgr else pixels
+    def write_planes(self, planes: np.ndarray) -> None:
+        """Write the image, after all transforms so far, into the upper left of (3,height,width) uint8."""
+        self._settle()
+        height, width = self.size
+        loops = import_pixel_loops()
+        if loops is not None and _is_packed(self._image):
+            mirrored = _is_mirrored(self._image)
+            loops.split_channels(read_only(self._image[:, ::-1] if mirrored else self._image), planes, mirrored)
+            return
+        if height and width:
+            cv2.split(contiguous(self.array), [plane[:height, :width] for plane in planes])
 
     @property
     def _computed_size(self) -> tuple[int, int]:
@@ -91,24 +106,58 @@ class Picture(_Movable):
         return self._image.shape[:2]
 
     def _cut(self, window: Window) -> None:
-        if self._resizing is None:
-            self._image = (
-                self._image.crop((window.left, window.top, window.left + window.width, window.top + window.height))
-                if isinstance(self._image, Image.Image)
-                else _cut(self._image, window)
-            )
+        if self._resizing is not None:
+            self._image = self._resize(window, self._resizing)
         elif isinstance(self._image, Image.Image):
-            self._image = self._to_array(resize_picture(self._image, self.size, window, self._resizing.interp))
-        elif self._image.dtype == np.uint8 and self._image.shape[2:] == (3,):
-            self._image = resize_picture(contiguous(self._image), self.size, window, self._resizing.interp)
+            self._image = self._image.crop(window.corners)
         else:
-            self._image = _cut(self._resizing.apply_image(self._image), window)
+            self._image = self._image[window.slices]
+
+    def _resize(self, window: Window, transform: T.ResizeTransform) -> Image.Image | np.ndarray:
+        image = self._image
+        if isinstance(image, np.ndarray) and not _is_packed(image) and not _is_of_bytes(image):
+            return transform.apply_image(image)[window.slices]
+        resizing = find_resizing(self._computed_size, self.size, window, transform.interp)
+        if resizing is not None:
+            return resizing(self._pack(resizing.source))
+        if isinstance(image, Image.Image):
+            return resize_picture(image, self.size, window, transform.interp)
+        array = contiguous(self._to_array(image))
+        return np.asarray(resize_picture(Image.fromarray(array), self.size, window, transform.interp))
 
     def _apply(self, transform: T.Transform) -> None:
         if type(transform) is T.HFlipTransform and isinstance(self._image, Image.Image):
             self._image = self._image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        elif type(transform) is T.HFlipTransform and _is_packed(self._image):
+            self._image = self._image[:, ::-1]
         else:
             self._image = transform.apply_image(self.array)
+
+    def _pack(self, window: Window) -> np.ndarray:
+        """A window of the image, packed and contiguous."""
+        if isinstance(self._image, Image.Image):
+            part = self._image if window.covers(self._computed_size) else self._image.crop(window.corners)
+            pixels = np.frombuffer(part.tobytes("raw", "BGRX" if self._is_bgr else "RGBX"), np.uint32)
+            return pixels.reshape(part.height, part.width)
+        pixels = contiguous(self._image[window.slices])
+        return pixels if _is_packed(pixels) else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA).view(np.uint32)[..., 0]
+
+    def _to_array(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, Image.Image):
+            pixels = np.asarray(image)
+            return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self._is_bgr else pixels
+        if not _is_packed(image):
+            return image
+        values = contiguous(image).view(np.uint8).reshape(*image.shape, 4)
+        return cv2.cvtColor(values, cv2.COLOR_RGBA2RGB) if image.size else values[..., :3]
+
+
+def _is_packed(image: Image.Image | np.ndarray) -> TypeGuard[np.ndarray]:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint32
+
+
+def _is_of_bytes(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.shape[2:] == (3,)
 
 
 class IntegerMap(_Movable):
@@ -130,17 +179,19 @@ class IntegerMap(_Movable):
     def window(self, crop: T.CropTransform) -> np.ndarray:
         """What a crop would leave."""
         window = self._clip(crop)
-        return _cut(self._map, window) if self._resizing is None else resize_map(self._map, self.size, window)
+        return self._map[window.slices] if self._resizing is None else resize_map(self._map, self.size, window)
 
     @property
     def _computed_size(self) -> tuple[int, int]:
         return self._map.shape
 
     def _cut(self, window: Window) -> None:
-        self._map = _cut(self._map, window) if self._resizing is None else resize_map(self._map, self.size, window)
+        self._map = self._map[window.slices] if self._resizing is None else resize_map(self._map, self.size, window)
 
     def _apply(self, transform: T.Transform) -> None:
-        if self._map.dtype == np.uint8:
+        if type(transform) is T.HFlipTransform and self._map.size and self._map.dtype in _TYPES_THAT_FLIP:
+            self._map = cv2.flip(np.ascontiguousarray(self._map), 1)
+        elif self._map.dtype == np.uint8:
             self._map = transform.apply_segmentation(self._map)
         else:  # transforms know bytes only, so a wider integer travels as its bytes, which move together
             planes = np.ascontiguousarray(self._map)[..., None].view(np.uint8)
@@ -148,15 +199,16 @@ class IntegerMap(_Movable):
 
 
 def contiguous(image: np.ndarray) -> np.ndarray:
-    """The same pixels without gaps; a mirrored view costs OpenCV a thirtieth of what it costs NumPy.
+    """The same pixels without gaps; mirrored views are OpenCV's work, see above.
 
     Args:
-        image: (H,W,3) uint8.
+        image: (H,W,3) uint8, or packed.
     """
-    if image.strides[1] < 0 and image.size:
-        return cv2.flip(np.ascontiguousarray(image[:, ::-1]), 1)
-    return np.ascontiguousarray(image)
+    if not _is_mirrored(image):
+        return np.ascontiguousarray(image)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    return cv2.flip(mirrored.view(np.int32), 1).view(np.uint32) if _is_packed(image) else cv2.flip(mirrored, 1)
 
 
-def _cut(array: np.ndarray, window: Window) -> np.ndarray:
-    return array[window.top : window.top + window.height, window.left : window.left + window.width]
+def _is_mirrored(image: np.ndarray) -> bool:
+    return image.strides[1] < 0 and image.size > 0

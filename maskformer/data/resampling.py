@@ -1,6 +1,6 @@
 """Resizing of a window alone: what a crop would throw away is never computed.
 
-Both functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree in
+All functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree in
 every pixel, and so do pictures that get no fewer rows. Of some others, Pillow filters the rows before the columns and
 rounds between the two: whole pictures are left to it, and in windows of them a value may differ by one.
 """
@@ -8,12 +8,17 @@ rounds between the two: whole pictures are left to it, and in windows of them a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from maskformer.kernels import import_loops
+from maskformer.data.counting import read_only
+from maskformer.kernels import import_pixel_loops
+
+_BITS = 22  # behind the point of a filter's weights, as in Pillow
+_ROWS_AT_ONCE = 64  # of the original: few enough for the second cache
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,20 @@ class Window:
     height: int
     width: int
 
+    @property
+    def corners(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as Pillow names them."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns, as NumPy names them."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+    def covers(self, size: tuple[int, int]) -> bool:
+        """Whether it is the whole of an image of that (height, width)."""
+        return self == Window(0, 0, *size)
+
 
 @dataclass(frozen=True)
 class _Filter:
@@ -32,8 +51,8 @@ class _Filter:
 
     Attributes:
         source: first and past the last pixel of the original that any of them needs.
-        starts: (length,) uint32, the first pixel that each is made of, counted from the former.
-        weights: (length,taps) int32, times 2^22, of that pixel and the next ones; 0 beyond the last that is used.
+        starts: (length,) intp, the first pixel that each is made of, counted from the former.
+        weights: (length,taps) uint32, times 2^22, of that pixel and the next ones; 0 beyond the last that is used.
     """
 
     source: tuple[int, int]
@@ -42,59 +61,85 @@ class _Filter:
 
 
 def resize_picture(
-    picture: Image.Image | np.ndarray,
-    new_size: tuple[int, int],
-    window: Window,
-    resample: int = Image.Resampling.BILINEAR,
-) -> np.ndarray:
-    """Resize a picture and keep a window.
+    picture: Image.Image, new_size: tuple[int, int], window: Window, resample: int = Image.Resampling.BILINEAR
+) -> Image.Image:
+    """Resize a picture with Pillow and keep a window.
 
     Args:
-        picture: of any mode that Pillow resizes, or (H,W,3) uint8.
+        picture: of any mode that Pillow resizes.
         new_size: (height, width) of the whole resized picture.
         window: lies within it.
         resample: Pillow's filter.
-
-    Returns:
-        (height, width, 3) uint8 of the window, channels as in the picture; another shape for another mode.
     """
-    loops = import_loops()
-    height, is_rgb = (
-        (len(picture), True) if isinstance(picture, np.ndarray) else (picture.height, picture.mode == "RGB")
-    )
-    columns_first = new_size[0] >= height or window != Window(0, 0, *new_size)
-    if loops is not None and is_rgb and resample == Image.Resampling.BILINEAR and columns_first:
-        return _resize_compiled(loops, picture, new_size, window)
-    picture = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     resized = picture.resize(new_size[::-1], resample)
-    return np.asarray(resized.crop(_corners(window.left, window.top, window.width, window.height)))
+    return resized if window.covers(new_size) else resized.crop(window.corners)
 
 
-def _resize_compiled(
-    loops: Any, picture: Image.Image | np.ndarray, new_size: tuple[int, int], window: Window
-) -> np.ndarray:
-    height, width = picture.shape[:2] if isinstance(picture, np.ndarray) else (picture.height, picture.width)
-    rows = _plan_filter(height, new_size[0], window.top, window.height)
-    columns = _plan_filter(width, new_size[1], window.left, window.width)
-    pixels = _cut(picture, slice(*rows.source), slice(*columns.source))
-    wide = np.empty((len(pixels), window.width, 3), np.uint8)
-    loops.resize_columns(pixels, columns.starts, columns.weights, wide)
-    resized = np.empty((window.height, window.width, 3), np.uint8)
-    loops.resize_rows(
-        wide.reshape(len(wide), -1), rows.starts, rows.weights, resized.reshape(window.height, window.width * 3)
-    )
-    return resized
+def find_resizing(size: tuple[int, int], new_size: tuple[int, int], window: Window, resample: int) -> _Resizing | None:
+    """The compiled resizing of a picture, a window of it alone; None: it is Pillow's work.
+
+    Args:
+        size: (height, width) of the original.
+        new_size: see ``resize_picture``, like the others.
+        window: see there.
+        resample: see there.
+    """
+    loops = import_pixel_loops()
+    columns_first = new_size[0] >= size[0] or not window.covers(new_size)
+    if loops is None or resample != Image.Resampling.BILINEAR or not columns_first:
+        return None
+    rows = _plan_filter(size[0], new_size[0], window.top, window.height)
+    return _Resizing(loops, rows, _plan_filter(size[1], new_size[1], window.left, window.width))
 
 
-def _cut(picture: Image.Image | np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Contiguous, and never to be written to: what is compiled for one kind of array serves for all."""
-    if isinstance(picture, Image.Image):
-        if (columns.stop - columns.start, rows.stop - rows.start) != picture.size:
-            picture = picture.crop((columns.start, rows.start, columns.stop, rows.stop))
-        return np.asarray(picture)
-    pixels = np.ascontiguousarray(picture[rows, columns]).view()
-    pixels.flags.writeable = False
-    return pixels
+@dataclass(frozen=True)
+class _Resizing:
+    """A resizing of one picture, columns first as Pillow does it.
+
+    Attributes:
+        loops: ``kernels.pixel_loops``.
+        rows: how each row of the window is made.
+        columns: how each column.
+    """
+
+    loops: ModuleType
+    rows: _Filter
+    columns: _Filter
+
+    @property
+    def source(self) -> Window:
+        """The part of the original that the window is made of."""
+        (top, bottom), (left, right) = self.rows.source, self.columns.source
+        return Window(top, left, bottom - top, right - left)
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize the part of a picture that the window is made of.
+
+        Args:
+            pixels: uint32, ``source`` of the original, packed as ``data.movable.Picture`` says.
+
+        Returns:
+            (height, width) uint32 of the window.
+        """
+        height, width = len(self.rows.starts), len(self.columns.starts)
+        resized = np.empty((height, width), np.uint32)
+        step = max(_ROWS_AT_ONCE * height // len(pixels), 16)
+        for top in range(0, height if width else 0, step):
+            starts, weights = self.rows.starts[top : top + step], self.rows.weights[top : top + step]
+            band = pixels[starts[0] : starts[-1] + weights.shape[1]]
+            wide = _turn(self._filter(_turn(band), self.columns.starts, self.columns.weights))
+            self.loops.filter_rows(wide, starts - starts[0], weights, resized[top : top + step])
+        return resized
+
+    def _filter(self, pixels: np.ndarray, starts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        filtered = np.empty((len(starts), pixels.shape[1]), np.uint32)
+        self.loops.filter_rows(pixels, starts, weights, filtered)
+        return filtered
+
+
+def _turn(pixels: np.ndarray) -> np.ndarray:
+    """Rows become columns: so both are filtered by a loop over what lies side by side."""
+    return cv2.transpose(pixels.view(np.int32)).view(np.uint32)
 
 
 def _plan_filter(size: int, new_size: int, start: int, length: int) -> _Filter:
@@ -111,14 +156,16 @@ def _plan_filter(size: int, new_size: int, start: int, length: int) -> _Filter:
     weights[(pixels < firsts[:, None]) | (pixels >= stops[:, None])] = 0
     weights /= weights.sum(1, keepdims=True)
     first, stop = int(firsts_that_fit.min(initial=0)), int(stops.max(initial=taps))
-    return _Filter(
-        (first, stop), (firsts_that_fit - first).astype(np.uint32), (weights * (1 << 22) + 0.5).astype(np.int32)
-    )
+    return _Filter((first, stop), firsts_that_fit - first, (weights * (1 << _BITS) + 0.5).astype(np.uint32))
 
 
 def prepare_resizing() -> None:
     """Load the compiled loops, so that worker processes which are forked later share them."""
-    resize_picture(np.zeros((2, 2, 3), np.uint8), (4, 4), Window(0, 0, 4, 4))
+    loops = import_pixel_loops()
+    resizing = find_resizing((2, 2), (4, 4), Window(0, 0, 4, 4), Image.Resampling.BILINEAR)
+    if loops is not None and resizing is not None:
+        loops.split_channels(read_only(resizing(np.zeros((2, 2), np.uint32))), np.empty((3, 4, 4), np.uint8), False)
+        resize_map(np.zeros((2, 2), np.uint8), (4, 4), Window(0, 0, 4, 4))
 
 
 def resize_map(integer_map: np.ndarray, new_size: tuple[int, int], window: Window) -> np.ndarray:
@@ -134,11 +181,12 @@ def resize_map(integer_map: np.ndarray, new_size: tuple[int, int], window: Windo
     """
     rows = _nearest(integer_map.shape[0], new_size[0])[window.top : window.top + window.height]
     columns = _nearest(integer_map.shape[1], new_size[1])[window.left : window.left + window.width]
-    return integer_map.take(rows, axis=0).take(columns, axis=1)
-
-
-def _corners(left: int, top: int, width: int, height: int) -> tuple[int, int, int, int]:
-    return left, top, left + width, top + height
+    loops = import_pixel_loops()
+    if loops is None:
+        return integer_map.take(rows, axis=0).take(columns, axis=1)
+    resized = np.empty((len(rows), len(columns)), integer_map.dtype)
+    loops.take_nearest(read_only(integer_map), rows, columns, resized)
+    return resized
 
 
 def _nearest(size: int, new_size: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as rle
 
+from maskformer.kernels import import_pixel_loops
+
 
 def encode_segments(id_map: np.ndarray, segment_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Encode segments, all in one pass over the map: an image of Cityscapes has two million pixels and fifty segments.
@@ -52,17 +54,29 @@ def find_rle_fault(encoded: dict[str, Any], size: tuple[int, int] | None = None)
         return f"has the size {reprlib.repr(found)}; expected [height, width] in pixels"
     if size is not None and tuple(found) != size:
         return f"has the size {tuple(found)} (height, width) but the image has {size}; expected equal sizes"
-    runs = _runs(encoded.get("counts"))
+    runs = read_runs(encoded.get("counts"))
     num_pixels = found[0] * found[1]
-    if min(found) < 1 or runs is None or any(not 0 <= run <= num_pixels for run in runs) or sum(runs) != num_pixels:
+    if min(found) < 1 or runs is None or not _add_up(runs, num_pixels):
         return f"has counts that are no run lengths of {found[0]} x {found[1]} pixels"
     return None
 
 
-def _runs(counts: Any) -> list[int] | None:
-    """Runs of any length, as a list has them or as COCO compresses them; None where they are neither."""
+def _add_up(runs: np.ndarray, num_pixels: int) -> bool:
+    return bool(((runs >= 0) & (runs <= num_pixels)).all()) and int(runs.sum()) == num_pixels
+
+
+def read_runs(counts: Any) -> np.ndarray | None:
+    """Run lengths, as a list has them or as COCO compresses them.
+
+    Args:
+        counts: of COCO's RLE.
+
+    Returns:
+        (n,) int64, of a gap, a run, a gap, ..., down the columns; None where they are neither.
+    """
     if isinstance(counts, list):
-        return counts if all(type(run) is int for run in counts) else None
+        are_integers = all(type(run) is int and abs(run) < 2**62 for run in counts)
+        return np.array(counts, dtype=np.int64) if are_integers else None
     if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
         return None
     # Each character from "0" on holds five bits, lowest first, and a sixth that says whether another one follows.
@@ -79,5 +93,28 @@ def _runs(counts: Any) -> list[int] | None:
     values -= np.where(digits[ends] & 16, 1 << (5 * lengths), 0)  # two's complement
     for first in (1, 2):  # from the fourth run on, the difference to the last but one
         values[first::2] = values[first::2].cumsum()
-    runs: list[int] = values.tolist()
-    return runs
+    return values
+
+
+def have_value(runs: np.ndarray, values: np.ndarray) -> bool:
+    """Say whether a value that is not 0 lies in runs.
+
+    Args:
+        runs: (n,) int64, as ``read_runs`` gives them.
+        values: (pixels,), as many as the runs and gaps are long together.
+    """
+    loops = import_pixel_loops()
+    return bool(values[_inside(runs)].any() if loops is None else loops.has_value_in_runs(runs, values))
+
+
+def paint(runs: np.ndarray, number: int, values: np.ndarray) -> None:
+    """Set the ``values`` in runs to a number; see ``have_value``."""
+    loops = import_pixel_loops()
+    if loops is None:
+        values[_inside(runs)] = number
+    else:
+        loops.paint_runs(runs, number, values)
+
+
+def _inside(runs: np.ndarray) -> np.ndarray:
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)

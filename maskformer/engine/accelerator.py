@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from maskformer.kernels import give_back_unused_memory, glibc_function
+from maskformer.kernels import MALLOC_VARIABLES, give_back_unused_memory, keep_freed_memory
 from maskformer.structures import InputError
 
 
@@ -52,12 +52,7 @@ ACCELERATORS = {
     "xpu": Vendor(None, "xccl", ("ZE_", "SYCL_", "CCL_")),
     "mps": Vendor(None, None, ("PYTORCH_MPS_",)),
 }
-_MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", *_MALLOC_VARIABLES)
-
-# Of mallopt(3).
-_MALLOPT_TRIM_THRESHOLD = -1
-_MALLOPT_MMAP_MAX = -4
+COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", *MALLOC_VARIABLES)
 
 # SOLVER.AMP.PRECISION; "auto" is the device's own choice.
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -173,11 +168,7 @@ class Accelerator:
         Returns:
             Whether it was done; it is not on other devices, nor by other libraries than glibc.
         """
-        set_option = glibc_function("mallopt")
-        if self.type != "cpu" or set_option is None or any(name in os.environ for name in _MALLOC_VARIABLES):
-            return False
-        options = {_MALLOPT_MMAP_MAX: 0, _MALLOPT_TRIM_THRESHOLD: -1}  # none mapped apart, none given back
-        return all(set_option(option, value) == 1 for option, value in options.items())
+        return self.type == "cpu" and keep_freed_memory()
 
     @property
     def reads_pinned_memory(self) -> bool:

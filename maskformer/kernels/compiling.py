@@ -22,26 +22,26 @@ class Compiled:
         function: of arrays and numbers.
     """
 
-    def __init__(self, function: Callable[..., None]):
+    def __init__(self, function: Callable[..., Any]):
         self._function = function
         try:
             self._run = _compile(function, cache=True)
         except RuntimeError as error:  # there is no folder to write to
             self._keep_nothing(error)
 
-    def __call__(self, *arguments: Any) -> None:
-        """Run it; what it gives it writes into the arrays."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Run it."""
         try:
-            self._run(*arguments)
+            return self._run(*arguments)
         except (OSError, EOFError, pickle.UnpicklingError) as error:  # of a full disk, or what one left behind
             self._keep_nothing(error)
-            self._run(*arguments)
+            return self._run(*arguments)
 
     def _keep_nothing(self, error: Exception) -> None:
         logger.warning("%s is compiled in each run, some seconds: %s", self._function.__name__, error)
         self._run = _compile(self._function, cache=False)
 
 
-def _compile(function: Callable[..., None], *, cache: bool) -> Any:
+def _compile(function: Callable[..., Any], *, cache: bool) -> Any:
     # "contract" fuses products with sums and changes nothing else: sums keep their order, NaN stays NaN.
     return njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=cache)(function)

@@ -1,4 +1,4 @@
-"""The formulas of data, losses and inference, pixel by pixel: one pass where PyTorch's operators take up to twenty.
+"""The formulas of losses and inference, pixel by pixel: one pass where PyTorch's operators take up to twenty.
 
 All of them are in this file, because Numba keeps compiled functions on disk until their file changes, whatever they
 call. Arrays are contiguous, and float32 if nothing else is said; NaN stays NaN.
@@ -19,9 +19,6 @@ _f = np.float32
 _LOG2_E = _f(1.4426950408889634)
 # log 2 in two parts: an integer below 2^9 times the first has no rounding error (Cody and Waite).
 _LOG_2_HIGH, _LOG_2_LOW = _f(0.693359375), _f(-2.12194440e-4)
-
-_BITS = 22  # behind the point of a filter's weights, as in Pillow
-_HALF = np.int32(1 << (_BITS - 1))
 
 _PIXELS_AT_ONCE = 1024  # few enough for the first cache
 
@@ -234,49 +231,3 @@ def write_best_classes(scores: Array, labels: Array) -> None:
             is_better = score > best[pixel]
             labels[pixel] = np.int32(k) if is_better else labels[pixel]
             best[pixel] = score if is_better else best[pixel]
-
-
-@Compiled
-def resize_columns(pixels: Array, starts: Array, weights: Array, resized: Array) -> None:
-    """Filter each row of a picture, for ``data.resampling``.
-
-    Args:
-        pixels: (rows,W,3) uint8.
-        starts: (width,) uint32, the first column that each new one is made of.
-        weights: (width,taps) int32, times 2^22, of that and the next ones.
-        resized: (rows,width,3) uint8, written.
-    """
-    for y in range(len(pixels)):
-        row, new = pixels[y].reshape(-1), resized[y].reshape(-1)
-        for x in range(len(starts)):
-            red = green = blue = _HALF
-            place = np.uint64(3) * np.uint64(starts[x])  # unsigned: no index counts from the end
-            for tap in range(weights.shape[1]):
-                weight = weights[x, tap]
-                red += np.int32(row[place]) * weight
-                green += np.int32(row[place + np.uint64(1)]) * weight
-                blue += np.int32(row[place + np.uint64(2)]) * weight
-                place += np.uint64(3)
-            place = np.uint64(3) * np.uint64(x)
-            new[place] = _to_byte(red)
-            new[place + np.uint64(1)] = _to_byte(green)
-            new[place + np.uint64(2)] = _to_byte(blue)
-
-
-@Compiled
-def resize_rows(pixels: Array, starts: Array, weights: Array, resized: Array) -> None:
-    """Filter each column, as ``resize_columns`` each row; (H,values) and (height,values) uint8."""
-    totals = np.empty(pixels.shape[1], np.int32)
-    for y in range(len(starts)):
-        totals[:] = _HALF
-        for tap in range(weights.shape[1]):
-            row, weight = pixels[starts[y] + tap], weights[y, tap]
-            for x in range(len(totals)):
-                totals[x] += np.int32(row[x]) * weight
-        for x in range(len(totals)):
-            resized[y, x] = _to_byte(totals[x])
-
-
-@njit(inline="always")
-def _to_byte(total: Any) -> Any:
-    return min(max(total >> _BITS, 0), 255)

@@ -11,7 +11,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-_MALLOPT_MMAP_THRESHOLD = -3  # of mallopt(3)
+MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # glibc's, of a user
+
+# Of mallopt(3).
+_TRIM_THRESHOLD = -1
+_MMAP_THRESHOLD = -3
+_MMAP_MAX = -4
+
+_KEPT_FOR_IMAGES = 2**27  # bytes: arrays of an image with ten million pixels
+_LARGEST_THRESHOLD = 2**25  # bytes: what mallopt allows
 _MAPPED_APART = 2**22  # bytes
 _LARGE = 2**24  # bytes; below, fresh memory comes from what the C library has at hand
 
@@ -53,6 +61,33 @@ def give_back_unused_memory() -> None:
         trim(0)
 
 
+def keep_freed_memory() -> bool:
+    """Have the C library (glibc) keep all freed memory for later, as ``Accelerator.keep_freed_memory`` explains.
+
+    Returns:
+        Whether it was done: not by other libraries, nor where a variable of glibc's allocator is set.
+    """
+    return _set_options({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1})  # none mapped apart, none given back
+
+
+def keep_memory_for_images() -> bool:
+    """In a process that reads images, keep what one leaves for the next: up to 128 MB at the end of the heap.
+
+    Arrays of a few megabytes would else go back to the system, and each page of the next ones would be cleared anew.
+
+    Returns:
+        See ``keep_freed_memory``.
+    """
+    return _set_options({_MMAP_THRESHOLD: _LARGEST_THRESHOLD, _TRIM_THRESHOLD: _KEPT_FOR_IMAGES})
+
+
+def _set_options(options: dict[int, int]) -> bool:
+    set_option = glibc_function("mallopt")
+    if set_option is None or any(name in os.environ for name in MALLOC_VARIABLES):
+        return False
+    return all(set_option(option, value) == 1 for option, value in options.items())
+
+
 def make_room_for_large_features() -> None:
     """Before a large image: give back what others left, and keep features from leaving gaps in the heap from now on.
 
@@ -63,7 +98,7 @@ def make_room_for_large_features() -> None:
     give_back_unused_memory()
     set_option = glibc_function("mallopt")
     if set_option is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        set_option(_MALLOPT_MMAP_THRESHOLD, _MAPPED_APART)
+        set_option(_MMAP_THRESHOLD, _MAPPED_APART)
 
 
 def glibc_function(name: str) -> Callable[..., int] | None:

@@ -5,6 +5,8 @@ import pytest
 
 from maskformer.data.counting import count_values, present_values, replace_values
 
+pytestmark = pytest.mark.usefixtures("way")
+
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_counts_are_those_of_every_value(dtype: type) -> None:
@@ -12,6 +14,15 @@ def test_counts_are_those_of_every_value(dtype: type) -> None:
     counts = count_values(values[:, ::-1])
     assert {value: int(counts[value]) for value in np.flatnonzero(counts)} == {0: 2, 3: 3, 255: 1}
     assert counts.sum() == 6 and np.issubdtype(counts.dtype, np.integer)
+
+
+def test_bytes_are_counted_wherever_they_begin_and_end() -> None:
+    rng = np.random.default_rng(0)
+    smooth = np.repeat(rng.integers(0, 256, 60, dtype=np.uint8), rng.integers(1, 40, 60))
+    for values in (smooth, rng.integers(0, 256, 1000, dtype=np.uint8), np.full(4096, 255, np.uint8)):
+        for first, last in ((0, 0), (1, 0), (3, 5), (0, 9)):
+            part = values[first : len(values) - last]
+            assert count_values(part).tolist() == np.bincount(part, minlength=len(count_values(part))).tolist()
 
 
 def test_map_without_pixels_has_no_values() -> None:

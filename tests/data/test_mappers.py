@@ -27,6 +27,8 @@ from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.structures import BadImageError, InputError, SegmentMasks
 
+pytestmark = pytest.mark.usefixtures("way")
+
 Write = Callable[[str, Any], str]
 PLAIN = {"image_format": "RGB", "num_classes": 3, "ignore_label": 255, "size_divisibility": -1}
 UNCHANGED = T.AugmentationList([])

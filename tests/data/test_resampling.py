@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from detectron2.data import transforms as T
 from PIL import Image
 
-from maskformer.data import resampling
-from maskformer.data.resampling import Window, resize_map, resize_picture
-from maskformer.kernels import import_loops
+from maskformer.data.movable import Picture
+from maskformer.data.resampling import Window, resize_map
+
+pytestmark = pytest.mark.usefixtures("way")
 
 
 def noise(height: int, width: int) -> Image.Image:
@@ -29,22 +31,22 @@ def assert_is_resized(
     assert difference.max() <= (1 if new_size[0] < picture.height and not is_whole else 0)
 
 
+def resize_picture(
+    picture: Image.Image | np.ndarray, new_size: tuple[int, int], window: Window, resample: int = Image.BILINEAR
+) -> np.ndarray:
+    moved = Picture(picture)
+    moved.transform(T.ResizeTransform(*moved.size, *new_size, resample))
+    moved.transform(T.CropTransform(window.left, window.top, window.width, window.height))
+    return moved.array
+
+
 def draw_window(rng: np.random.Generator, size: tuple[int, int]) -> Window:
     height, width = (int(rng.integers(1, edge + 1)) for edge in size)
     return Window(int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1)), height, width)
 
 
-@pytest.fixture(params=["compiled", "pillow"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With Numba and without it."""
-    if request.param == "compiled":
-        assert import_loops() is not None
-    else:
-        monkeypatch.setattr(resampling, "import_loops", lambda: None)
-
-
 @pytest.mark.parametrize("is_array", [False, True])
-def test_random_windows_equal_resize_then_crop(way: None, is_array: bool) -> None:
+def test_random_windows_equal_resize_then_crop(is_array: bool) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         picture = noise(*rng.integers(1, 120, 2).tolist())
@@ -101,3 +103,44 @@ def test_enlarging_a_map_four_times_repeats_each_pixel() -> None:
 def test_small_window_of_a_strong_enlargement_is_filtered_from_pixels_outside_it(resample: int) -> None:
     picture, window = noise(12, 10), Window(401, 333, 30, 40)
     assert_is_resized(resize_picture(picture, (1200, 900), window, resample), picture, (1200, 900), window, resample)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("steps", ["", "resize", "flip", "resize flip", "flip resize", "resize flip resize flip crop"])
+def test_planes_are_the_channels_of_the_array_with_nothing_beside_them(image_format: str, steps: str) -> None:
+    picture = noise(20, 30)
+    written, read = Picture(picture, image_format), Picture(picture, image_format)
+    expected = np.asarray(picture)
+    for step in steps.split():
+        height, width = written.size
+        transform = {
+            "resize": T.ResizeTransform(height, width, height + 7, width + 12, Image.BILINEAR),
+            "flip": T.HFlipTransform(width),
+            "crop": T.CropTransform(3, 2, width - 5, height - 4),
+        }[step]
+        for each in (written, read):
+            each.transform(transform)
+        expected = transform.apply_image(expected)
+    planes = np.full((3, 40, 60), 77, np.uint8)
+    written.write_planes(planes)
+    height, width = read.size
+    channels = slice(None) if image_format == "RGB" else slice(None, None, -1)
+    assert np.array_equal(read.array, expected[..., channels])
+    assert np.array_equal(planes[:, :height, :width], read.array.transpose(2, 0, 1))
+    assert (planes[:, height:] == 77).all() and (planes[:, :, width:] == 77).all()
+
+
+def test_large_picture_is_resized_in_bands_that_fit_together() -> None:
+    picture = noise(500, 90)
+    for new_size in ((700, 100), (501, 30), (1200, 91)):
+        whole = Window(0, 0, *new_size)
+        assert_is_resized(resize_picture(picture, new_size, whole), picture, new_size, whole)
+    window = Window(10, 3, 150, 20)  # of a picture made smaller, in bands of 16 rows
+    assert_is_resized(resize_picture(picture, (170, 31), window), picture, (170, 31), window)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64])
+def test_map_of_any_type_that_may_not_be_written_to_is_resized(dtype: type) -> None:
+    integer_map = np.arange(12).reshape(3, 4).astype(dtype)[:, ::-1]
+    integer_map.flags.writeable = False
+    assert np.array_equal(resize_map(integer_map, (6, 8), Window(0, 0, 6, 8)), integer_map.repeat(2, 0).repeat(2, 1))

@@ -6,6 +6,8 @@ import torch
 
 from maskformer.data.targets import instance_targets, number_segments, panoptic_targets, semantic_targets
 
+pytestmark = pytest.mark.usefixtures("way")
+
 BIG_ID = 256**3 - 1
 
 
@@ -70,11 +72,20 @@ def test_segment_map_has_the_smallest_type_that_holds_every_number(num_segments:
     assert np.array_equal(segment_map, ids)
 
 
-def test_vectorised_targets_agree_with_a_loop_over_segments() -> None:
+def test_map_of_numbers_is_copied_for_a_crop_of_it_must_not_carry_the_whole() -> None:
+    whole = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    numbered = number_segments(whole[:, 1:], range(1, 6))
+    assert numbered.tolist() == [[1, 2], [4, 5]]
+    assert numbered.flags.c_contiguous and numbered.base is None
+    assert number_segments(whole, range(1, 5)).tolist() == [[0, 1, 2], [3, 4, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_vectorised_targets_agree_with_a_loop_over_segments(dtype: type) -> None:
     rng = np.random.default_rng(0)
     for num_segments in (1, 5, 300):
         segment_ids = rng.choice(BIG_ID, num_segments, replace=False) + 1
-        ids = rng.choice([0, *segment_ids], (9, 11))
+        ids = rng.choice([0, *segment_ids], (9, 11)).astype(dtype)
         segments = [{"id": int(i), "category_id": int(i) % 7, "iscrowd": int(rng.random() < 0.2)} for i in segment_ids]
         labels, masks = panoptic_targets(ids, segments)
         expected = [(s["category_id"], ids == s["id"]) for s in segments if not s["iscrowd"] and (ids == s["id"]).any()]

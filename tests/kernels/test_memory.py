@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -64,3 +65,31 @@ def test_after_room_was_made_what_is_freed_goes_back(room: str, given_back: bool
     words = [sys.executable, "-W", "ignore", "-c", AFTER_A_LARGE_IMAGE, room]
     done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
     assert (float(done.stdout) > 50) == given_back
+
+
+BETWEEN_IMAGES = """
+import sys
+import numpy as np
+from maskformer.data.train_loader import TrainLoader
+from maskformer.engine.interruption import shield_workers
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+loader = shield_workers(TrainLoader([{}], None, None, batch_size=1))
+if sys.argv[1] != "as usual":
+    loader.worker_init_fn(0)
+arrays = [np.ones(2**20, np.uint8) for _ in range(40)]
+before = megabytes()
+arrays.clear()
+print(before - megabytes())
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="another C library")
+@pytest.mark.parametrize("choice", ["worker", "as usual", "the user chose"])
+def test_worker_keeps_what_an_image_leaves_for_the_next(choice: str):
+    words = [sys.executable, "-W", "ignore", "-c", BETWEEN_IMAGES, choice]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    if choice == "the user chose":
+        environment["MALLOC_TRIM_THRESHOLD_"] = "131072"
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200, check=True)
+    assert (float(done.stdout) < 10) == (choice == "worker")

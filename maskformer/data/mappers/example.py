@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
-from maskformer.data.movable import contiguous
+from maskformer.data.movable import Picture
 
 Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
 
@@ -30,23 +29,21 @@ def image_example(record: Record, original_size: tuple[int, int], image: torch.T
     return example
 
 
-def image_tensor(image: np.ndarray, size: tuple[int, int], padding: int = 0) -> torch.Tensor:
+def image_tensor(picture: Picture, size: tuple[int, int] | None = None, padding: int = 0) -> torch.Tensor:
     """Turn an image into the tensor that the network takes.
 
     Args:
-        image: (height, width, 3) uint8.
-        size: (H, W), not less than the image's.
+        picture: (height, width).
+        size: (H, W), not less than the picture's; None: the same.
         padding: the value of pixels below and right of the image.
 
     Returns:
         (3,H,W) uint8.
     """
-    height, width = image.shape[:2]
-    planes = np.empty((3, *size), dtype=np.uint8)
+    height, width = picture.size
+    planes = np.empty((3, *(size or picture.size)), dtype=np.uint8)
     planes[:, height:], planes[:, :height, width:] = padding, padding
-    image = contiguous(image)
-    for channel, plane in enumerate(planes):
-        cv2.extractChannel(image, channel, dst=plane[:height, :width])
+    picture.write_planes(planes)
     return torch.from_numpy(planes)
 
 

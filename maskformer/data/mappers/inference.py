@@ -37,5 +37,4 @@ class InferenceMapper:
         original_size = labelled.picture.size
         check_declared_size(dataset_dict, labelled.blank)
         self.resize(labelled)
-        image = image_tensor(labelled.image, labelled.image.shape[:2])
-        return image_example(dataset_dict, original_size, image)
+        return image_example(dataset_dict, original_size, image_tensor(labelled.picture))

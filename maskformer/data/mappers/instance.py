@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import pycocotools.mask as rle
 from detectron2.config import CfgNode
@@ -14,6 +15,7 @@ from maskformer.data.annotations import find_fault
 from maskformer.data.augmentations import transform_map
 from maskformer.data.mappers.example import Record
 from maskformer.data.mappers.training import TrainingMapper
+from maskformer.data.run_lengths import have_value, paint, read_runs
 from maskformer.data.targets import instance_targets
 from maskformer.structures import BadImageError, InputError
 
@@ -43,11 +45,11 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         for annotation in annotations:
             self._check(annotation, dataset_dict["file_name"], original_size)
         transforms = self.augmentations(labelled)
-        image = labelled.image
-        layers = draw_layers([annotation["segmentation"] for annotation in annotations], transforms, image.shape[:2])
-        padded = [self._pad(layer, 0) for layer in layers] or [self._pad(np.zeros(image.shape[:2], np.uint8), 0)]
+        size = labelled.picture.size
+        layers = draw_layers([annotation["segmentation"] for annotation in annotations], transforms, size)
+        padded = [self._pad(layer, 0) for layer in layers] or [self._pad(np.zeros(size, np.uint8), 0)]
         targets = instance_targets([annotation["category_id"] for annotation in annotations], np.stack(padded))
-        return self._example(dataset_dict, original_size, image, *targets)
+        return self._example(dataset_dict, original_size, labelled.picture, *targets)
 
     def _check(self, annotation: dict[str, Any], image_file: str, size: tuple[int, int]) -> None:
         segmentation, category = annotation.get("segmentation"), annotation["category_id"]
@@ -103,14 +105,14 @@ def _encode(polygons: list[Any], transforms: T.Transform, size: tuple[int, int])
 
 def _lay(encoded: Sequence[tuple[int, dict[str, Any]]], highest: int) -> list[np.ndarray]:
     """Lay numbered masks on as many maps as they need to stay apart; numbers go up to ``highest``."""
-    layers: list[np.ndarray] = []
+    layers: list[np.ndarray] = []  # columns first, as COCO counts
     for number, mask in encoded:
-        left, top, width, height = rle.toBbox(mask).astype(int)
-        box = slice(top, top + height), slice(left, left + width)
-        inside = rle.decode(mask)[box].astype(bool)
-        layer = next((layer for layer in layers if not layer[box][inside].any()), None)
+        height, width = mask["size"]
+        runs = read_runs(mask["counts"])
+        assert runs is not None
+        layer = next((layer for layer in layers if not have_value(runs, layer.reshape(-1))), None)
         if layer is None:
-            layer = np.zeros(mask["size"], dtype=np.uint8 if highest <= 255 else np.int32)
+            layer = np.zeros((width, height), dtype=np.uint8 if highest <= 255 else np.int32)
             layers.append(layer)
-        layer[box][inside] = number
-    return layers
+        paint(runs, number, layer.reshape(-1))
+    return [cv2.transpose(layer) for layer in layers]

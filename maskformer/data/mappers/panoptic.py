@@ -33,7 +33,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         transforms = self.augmentations(labelled)
         segment_map = self._pad(transform_map(transforms, segment_map), 0)
         labels, masks = panoptic_targets(segment_map, segments)
-        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
+        example = self._example(dataset_dict, original_size, labelled.picture, labels, masks)
         if label_map is not None:
             example["sem_seg"] = owned_tensor(self._pad(labelled.sem_seg, self.ignore_label))
         return example

@@ -23,6 +23,6 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
         self.augmentations(labelled)
         label_map = self._pad(labelled.sem_seg, self.ignore_label)
         labels, masks = semantic_targets(label_map, self.ignore_label)
-        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
+        example = self._example(dataset_dict, original_size, labelled.picture, labels, masks)
         example["sem_seg"] = owned_tensor(label_map)
         return example

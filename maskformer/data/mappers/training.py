@@ -21,6 +21,7 @@ from maskformer.data.augmentations import (
     pad_to_multiple,
 )
 from maskformer.data.mappers.example import Record, image_example, image_tensor
+from maskformer.data.movable import Picture
 from maskformer.data.reading import check_declared_size, read_picture
 from maskformer.structures import InputError, SegmentMasks
 
@@ -115,12 +116,12 @@ class TrainingMapper:
         self,
         record: Record,
         original_size: tuple[int, int],
-        image: np.ndarray,
+        picture: Picture,
         labels: Tensor,
         masks: SegmentMasks,
     ) -> Record:
         size = masks.image_size  # padded
-        example = image_example(record, original_size, image_tensor(image, size, IMAGE_PADDING))
+        example = image_example(record, original_size, image_tensor(picture, size, IMAGE_PADDING))
         example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
         return example
 

@@ -23,6 +23,7 @@ from PIL import Image
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.mappers import build_mapper
+from maskformer.data.train_loader import prepare_worker
 from maskformer.structures import InputError
 
 Record = dict[str, Any]
@@ -85,7 +86,7 @@ _RECIPES = {
 
 
 def map_image(recipe: str = "ade20k_semantic", root: str | None = None, seed: int = 0) -> Work:
-    """Set up our mapper on one image; each call draws another crop.
+    """Set up our mapper on one image, in a process prepared as a worker is; each call draws another crop.
 
     Args:
         recipe: one of the table's.
@@ -98,6 +99,7 @@ def map_image(recipe: str = "ade20k_semantic", root: str | None = None, seed: in
     settings = _look_up(recipe)
     record = _find_record(settings, root)
     mapper = build_mapper(_config(settings), is_train=True)
+    prepare_worker(0)
     _seed(seed)
 
     def measure(example: Record) -> dict[str, float]:
