@@ -62,7 +62,7 @@ class LabelledImage(T.AugInput):
     @property
     def blank(self) -> np.ndarray:
         """(H,W,3) uint8 zeros of the present size: enough for an augmentation that draws a place or a size."""
-        return np.broadcast_to(np.uint8(0), (*self.picture.size, 3))
+        return np.ndarray((*self.picture.size, 3), np.uint8, b"\0", strides=(0, 0, 0))  # the same byte everywhere
 
     def transform(self, tfm: T.Transform) -> None:
         """Apply one transform to both, in place."""

@@ -1,8 +1,6 @@
 """Resizing of a window alone: what a crop would throw away is never computed.
 
-All functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``. Maps of integers agree in
-every pixel, and so do pictures that get no fewer rows. Of some others, Pillow filters the rows before the columns and
-rounds between the two: whole pictures are left to it, and in windows of them a value may differ by one.
+All functions say what Pillow says of the whole, ``image.resize(size)`` followed by ``crop``, in every pixel.
 """
 
 from __future__ import annotations
@@ -85,26 +83,31 @@ def find_resizing(size: tuple[int, int], new_size: tuple[int, int], window: Wind
         resample: see there.
     """
     loops = import_pixel_loops()
-    columns_first = new_size[0] >= size[0] or not window.covers(new_size)
-    if loops is None or resample != Image.Resampling.BILINEAR or not columns_first:
+    if loops is None or resample != Image.Resampling.BILINEAR:
         return None
     rows = _plan_filter(size[0], new_size[0], window.top, window.height)
-    return _Resizing(loops, rows, _plan_filter(size[1], new_size[1], window.left, window.width))
+    columns = _plan_filter(size[1], new_size[1], window.left, window.width)
+    # It rounds between the two, so that the order matters. This is Pillow 13's; older ones, which may take columns
+    # first, then differ by one in some values.
+    rows_go, columns_go = size[0] - new_size[0], size[1] - new_size[1]
+    return _Resizing(loops, rows, columns, rows_first=rows_go > 0 and rows_go > 2 * columns_go)
 
 
 @dataclass(frozen=True)
 class _Resizing:
-    """A resizing of one picture, columns first as Pillow does it.
+    """A resizing of one picture.
 
     Attributes:
         loops: ``kernels.pixel_loops``.
         rows: how each row of the window is made.
         columns: how each column.
+        rows_first: whether columns are made of rows that are already made.
     """
 
     loops: ModuleType
     rows: _Filter
     columns: _Filter
+    rows_first: bool
 
     @property
     def source(self) -> Window:
@@ -123,18 +126,24 @@ class _Resizing:
         """
         height, width = len(self.rows.starts), len(self.columns.starts)
         resized = np.empty((height, width), np.uint32)
-        step = max(_ROWS_AT_ONCE * height // len(pixels), 16)
+        step = max(_ROWS_AT_ONCE * height // len(pixels), _ROWS_AT_ONCE if self.rows_first else 16)
         for top in range(0, height if width else 0, step):
             starts, weights = self.rows.starts[top : top + step], self.rows.weights[top : top + step]
             band = pixels[starts[0] : starts[-1] + weights.shape[1]]
-            wide = _turn(self._filter(_turn(band), self.columns.starts, self.columns.weights))
-            self.loops.filter_rows(wide, starts - starts[0], weights, resized[top : top + step])
+            if self.rows_first:
+                narrow = np.empty((len(starts), band.shape[1]), np.uint32)
+                self.loops.filter_rows(band, starts - starts[0], weights, narrow)
+                resized[top : top + step] = self._filter_columns(narrow)
+            else:
+                self.loops.filter_rows(
+                    self._filter_columns(band), starts - starts[0], weights, resized[top : top + step]
+                )
         return resized
 
-    def _filter(self, pixels: np.ndarray, starts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        filtered = np.empty((len(starts), pixels.shape[1]), np.uint32)
-        self.loops.filter_rows(pixels, starts, weights, filtered)
-        return filtered
+    def _filter_columns(self, pixels: np.ndarray) -> np.ndarray:
+        filtered = np.empty((len(self.columns.starts), len(pixels)), np.uint32)
+        self.loops.filter_rows(_turn(pixels), self.columns.starts, self.columns.weights, filtered)
+        return _turn(filtered)
 
 
 def _turn(pixels: np.ndarray) -> np.ndarray:

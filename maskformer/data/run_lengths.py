@@ -79,8 +79,18 @@ def read_runs(counts: Any) -> np.ndarray | None:
         return np.array(counts, dtype=np.int64) if are_integers else None
     if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
         return None
+    text = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8)
+    loops = import_pixel_loops()
+    if loops is None:
+        return _read_compressed(text)
+    runs = np.empty(text.size, np.int64)
+    num_runs = loops.read_runs(text, runs)
+    return runs[:num_runs] if num_runs else None
+
+
+def _read_compressed(text: np.ndarray) -> np.ndarray | None:
     # Each character from "0" on holds five bits, lowest first, and a sixth that says whether another one follows.
-    digits = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64) - 48
+    digits = text.astype(np.int64) - 48
     if not digits.size or ((digits < 0) | (digits > 63)).any() or digits[-1] & 32:
         return None
     ends = np.flatnonzero(digits & 32 == 0)

@@ -162,6 +162,35 @@ def number_ids(ids: Array, known: Array, numbers: Array, numbered: Array) -> Non
 
 
 @Compiled
+def read_runs(text: Array, runs: Array) -> int:
+    """Read COCO's compressed run lengths.
+
+    Args:
+        text: (n,) uint8.
+        runs: (n,) int64, written.
+
+    Returns:
+        How many there are; 0 if they are no such text.
+    """
+    num_runs, run, shift = 0, np.int64(0), np.int64(0)
+    for character in text:
+        # From "0" on, five bits, lowest first, and a sixth that says whether another character follows.
+        digit = np.int64(character) - 48
+        if not 0 <= digit < 64 or shift > 30:  # seven of them are 32 bits
+            return 0
+        run |= (digit & 31) << shift
+        shift += 5
+        if not digit & 32:
+            if digit & 16:  # two's complement
+                run -= np.int64(1) << shift
+            if num_runs > 2:  # from the fourth on, the difference to the last but one
+                run += runs[num_runs - 2]
+            runs[num_runs] = run
+            num_runs, run, shift = num_runs + 1, np.int64(0), np.int64(0)
+    return 0 if shift else num_runs
+
+
+@Compiled
 def has_value_in_runs(runs: Array, values: Array) -> bool:
     """Whether any of ``values`` (n,) is not 0 within runs, (m,) int64 as ``paint_runs`` takes them."""
     start = 0
