@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeGuard
 
 import cv2
@@ -10,21 +11,41 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from maskformer.data.counting import read_only
-from maskformer.data.resampling import Window, find_resizing, resize_map, resize_picture
+from maskformer.data.resampling import CompiledResizing, Window, find_resizing, resize_map, resize_picture
 from maskformer.kernels import import_pixel_loops
 
 _TYPES_THAT_FLIP = (np.uint8, np.int16, np.int32)  # in OpenCV, at a thirtieth of NumPy's time
 
 
+@dataclass(frozen=True)
+class _Resizing:
+    """A resizing that is drawn and not yet computed, and the window of it that later crops left."""
+
+    transform: T.ResizeTransform
+    window: Window
+
+    @property
+    def new_size(self) -> tuple[int, int]:
+        """(height, width) of the whole resized image."""
+        return self.transform.new_h, self.transform.new_w
+
+    def crop(self, window: Window) -> _Resizing:
+        """Leave a window of the window."""
+        top, left = self.window.top + window.top, self.window.left + window.left
+        return _Resizing(self.transform, Window(top, left, window.height, window.width))
+
+
 class _Movable:
     """What pictures and maps share: the order of transforms."""
 
-    _resizing: T.ResizeTransform | None = None  # drawn, not yet computed
+    _resizing: _Resizing | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) after all transforms so far."""
-        return self._computed_size if self._resizing is None else (self._resizing.new_h, self._resizing.new_w)
+        if self._resizing is None:
+            return self._computed_size
+        return self._resizing.window.height, self._resizing.window.width
 
     def transform(self, transform: T.Transform) -> None:
         """Apply a transform, or a list of them, in place."""
@@ -34,10 +55,14 @@ class _Movable:
         elif type(transform) is T.ResizeTransform:
             self._settle()
             assert self.size == (transform.h, transform.w), f"{self.size} is not {(transform.h, transform.w)}"
-            self._resizing = transform
+            if self.size != (transform.new_h, transform.new_w):
+                self._resizing = _Resizing(transform, Window(0, 0, transform.new_h, transform.new_w))
         elif type(transform) is T.CropTransform:
-            self._cut(self._clip(transform))
-            self._resizing = None
+            window = self._clip(transform)
+            if self._resizing is None:
+                self._cut(window)
+            else:
+                self._resizing = self._resizing.crop(window)
         elif type(transform) is not T.NoOpTransform:
             self._settle()
             self._apply(transform)
@@ -45,8 +70,7 @@ class _Movable:
     def _settle(self) -> None:
         """Compute the resizing that waits, if one does."""
         if self._resizing is not None:
-            if self.size != self._computed_size:
-                self._cut(Window(0, 0, *self.size))
+            self._resize(self._resizing)
             self._resizing = None
 
     def _clip(self, crop: T.CropTransform) -> Window:
@@ -60,6 +84,9 @@ class _Movable:
         raise NotImplementedError
 
     def _cut(self, window: Window) -> None:
+        raise NotImplementedError
+
+    def _resize(self, resizing: _Resizing) -> None:
         raise NotImplementedError
 
     def _apply(self, transform: T.Transform) -> None:
@@ -89,13 +116,19 @@ class Picture(_Movable):
 
     def write_planes(self, planes: np.ndarray) -> None:
         """Write the image, after all transforms so far, into the upper left of (3,height,width) uint8."""
-        self._settle()
-        height, width = self.size
         loops = import_pixel_loops()
+        compiled = None if self._resizing is None else self._find_resizing(self._resizing)
+        if loops is not None and compiled is not None:  # in bands that the cache still has
+            for top, band in compiled.bands(self._pack(compiled.source)):
+                loops.split_channels(read_only(band), planes, top, False)
+            return
+        self._settle()
         if loops is not None and _is_packed(self._image):
             mirrored = _is_mirrored(self._image)
-            loops.split_channels(read_only(self._image[:, ::-1] if mirrored else self._image), planes, mirrored)
+            pixels = read_only(self._image[:, ::-1] if mirrored else self._image)
+            loops.split_channels(pixels, planes, 0, mirrored)
             return
+        height, width = self.size
         if height and width:
             cv2.split(contiguous(self.array), [plane[:height, :width] for plane in planes])
 
@@ -106,24 +139,27 @@ class Picture(_Movable):
         return self._image.shape[:2]
 
     def _cut(self, window: Window) -> None:
-        if self._resizing is not None:
-            self._image = self._resize(window, self._resizing)
-        elif isinstance(self._image, Image.Image):
-            self._image = self._image.crop(window.corners)
-        else:
-            self._image = self._image[window.slices]
-
-    def _resize(self, window: Window, transform: T.ResizeTransform) -> Image.Image | np.ndarray:
         image = self._image
-        if isinstance(image, np.ndarray) and not _is_packed(image) and not _is_of_bytes(image):
-            return transform.apply_image(image)[window.slices]
-        resizing = find_resizing(self._computed_size, self.size, window, transform.interp)
-        if resizing is not None:
-            return resizing(self._pack(resizing.source))
-        if isinstance(image, Image.Image):
-            return resize_picture(image, self.size, window, transform.interp)
-        array = contiguous(self._to_array(image))
-        return np.asarray(resize_picture(Image.fromarray(array), self.size, window, transform.interp))
+        self._image = image.crop(window.corners) if isinstance(image, Image.Image) else image[window.slices]
+
+    def _resize(self, resizing: _Resizing) -> None:
+        image, new_size, window = self._image, resizing.new_size, resizing.window
+        compiled = self._find_resizing(resizing)
+        if compiled is not None:
+            self._image = compiled(self._pack(compiled.source))
+        elif isinstance(image, Image.Image):
+            self._image = resize_picture(image, new_size, window, resizing.transform.interp)
+        elif _is_packed(image) or _is_of_bytes(image):
+            picture = Image.fromarray(contiguous(self._to_array(image)))
+            self._image = np.asarray(resize_picture(picture, new_size, window, resizing.transform.interp))
+        else:
+            self._image = resizing.transform.apply_image(image)[window.slices]
+
+    def _find_resizing(self, resizing: _Resizing) -> CompiledResizing | None:
+        image = self._image
+        if isinstance(image, np.ndarray) and not (_is_packed(image) or _is_of_bytes(image)):
+            return None
+        return find_resizing(self._computed_size, resizing.new_size, resizing.window, resizing.transform.interp)
 
     def _apply(self, transform: T.Transform) -> None:
         if type(transform) is T.HFlipTransform and isinstance(self._image, Image.Image):
@@ -179,14 +215,19 @@ class IntegerMap(_Movable):
     def window(self, crop: T.CropTransform) -> np.ndarray:
         """What a crop would leave."""
         window = self._clip(crop)
-        return self._map[window.slices] if self._resizing is None else resize_map(self._map, self.size, window)
+        if self._resizing is None:
+            return self._map[window.slices]
+        return resize_map(self._map, self._resizing.new_size, self._resizing.crop(window).window)
 
     @property
     def _computed_size(self) -> tuple[int, int]:
         return self._map.shape
 
     def _cut(self, window: Window) -> None:
-        self._map = self._map[window.slices] if self._resizing is None else resize_map(self._map, self.size, window)
+        self._map = self._map[window.slices]
+
+    def _resize(self, resizing: _Resizing) -> None:
+        self._map = resize_map(self._map, resizing.new_size, resizing.window)
 
     def _apply(self, transform: T.Transform) -> None:
         if type(transform) is T.HFlipTransform and self._map.size and self._map.dtype in _TYPES_THAT_FLIP:

@@ -5,6 +5,7 @@ All functions say what Pillow says of the whole, ``image.resize(size)`` followed
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -73,7 +74,9 @@ def resize_picture(
     return resized if window.covers(new_size) else resized.crop(window.corners)
 
 
-def find_resizing(size: tuple[int, int], new_size: tuple[int, int], window: Window, resample: int) -> _Resizing | None:
+def find_resizing(
+    size: tuple[int, int], new_size: tuple[int, int], window: Window, resample: int
+) -> CompiledResizing | None:
     """The compiled resizing of a picture, a window of it alone; None: it is Pillow's work.
 
     Args:
@@ -90,11 +93,11 @@ def find_resizing(size: tuple[int, int], new_size: tuple[int, int], window: Wind
     # It rounds between the two, so that the order matters. This is Pillow 13's; older ones, which may take columns
     # first, then differ by one in some values.
     rows_go, columns_go = size[0] - new_size[0], size[1] - new_size[1]
-    return _Resizing(loops, rows, columns, rows_first=rows_go > 0 and rows_go > 2 * columns_go)
+    return CompiledResizing(loops, rows, columns, rows_first=rows_go > 0 and rows_go > 2 * columns_go)
 
 
 @dataclass(frozen=True)
-class _Resizing:
+class CompiledResizing:
     """A resizing of one picture.
 
     Attributes:
@@ -124,21 +127,23 @@ class _Resizing:
         Returns:
             (height, width) uint32 of the window.
         """
+        resized = np.empty((len(self.rows.starts), len(self.columns.starts)), np.uint32)
+        for top, band in self.bands(pixels):
+            resized[top : top + len(band)] = band
+        return resized
+
+    def bands(self, pixels: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Resize as a call does, some rows at a time: the number of the first, and the rows."""
         height, width = len(self.rows.starts), len(self.columns.starts)
-        resized = np.empty((height, width), np.uint32)
         step = max(_ROWS_AT_ONCE * height // len(pixels), _ROWS_AT_ONCE if self.rows_first else 16)
         for top in range(0, height if width else 0, step):
             starts, weights = self.rows.starts[top : top + step], self.rows.weights[top : top + step]
             band = pixels[starts[0] : starts[-1] + weights.shape[1]]
-            if self.rows_first:
-                narrow = np.empty((len(starts), band.shape[1]), np.uint32)
-                self.loops.filter_rows(band, starts - starts[0], weights, narrow)
-                resized[top : top + step] = self._filter_columns(narrow)
-            else:
-                self.loops.filter_rows(
-                    self._filter_columns(band), starts - starts[0], weights, resized[top : top + step]
-                )
-        return resized
+            if not self.rows_first:
+                band = self._filter_columns(band)
+            rows = np.empty((len(starts), band.shape[1]), np.uint32)
+            self.loops.filter_rows(band, starts - starts[0], weights, rows)
+            yield top, self._filter_columns(rows) if self.rows_first else rows
 
     def _filter_columns(self, pixels: np.ndarray) -> np.ndarray:
         filtered = np.empty((len(self.columns.starts), len(pixels)), np.uint32)
@@ -173,7 +178,8 @@ def prepare_resizing() -> None:
     loops = import_pixel_loops()
     resizing = find_resizing((2, 2), (4, 4), Window(0, 0, 4, 4), Image.Resampling.BILINEAR)
     if loops is not None and resizing is not None:
-        loops.split_channels(read_only(resizing(np.zeros((2, 2), np.uint32))), np.empty((3, 4, 4), np.uint8), False)
+        pixels = resizing(np.zeros((2, 2), np.uint32))
+        loops.split_channels(read_only(pixels), np.empty((3, 4, 4), np.uint8), 0, False)
         resize_map(np.zeros((2, 2), np.uint8), (4, 4), Window(0, 0, 4, 4))
 
 

@@ -84,11 +84,11 @@ def _pack(red: Any, green: Any, blue: Any) -> Any:
 
 
 @Compiled
-def split_channels(pixels: Array, planes: Array, mirrored: bool) -> None:
-    """Write a picture (H,W) uint32, or its mirror image, into the upper left of planes (3,height,width) uint8."""
+def split_channels(pixels: Array, planes: Array, top: int, mirrored: bool) -> None:
+    """Write a picture (H,W) uint32, or its mirror image, into planes (3,height,width) uint8, from row ``top`` on."""
     last = np.uint64(pixels.shape[1] - 1)
     for y in range(len(pixels)):
-        row, red, green, blue = pixels[y], planes[0, y], planes[1, y], planes[2, y]
+        row, red, green, blue = pixels[y], planes[0, top + y], planes[1, top + y], planes[2, top + y]
         if mirrored:
             for x in range(len(row)):
                 _split(row[last - np.uint64(x)], x, red, green, blue)
