@@ -46,7 +46,7 @@ class RunningStatistics:
                 buffer.copy_(part.reshape(buffer.shape))
 
 
-def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], gradients: list[Tensor]) -> Tensor:
+def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], norm: Tensor | None) -> Tensor:
     """Whether a step may be taken, the same answer in every process: a float32 scalar on the device, 1 or 0.
 
     The norm of the gradients is what is looked at: AdamW would keep squares that overflow, too.
@@ -54,10 +54,10 @@ def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], gradients: li
     Args:
         losses: scalars.
         statistics: see ``RunningStatistics.copy``.
-        gradients: of all parameters; empty where a loss scaler looks at them.
+        norm: of all gradients together, a scalar; None where a loss scaler looks at them.
     """
     values = [torch.stack([loss.float() for loss in losses]).sum()]
-    values += [_norm(gradients).float()] if gradients else []
+    values += [] if norm is None else [norm.float()]
     finite = torch.stack(values).isfinite().all()
     for buffer in (buffer for buffer in statistics if buffer.is_floating_point()):
         finite = finite & buffer.isfinite().all()
@@ -65,12 +65,6 @@ def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], gradients: li
     if comm.get_world_size() > 1:
         distributed.all_reduce(answer, distributed.ReduceOp.MIN)
     return answer
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    if hasattr(nn.utils, "get_total_norm"):  # PyTorch 2.6 and newer
-        return nn.utils.get_total_norm(gradients)
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
 @dataclass(frozen=True)

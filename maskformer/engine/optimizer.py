@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
-from torch import nn
+from torch import Tensor, nn
 
 from maskformer.structures import InputError
 
@@ -26,6 +28,7 @@ NORM_MODULES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+_EPSILON = 1e-6  # added to the norm before gradients are divided by it, as PyTorch's clipping does
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # Swin's; they never decay
 
 
@@ -182,9 +185,56 @@ def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_t
 
     A pre-hook, so that it runs after a loss scaler has divided the gradients and not at all for a skipped step.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def clip(*_: Any) -> None:
-        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        gradients = gradients_of(optimizer)
+        norm = _norm_of_gradients.get() if norm_type == 2 else None
+        if gradients and _divides_by_itself(optimizer, gradients):
+            norm = total_norm(gradients, norm_type) if norm is None else norm
+            optimizer.grad_scale = ((norm + _EPSILON) / max_norm).clamp(min=1)  # type: ignore[attr-defined]
+        elif norm is not None and hasattr(nn.utils, "clip_grads_with_norm_"):  # PyTorch 2.6 and newer
+            nn.utils.clip_grads_with_norm_(parameters_of(optimizer), max_norm, norm)
+        else:
+            nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm, norm_type)
+
+    def forget(*_: Any) -> None:
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
 
     optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_post_hook(forget)
+
+
+def _divides_by_itself(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> bool:
+    """Whether its step divides gradients by ``grad_scale``, a float32 scalar, in the pass that it makes anyway."""
+    fused = isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
+    return fused and all(gradient.device.type == "cpu" and gradient.dtype == torch.float32 for gradient in gradients)
+
+
+_norm_of_gradients: ContextVar[Tensor | None] = ContextVar("norm_of_gradients", default=None)
+
+
+@contextmanager
+def known_norm(norm: Tensor | None) -> Iterator[None]:
+    """In the ``with`` block, clipping takes this for the 2-norm of all gradients; None: it computes its own."""
+    token = _norm_of_gradients.set(norm)
+    try:
+        yield
+    finally:
+        _norm_of_gradients.reset(token)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters of all groups, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The gradients that there are, in the order of their parameters."""
+    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
+
+
+def total_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
+    """The norm over all values of all gradients: a scalar."""
+    if hasattr(nn.utils, "get_total_norm"):  # PyTorch 2.6 and newer
+        return nn.utils.get_total_norm(gradients, norm_type)
+    return torch.stack([gradient.norm(norm_type) for gradient in gradients]).norm(norm_type)

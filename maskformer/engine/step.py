@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
 from maskformer.engine.failures import explained_memory
+from maskformer.engine.optimizer import gradients_of, known_norm, total_norm
 from maskformer.losses import masks_per_batch
 from maskformer.structures import InputError, RunError, SegmentMasks
 
@@ -81,23 +82,23 @@ class StepTrainer(SimpleTrainer):
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
-        finite = all_finite(
-            losses.values(), self._statistics.copy(), [] if self.scaler.is_enabled() else self._gradients()
-        )
+        norm = self._norm()
+        finite = all_finite(losses.values(), self._statistics.copy(), norm)
         losses, is_finite = _to_host(losses, finite)
         if is_finite:
             self.bad_steps.note_good()
             self._write_metrics(losses, data_time)
-            self._update()
+            self._update(norm)
         else:
             self._statistics.restore(statistics)
             self._note_bad_step(batch, losses, random_state)
             self._statistics.restore(statistics)  # the search for the origin has moved them, too
         get_event_storage().put_scalar("bad_steps", self.bad_steps.total, smoothing_hint=False)
 
-    def _gradients(self) -> list[Tensor]:
-        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
-        return [parameter.grad for parameter in parameters if parameter.grad is not None]
+    def _norm(self) -> Tensor | None:
+        """The 2-norm of all gradients; None where there are none, or a loss scaler will still divide them."""
+        gradients = [] if self.scaler.is_enabled() else gradients_of(self.optimizer)
+        return total_norm(gradients) if gradients else None
 
     def _note_bad_step(self, batch: Batch, losses: dict[str, Tensor], random_state: Any) -> None:
         """Compute the step again to see where it goes wrong, with the random numbers that it had."""
@@ -149,11 +150,16 @@ class StepTrainer(SimpleTrainer):
         masks = sum(len(example["instances"]) for part in parts for example in part if "instances" in example)
         return masks_per_batch(masks / len(parts))
 
-    def _update(self) -> None:
-        """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead."""
+    def _update(self, norm: Tensor | None) -> None:
+        """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead.
+
+        Args:
+            norm: see ``known_norm``.
+        """
         self.scaler.unscale_(self.optimizer)  # before the optimiser's hooks clip
         self._has_stepped = False
-        self.scaler.step(self.optimizer)
+        with known_norm(norm):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.scaler.is_enabled():
             self._report_scale()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.bad_steps import RunningStatistics, all_finite, find_poison
-from maskformer.engine.optimizer import clip_full_model
+from maskformer.engine.optimizer import clip_full_model, total_norm
 from maskformer.engine.step import StepTrainer
 from maskformer.structures import RunError
 
@@ -194,10 +194,10 @@ def test_poison_is_never_saved(place: str):
 def test_all_finite_looks_at_sums_norms_and_statistics():
     one, huge = torch.ones(()), torch.tensor(3e38)
     integers = torch.ones(1, dtype=torch.int64)
-    assert all_finite([one, one], [integers, torch.ones(2)], [torch.ones(3)]).item() == 1
-    assert all_finite([huge, huge], [], []).item() == 0
-    assert all_finite([one], [], [torch.full((3,), 1e30)]).item() == 0
-    assert all_finite([one], [torch.tensor([1.0, torch.nan])], [torch.ones(1)]).item() == 0
+    assert all_finite([one, one], [integers, torch.ones(2)], one).item() == 1
+    assert all_finite([huge, huge], [], None).item() == 0
+    assert all_finite([one], [], total_norm([torch.full((3,), 1e30)])).item() == 0
+    assert all_finite([one], [torch.tensor([1.0, torch.nan])], one).item() == 0
 
 
 def test_statistics_of_several_types_are_put_back():
