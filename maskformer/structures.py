@@ -133,9 +133,16 @@ class MaskPredictions:
         if self.mask_embeddings is None or self.pixel_embeddings is None:
             return self.mask_logits[layers, images, queries]
         embeddings = self.mask_embeddings[layers, images, queries].split(list(of_image))
-        return torch.cat(
-            [torch.einsum("...c,chw->...hw", *pair) for pair in zip(embeddings, self.pixel_embeddings.unbind())]
-        )
+        masks = torch.cat([of_masks @ of_pixels for of_masks, of_pixels in zip(embeddings, self._pixels_by_image())])
+        return masks.unflatten(-1, self.pixel_embeddings.shape[2:])
+
+    def _pixels_by_image(self) -> list[Tensor]:
+        """B matrices (C, h w), whose gradients will lie in memory as ``pixel_embeddings`` do."""
+        assert self.pixel_embeddings is not None
+        pixels = self.pixel_embeddings.flatten(2)
+        if self.pixel_embeddings.is_contiguous(memory_format=torch.channels_last):  # as on a CPU
+            return [of_image.mT for of_image in pixels.mT.unbind()]
+        return list(pixels.unbind())
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import pytest
 import torch
 
 from maskformer.structures import MaskPredictions, SegmentMasks
@@ -73,3 +74,14 @@ def test_masks_of_pairs_are_those_of_all_with_their_gradients():
         results.append((picked, *gradients))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
     assert torch.equal(results[0][0], masks[layers, images, queries])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradient_of_masks_of_pairs_lies_in_memory_as_the_pixels(memory_format: torch.memory_format):
+    pixels = torch.randn(2, 4, 6, 7).contiguous(memory_format=memory_format).requires_grad_()
+    embeddings = torch.randn(2, 2, 5, 4)
+    predictions = MaskPredictions(torch.zeros(2, 2, 5, 3), torch.zeros(()), embeddings, pixels)
+    pairs = torch.tensor([[0, 1], [1, 0]])
+    picked = predictions.masks_of_pairs(pairs, torch.tensor([[0, 0], [1, 1]]), pairs, [1, 1])
+    (gradient,) = torch.autograd.grad(picked.sum(), pixels)
+    assert gradient.stride() == pixels.stride()
