@@ -1,4 +1,4 @@
-"""The transformer, in four files: attention (a layer's parts), position, encoder and decoder."""
+"""The transformer, in five files: attention (a layer's parts), dropout, position, encoder and decoder."""
 
 from .attention import initialise_matrices
 from .decoder import TransformerDecoder

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dropout import Dropout, draws_pieces, drop
+
 
 class ResidualLayer(nn.Module):
     """A transformer layer: residual blocks, each normalised before (pre-norm) or after (post-norm).
@@ -23,7 +25,7 @@ class ResidualLayer(nn.Module):
         # linear1, linear2, norm1, ... are the names of the released weights.
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.pre_norm = pre_norm
 
     def residual(self, x: Tensor, norm: nn.Module, block: Callable[[Tensor], Tensor]) -> Tensor:
@@ -65,7 +67,11 @@ def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
         for tokens, (weight, bias) in zip((query, key, value), projections)
     )
     dropout = attention.dropout if attention.training else 0.0
-    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, dropout_p=dropout)
+    if dropout > 0 and draws_pieces(query_heads):
+        scores = (query_heads * query_heads.shape[-1] ** -0.5) @ key_heads.mT
+        attended = drop(scores.softmax(-1), dropout) @ value_heads
+    else:
+        attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, dropout_p=dropout)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
