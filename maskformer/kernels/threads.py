@@ -40,7 +40,7 @@ def for_each(work: Callable[[_Item], None], items: Sequence[_Item], device: torc
 
 @functools.lru_cache(maxsize=1)
 def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001  a forked process has no threads
-    pool = ThreadPoolExecutor(num_threads, "losses", initializer=_compute_alone)
+    pool = ThreadPoolExecutor(num_threads, "maskformer", initializer=_compute_alone)
     all_there = threading.Barrier(num_threads)
     for _ in pool.map(lambda _: all_there.wait(), range(num_threads)):
         pass
