@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import sys, threading
 from maskformer.engine.libraries import loading_libraries
-needed = ("scipy.optimize", "maskformer.kernels.loops")
+needed = ("scipy.optimize", "maskformer.kernels.pixel_loops")
 before = [name in sys.modules for name in needed]
 with loading_libraries():
     pass
