@@ -56,7 +56,7 @@ def _are_numbers_within(limit: int, values: Sequence[Any]) -> bool:
         array = np.asarray(values)
     except (ValueError, OverflowError):
         return False
-    return array.ndim == 1 and array.dtype.kind in "iuf" and bool((np.abs(array) <= limit).all())  # false of NaN
+    return array.ndim == 1 and array.dtype.kind in "iuf" and bool(((-limit <= array) & (array <= limit)).all())
 
 
 def _is_sequence(value: Any) -> bool:

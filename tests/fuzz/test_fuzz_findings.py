@@ -70,6 +70,10 @@ def test_run_lengths_of_pycocotools_are_good():
         ({"bbox": [0, 0, 1, 10**400]}, "expected four finite numbers"),
         ({"segmentation": [[0, 0, 1, float("inf"), 1, 1]]}, "expected finite numbers"),
         ({"segmentation": [[0, 0, 1e9, 0, 1, 1]]}, "far outside the image"),  # an outline of ten billion points
+        ({"segmentation": [[0, 0, -(2**63), 0, 1, 1]]}, "far outside the image"),  # whose absolute value is negative
+        ({"segmentation": [[0, 0, -1e9, 0, 1, 1]]}, "far outside the image"),
+        ({"segmentation": [[0, 0, "1", 0, 1, 1]]}, "expected finite numbers"),
+        ({"segmentation": [[0, 0, float("nan"), 0, 1, 1]]}, "expected finite numbers"),
         ({"segmentation": "polygon"}, "expected polygons or RLE"),
         ({"segmentation": [1, 2]}, "expected polygons or RLE"),
         ({"segmentation": {"size": [6, 4], "counts": [24]}}, r"the size \(6, 4\) .* but the image has \(4, 6\)"),
