@@ -62,6 +62,8 @@ def find_rle_fault(encoded: dict[str, Any], size: tuple[int, int] | None = None)
 
 
 def _add_up(runs: np.ndarray, num_pixels: int) -> bool:
+    if num_pixels >= 2**32:  # pycocotools counts with 32 bits
+        return False
     return bool(((runs >= 0) & (runs <= num_pixels)).all()) and int(runs.sum()) == num_pixels
 
 

@@ -45,6 +45,10 @@ def test_run_lengths_that_are_none_never_reach_pycocotools(counts: Any):
     assert "are no run lengths of 4 x 6 pixels" in find_rle_fault({"size": [4, 6], "counts": counts})
 
 
+def test_run_lengths_whose_sum_overflows_are_none():
+    assert "no run lengths" in find_rle_fault({"size": [2**31, 2**31], "counts": [2**61] * 10})
+
+
 @pytest.mark.parametrize("size", [None, [], [4], [4, 6, 1], ["4", "6"], [float("nan"), 6], [True, 6]])
 def test_size_of_run_lengths_is_two_integers(size: Any):
     assert "expected [height, width]" in find_rle_fault({"size": size, "counts": "0"})
