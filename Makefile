@@ -16,7 +16,7 @@ TWO_AT_ONCE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfi
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (about 10 minutes)
+demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (5 to 10 minutes)
 	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo
 
 bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")
