@@ -60,6 +60,17 @@ def test_normalisation_is_by_mean_and_deviation(model):
     torch.testing.assert_close(normalised, expected)
 
 
+@pytest.mark.parametrize("capability, training, pays", [
+    ("AVX512", True, True), ("AVX2", True, False), ("DEFAULT", True, False), ("AVX2", False, True),
+])  # fmt: skip
+def test_channels_last_is_chosen_by_what_the_cpu_has_for_training_and_inference_apart(
+    model, monkeypatch, capability, training, pays
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    images = model.train(training)._normalise([example(32, 64)]).tensor
+    assert images.is_contiguous(memory_format=torch.channels_last) == pays == (not images.is_contiguous())
+
+
 @pytest.mark.parametrize("kind", ["id map", "bit masks", "tensor"])
 def test_every_kind_of_mask_gives_the_same_targets(model, kind):
     id_map = torch.tensor([[0, 1], [2, 1], [2, 2]], dtype=torch.uint8)
