@@ -27,7 +27,7 @@ ALLOWED = {
     "inference": {"structures", "kernels"},
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
-    "checkpoint": {"structures"},
+    "checkpoint": {"structures", "whole_files"},
     "meta_arch": {"structures", "kernels", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},
     "engine": BELOW_ENGINE,
