@@ -20,7 +20,7 @@ from pycocotools import mask as rle_codec
 
 from maskformer.structures import BadImageError, InputError, PanopticResult
 from maskformer.tools.drawing import ClassTable
-from maskformer.tools.sources import ids_path
+from maskformer.tools.sources import ids_path, name_for_opencv
 from maskformer.whole_files import folder_beside, unfinished
 
 JPEG_QUALITY = 92
@@ -204,6 +204,7 @@ class VideoFile:
 
     def _open(self, frame_size: Sequence[int]) -> cv2.VideoWriter:
         height, width = frame_size
+        name_for_opencv(self.path)
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._folder = folder_beside(self.path)
