@@ -33,6 +33,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
+    cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
     # and code in the same OUTPUT_DIR; False: all images are measured.
     cfg.TEST.RESUME = True

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,8 +26,9 @@ from maskformer.inference import (
 )
 from maskformer.kernels import make_room_for_large_features
 from maskformer.losses import HungarianMatcher, SetCriterion
+from maskformer.model_inputs import check_images, output_size, read_targets
 from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
-from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
+from maskformer.structures import MaskPredictions, SegmentMasks, Targets
 
 _LARGE_IMAGE = 2**22  # pixels
 
@@ -132,14 +133,17 @@ class MaskFormer(nn.Module):
         """Train on, or segment, a batch.
 
         Args:
-            batched_inputs: one dict an image: ``image`` (3, rows, columns); to train, ``instances`` with
-                ``gt_classes`` (G,) and ``gt_masks`` (``SegmentMasks``, ``BitMasks`` or a (G, rows, columns) tensor);
-                to infer, ``height`` and ``width`` of the result, the image's own where absent.
+            batched_inputs: one dict an image: ``image`` (3, rows, columns) uint8 or floats of 0..255; to train,
+                ``instances`` as ``read_targets`` takes them; to infer, ``height`` and ``width`` of the result, the
+                image's own where absent.
 
         Returns:
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
             (K,height,width) scores, or (height,width) int32 labels where the options say so, ``panoptic_seg``
             ((height,width) int32 map, segments_info) and ``instances``.
+
+        Raises:
+            InputError: an example is not as described; see ``model_inputs``.
         """
         if self.training:
             images = self._normalise(batched_inputs)
@@ -172,6 +176,7 @@ class MaskFormer(nn.Module):
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        check_images(batched_inputs, len(self.pixel_mean))
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         batch = ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in raw], self.size_divisibility
@@ -183,20 +188,13 @@ class MaskFormer(nn.Module):
         return self.sem_seg_head(self.backbone(images.tensor))
 
     def _targets(self, example: dict[str, Any], padded_size: tuple[int, int]) -> Targets:
-        if "instances" not in example:
-            raise InputError(
-                f"{example.get('file_name', 'A training image')} comes without 'instances': "
-                "INPUT.DATASET_MAPPER_NAME must name a mapper of MaskFormer."
-            )
-        instances: Instances = example["instances"].to(self.device, non_blocking=True)
-        masks = instances.gt_masks
-        rows, columns = masks.image_size if isinstance(masks, (SegmentMasks, BitMasks)) else masks.shape[-2:]
+        labels, masks = read_targets(example, self.criterion.num_classes)
+        rows, columns = example["image"].shape[-2:]
         padding = (0, padded_size[1] - columns, 0, padded_size[0] - rows)
-        if isinstance(masks, SegmentMasks):  # pad the id map, not G masks
-            masks = masks.pad(padding).tensor
-        else:
-            masks = F.pad(getattr(masks, "tensor", masks).bool(), padding)
-        return Targets(labels=instances.gt_classes, masks=masks)
+        masks = masks.to(self.device, non_blocking=True)
+        # Of an id map, pad the map, not G masks.
+        padded = masks.pad(padding).tensor if isinstance(masks, SegmentMasks) else F.pad(masks.bool(), padding)
+        return Targets(labels=labels.to(self.device, non_blocking=True), masks=padded)
 
     def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         results: dict[str, Any] = {}
@@ -285,5 +283,4 @@ def _thing_class_ids(dataset_names: Sequence[str]) -> frozenset[int] | None:
 
 
 def _geometry(example: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Geometry:
-    output_size = (example.get("height", image_size[0]), example.get("width", image_size[1]))
-    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size)
+    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size(example, image_size))

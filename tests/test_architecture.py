@@ -20,6 +20,7 @@ BELOW_ENGINE = {"structures", "kernels", "own_datasets", "config", "checkpoint",
 ALLOWED = {
     "structures": set(),
     "whole_files": set(),
+    "model_inputs": {"structures"},
     "kernels": set(),
     **{layer: {"structures"} for layer in LAYERS},
     "data": {"structures", "whole_files", "kernels"},
@@ -27,11 +28,11 @@ ALLOWED = {
     "inference": {"structures", "kernels"},
     "own_datasets": {"structures"},
     "config": {"structures", "own_datasets"},
-    "checkpoint": {"structures"},
-    "meta_arch": {"structures", "kernels", "modeling", "losses", "inference"},
+    "checkpoint": {"structures", "whole_files"},
+    "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},
-    "engine": BELOW_ENGINE,
-    "tools": {"engine", "__init__", "whole_files", *BELOW_ENGINE},
+    "engine": {"model_inputs", *BELOW_ENGINE},
+    "tools": {"engine", "__init__", "whole_files", "model_inputs", *BELOW_ENGINE},
     "__init__": {"engine", *BELOW_ENGINE},
 }
 

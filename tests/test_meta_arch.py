@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from reference_cases import build_case, reference_config
 
 from maskformer.structures import InputError, SegmentMasks
@@ -78,7 +78,7 @@ def test_every_kind_of_mask_gives_the_same_targets(model, kind):
     instances = Instances((3, 2))
     instances.gt_classes = torch.tensor([4, 1])
     instances.gt_masks = {"id map": masks, "bit masks": BitMasks(masks.tensor), "tensor": masks.tensor}[kind]
-    targets = model._targets({"instances": instances}, (4, 5))
+    targets = model._targets({**example(3, 2), "instances": instances}, (4, 5))
     assert targets.labels.tolist() == [4, 1] and targets.masks.shape == (2, 4, 5)
     assert torch.equal(targets.masks[:, :3, :2], masks.tensor)
     assert targets.masks.sum() == masks.tensor.sum()  # nothing in the padding
@@ -88,6 +88,31 @@ def test_training_without_instances_says_which_key_to_change(model):
     model.train()
     with pytest.raises(InputError, match=r"a\.jpg.*INPUT\.DATASET_MAPPER_NAME"):
         model([{**example(32, 32), "file_name": "a.jpg"}])
+
+
+def test_detectron2s_polygons_have_the_losses_of_the_same_bit_masks(case):
+    model = case.model.train()
+    boxes = [[[8.0, 4.0, 40.0, 4.0, 40.0, 30.0, 8.0, 30.0]], [[50.0, 10.0, 60.0, 10.0, 60.0, 50.0, 50.0, 50.0]]]
+    polygons = PolygonMasks(boxes)
+    losses = []
+    for masks in (polygons, BitMasks.from_polygon_masks(polygons, 64, 96)):
+        fields = {"gt_classes": torch.tensor([1, 3]), "gt_masks": masks, "gt_boxes": polygons.get_bounding_boxes()}
+        losses.append(model([{**example(64, 96), "instances": Instances((64, 96), **fields)}]))
+    assert losses[0]["loss_mask"] > 0
+    assert {name: loss.item() for name, loss in losses[0].items()} == {k: v.item() for k, v in losses[1].items()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_no_batch_of_images_is_named(case, training: bool):
+    model = case.model.train(training)
+    for batch in ([], [{"height": 3}], [{"image": torch.zeros(32, 40, 3, dtype=torch.uint8)}]):
+        with pytest.raises(InputError, match="expected"):
+            model(batch)
+
+
+def test_an_impossible_size_of_results_is_named(model):
+    with pytest.raises(InputError, match=r"'height' and 'width' of .* are 0 and 40"):
+        model([{**example(32, 40), "height": 0}])
 
 
 @torch.no_grad()

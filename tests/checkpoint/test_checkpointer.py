@@ -442,7 +442,7 @@ def test_negative_number_of_checkpoints_is_refused(tmp_path: Path):
 
 def test_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path: Path):
     checkpointer = save_steps(tmp_path, 1, keep_last=1)
-    (tmp_path / ".model_0000002.pth.partial").mkdir()  # where the file would be written aside
+    (tmp_path / "model_0000002.pth").mkdir()  # where the file would be
     with pytest.raises(CheckpointWriteError, match="cannot be written"):
         checkpointer.save("model_0000002")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"

@@ -129,7 +129,10 @@ def test_file_without_a_checksum_stays_known_while_it_is_replaced(saved: Path, m
 
 def test_partial_files_of_killed_processes_are_removed(saved: Path):
     before = contents(saved.parent)
-    (saved.parent / ".model_0000007.pth.partial").write_bytes(b"half")
+    folder = saved.parent / ".model_0000007.pth-a1b2c3d4.partial"
+    folder.mkdir()
+    (folder / "model_0000007.pth").write_bytes(b"half")
+    (saved.parent / ".model_0000006.pth.partial").write_bytes(b"half, of an earlier version")
     remove_partial_files(str(saved.parent))
     remove_partial_files(str(saved.parent / "gone"))
     assert contents(saved.parent) == before

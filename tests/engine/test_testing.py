@@ -169,6 +169,14 @@ def test_windows_of_views_are_averaged_like_views(semantic_model, image):
     torch.testing.assert_close(segment(both, image)["sem_seg"], expected)
 
 
+@pytest.mark.parametrize("model", ["semantic_model", "per_pixel_model"])
+def test_what_is_no_image_is_named_by_a_model_with_views_too(model: str, request: pytest.FixtureRequest):
+    tested = augmented(request.getfixturevalue(model), "(64,)", flip=False)
+    for batch in ([], [{"height": 3}], [{"image": torch.zeros(3, 8, 8), "width": 0}]):
+        with pytest.raises(InputError, match="expected"):
+            tested(batch)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_finds_the_models_own_mode(semantic_model, training):
     semantic_model.train(training)

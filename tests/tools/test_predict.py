@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,90 @@ def test_unreadable_image_among_others_is_left_out_and_named(
     assert sorted(path.name for path in (images.parent / "out").glob("*_ids.json")) == ["a_ids.json", "b_ids.json"]
 
 
+def test_whatever_else_lies_in_a_folder_is_named_and_the_pictures_are_drawn(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model resizes the shorter side to 64 pixels, the longer to MAX_SIZE_TEST at most."""
+    out, content = images.parent / "out", (images / "a.png").read_bytes()
+    Image.new("RGB", (5000, 1)).save(images / "strip.png")
+    Image.new("RGB", (1, 5000)).save(images / "pole.jpg")
+    fits, too_long = "l" * 240 + ".png", "m" * 248 + ".png"
+    for name in (fits, too_long, "odd\udcff.png"):
+        (images / name).write_bytes(content)
+    os.mkfifo(images / "fifo.png")
+    os.mkfifo(images / "pipe.mp4")
+    (images / "folder.jpg").mkdir()
+    (images / "device.png").symlink_to("/dev/zero")
+    (images / "dangling.png").symlink_to("nowhere.png")
+    for name in ("text.mp4", "bytes\udcff.mp4"):
+        (images / name).write_text("no video")
+    (out / "taken_ids.json").mkdir(parents=True)
+    (images / "taken.png").write_bytes(content)
+    assert run("--input", images, "--output", out) == 1
+    captured = capsys.readouterr()
+    drawn = {"a", "b", fits[:-4], "odd\udcff"}
+    assert {path.name.removesuffix("_ids.json") for path in out.glob("*_ids.json") if path.is_file()} == drawn
+    assert "4 of 15 inputs drawn" in captured.out
+    lines = captured.err.splitlines()
+    left_out = [line for line in lines if line.startswith("warning: left out: ")]
+    for name, reason in {
+        "strip.png": "INPUT.MAX_SIZE_TEST",
+        "pole.jpg": "INPUT.MAX_SIZE_TEST",
+        too_long: "File name too long",
+        "fifo.png": "FIFO",
+        "pipe.mp4": "FIFO",
+        "folder.jpg": "folder",
+        "device.png": "device",
+        "dangling.png": "No such file",
+        "text.mp4": "cannot be opened",
+        "bytes\\udcff.mp4": "no UTF-8",
+        "taken.png": "Is a directory",
+    }.items():
+        assert [line for line in left_out if f"{images / name}" in line and reason in line], name
+    assert len(left_out) == 11
+    assert not [path for path in out.iterdir() if path.name.startswith(".") or path.name.startswith(too_long[:-4])]
+
+
+def test_names_are_printed_without_control_characters(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = images / "\x1b[31mred\udcff.png"
+    name.write_bytes((images / "a.png").read_bytes())
+    assert run("--input", name, "--output", f"{images.parent}/out/") == 0
+    name.write_bytes(b"")
+    assert run("--input", name, images / "a.png", "--output", images.parent / "out") == 1
+    assert run("--input", name, "--output", images.parent / "out") == 2
+    printed = "".join(capsys.readouterr())
+    assert printed.count("\\x1b[31mred\\udcff.png") >= 3
+    assert "\x1b" not in printed and "\udcff" not in printed
+
+
+def test_a_picture_without_memory_for_it_is_left_out(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str) -> np.ndarray:
+        if path.endswith("a.png"):
+            raise MemoryError
+        return sources.read_picture(path)
+
+    monkeypatch.setattr(predict, "read_picture", read)
+    assert run("--input", images, "--output", images.parent / "out") == 1
+    assert "a.png needs more memory than there is" in capsys.readouterr().err
+
+
+def test_window_shows_the_others_and_names_the_one_that_is_none(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(predict, "open_window", lambda: None)
+    monkeypatch.setattr(predict, "_show", lambda pictures, wait: shown.extend(pictures))
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    (images / "ab.png").write_bytes(b"no image")
+    assert run("--input", images, "--device", "cpu") == 1
+    assert [picture.shape for picture in shown] == [(64, 80, 3), (48, 96, 3)]
+    assert "ab.png cannot be read" in capsys.readouterr().err
+
+
 def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are read from now on."""
     read = []
@@ -237,6 +322,23 @@ def test_resume_draws_again_what_other_weights_of_the_same_name_have_drawn(
     run(*arguments)
     run(*arguments)
     assert read == 2 * ["a.png", "b.jpg"]
+
+
+def test_resume_draws_again_a_picture_that_was_replaced(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of the same name, size and time, as copying with times leaves it."""
+    out = images.parent / "out"
+    pixels = np.zeros((64, 80, 3), np.uint8)
+    for value in (10, 200):
+        Image.fromarray(pixels + np.uint8(value)).save(images / "c.bmp")
+        os.utime(images / "c.bmp", (1e9, 1e9))
+        read = count_images(monkeypatch)
+        assert run("--input", images, "--output", out, "--resume") == 0
+    assert read == ["c.bmp"]
+    (images / "c.bmp").unlink()
+    os.mkfifo(images / "c.bmp")
+    assert run("--input", images, "--output", out, "--resume") == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"image":', "\x80"])
