@@ -298,9 +298,8 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _other_ways(path: str) -> str:
-    prefix = "detectron2://"
-    if path.startswith(prefix):
-        address = DETECTRON2_WEIGHTS + path[len(prefix) :]
+    address = path.replace("detectron2://", DETECTRON2_WEIGHTS)
+    if "://" in address:
         return f'download {address} and set MODEL.WEIGHTS to that file, or to "" to train from scratch.'
     return (
         f'set MODEL.WEIGHTS to a file that exists, or to "" to train from scratch (ImageNet weights of ResNet-50: '

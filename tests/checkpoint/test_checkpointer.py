@@ -129,7 +129,8 @@ def test_missing_file_says_how_to_go_on(tmp_path: Path):
         Checkpointer(Toy()).load(str(tmp_path / "none.pth"))
 
 
-def test_unfetchable_weights_say_where_they_are(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scheme", ["detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"])
+def test_unfetchable_weights_say_where_they_are(scheme: str, monkeypatch: pytest.MonkeyPatch):
     checkpointer = Checkpointer(Toy())
 
     def offline(path: str) -> str:
@@ -138,7 +139,7 @@ def test_unfetchable_weights_say_where_they_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
     address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision/R-50.pkl"
     with pytest.raises(InputError, match=f"Name or service not known.*download {address} and set MODEL.WEIGHTS"):
-        checkpointer.load("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
+        checkpointer.load(f"{scheme}ImageNetPretrained/torchvision/R-50.pkl")
 
 
 def test_no_weights_leave_the_model_as_it_is():
