@@ -142,3 +142,16 @@ def test_evaluation_takes_given_weights_or_resumes(
     arguments = ["--config-file", R50, "--eval-only", *resume, *options]
     assert run(train_net.main, build_argument_parser().parse_args(arguments)) == 0
     assert tested_weights == [expected]
+
+
+@pytest.mark.parametrize("mode", [[], ["--eval-only"]])
+def test_resume_among_copied_checkpoints_touches_nothing(error_of, tmp_path: Path, mode: list[str]):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    torch.save({"model": {}, "iteration": 3}, folder / "model_final.pth")
+    (folder / "metrics.json").write_text('{"iteration": 3}\n')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = error_of("--config-file", R50, "--resume", *mode)
+    assert "model_final.pth" in line
+    assert "last_checkpoint" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
