@@ -34,7 +34,7 @@ from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
 from maskformer.engine.libraries import loading_libraries
 from maskformer.engine.loss_watch import LossWatch
-from maskformer.engine.optimizer import build_optimizer
+from maskformer.engine.optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from maskformer.engine.output_folder import EventFileWriter
 from maskformer.engine.run_state import BadImageReport, Resumable, RunState
 from maskformer.engine.saving import SavingHook
@@ -42,6 +42,7 @@ from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import MetricsWriter, TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, format_scores
+from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -264,6 +265,17 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "iteration": self._last_finished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's."""
+        """Detectron2's, but schedule and hyperparameters stay as they are configured.
+
+        Raises:
+            InputError: the checkpoint is of another optimiser, or of an iteration after the last.
+        """
+        configured = configured_schedule(self.scheduler)
         super().load_state_dict(state_dict)
+        if self.iter >= self.max_iter:
+            raise InputError(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but {self.iter + 1} iterations of the run that is resumed are "
+                "done: set it to as many or more, or start anew without --resume."
+            )
+        go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter
