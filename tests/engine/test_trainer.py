@@ -16,7 +16,7 @@ from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
 from maskformer.engine import trainer as trainer_module
 from maskformer.engine.trainer import Trainer
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
 
 
 @META_ARCH_REGISTRY.register()
@@ -164,6 +164,28 @@ def test_evaluation_alone_appends_its_scores_to_metrics_json(tested: CfgNode, tm
     assert first == {"iteration": 3}
     assert scores.keys() == {"sem_seg/mIoU", "sem_seg/IoU-sky", "panoptic_seg/PQ"}
     assert scores["sem_seg/mIoU"] == 44.5 and math.isnan(scores["panoptic_seg/PQ"])
+
+
+def test_expected_results_are_held_to_after_a_training(tested: CfgNode):
+    tested.TEST.EXPECTED_RESULTS = [["sem_seg", "mIoU", 44.0, 0.5]]
+    results = trained_results(tested)
+    assert results["sem_seg"]["mIoU"] == 44.5
+    for row in (["sem_seg", "mIoU", 44.0, 0.4], ["panoptic_seg", "PQ", 1.0, 99.0], ["segm", "AP", 1.0, 99.0]):
+        tested.TEST.EXPECTED_RESULTS = [row]
+        with pytest.raises(RunError, match=rf"expects {row[0]} {row[1]} to be {row[2]} within"):
+            trained_results(tested)
+
+
+def trained_results(cfg: CfgNode) -> dict[str, dict[str, float]]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer.train()
+
+
+def test_config_that_was_changed_after_loading_is_looked_at_again(cfg: CfgNode):
+    cfg.SOLVER.MAX_ITER = -5
+    with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER is -5"):
+        Trainer(cfg)
 
 
 def test_scores_of_several_datasets_have_their_names(tested: CfgNode, tmp_path: Path):
