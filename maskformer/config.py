@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from maskformer.config_values import check_unread, check_values
 from maskformer.own_datasets import absolute_paths, read_own_datasets
 from maskformer.structures import InputError, OwnDataset
 
@@ -183,10 +184,10 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         options: KEY VALUE KEY VALUE ..., as on the command line.
 
     Raises:
-        InputError: the file cannot be read, a key or the type of a value is wrong, or a value contradicts a dataset.
+        InputError: the file cannot be read, a key or the type of a value is wrong, a value is impossible, has no effect
+            (see ``config_values``) or contradicts a dataset.
     """
-    cfg = get_cfg()
-    add_maskformer_config(cfg)
+    cfg = default_config()
     cfg.MODEL.DEVICE = "auto"  # an available accelerator, else the CPU; see engine/accelerator.py
     layers = _read_layers(path) if path else []
     if path:
@@ -203,6 +204,15 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
             cfg.merge_from_list([key, value])
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
+    check_values(cfg)
+    check_unread(cfg, default_config())
+    return cfg
+
+
+def default_config() -> CfgNode:
+    """All keys at Detectron2's and our defaults."""
+    cfg = get_cfg()
+    add_maskformer_config(cfg)
     return cfg
 
 

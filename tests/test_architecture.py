@@ -16,7 +16,17 @@ DEVICE_MODULES = {"cuda", "sdaa", "npu", "xpu", "mps", "mlu", "hpu", "musa", "ac
 # What each part of the package may import from the package, besides itself. A part is a folder or a file right under
 # maskformer/; a part that is missing here fails a test.
 LAYERS = ("data", "modeling", "losses", "inference")
-BELOW_ENGINE = {"structures", "kernels", "own_datasets", "config", "checkpoint", "meta_arch", "evaluation", *LAYERS}
+BELOW_ENGINE = {
+    "structures",
+    "kernels",
+    "own_datasets",
+    "config",
+    "config_values",
+    "checkpoint",
+    "meta_arch",
+    "evaluation",
+    *LAYERS,
+}
 ALLOWED = {
     "structures": set(),
     "whole_files": set(),
@@ -27,7 +37,8 @@ ALLOWED = {
     "losses": {"structures", "kernels"},
     "inference": {"structures", "kernels"},
     "own_datasets": {"structures"},
-    "config": {"structures", "own_datasets"},
+    "config_values": {"structures"},
+    "config": {"structures", "own_datasets", "config_values"},
     "checkpoint": {"structures", "whole_files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference"},
     "evaluation": {"structures", "data"},

@@ -5,7 +5,7 @@
 ``checkpointer`` puts them into a model. ``files`` writes checkpoints so that they are whole or not there at all.
 """
 
-from maskformer.checkpoint.checkpointer import Checkpointer
+from maskformer.checkpoint.checkpointer import Checkpointer, refuse_unknown_weights
 from maskformer.checkpoint.detection import LAYOUTS, Conversion, convert_weights
 from maskformer.checkpoint.files import CheckpointWriteError, remove_partial_files
 from maskformer.checkpoint.original import rename_old_layout
@@ -19,6 +19,7 @@ __all__ = [
     "convert_weights",
     "find_weights_file",
     "read_weights",
+    "refuse_unknown_weights",
     "remove_partial_files",
     "rename_old_layout",
 ]

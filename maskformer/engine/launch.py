@@ -21,6 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from maskformer.checkpoint import refuse_unknown_weights
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
@@ -100,6 +101,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_names(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
+    if args.resume:
+        refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())

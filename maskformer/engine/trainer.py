@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.checkpoint import Checkpointer, remove_partial_files
+from maskformer.config_values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator
@@ -34,14 +35,15 @@ from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
 from maskformer.engine.libraries import loading_libraries
 from maskformer.engine.loss_watch import LossWatch
-from maskformer.engine.optimizer import build_optimizer
+from maskformer.engine.optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from maskformer.engine.output_folder import EventFileWriter
 from maskformer.engine.run_state import BadImageReport, Resumable, RunState
 from maskformer.engine.saving import SavingHook
 from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import MetricsWriter, TcappdllWriter
-from maskformer.evaluation import append_scores, build_evaluator, format_scores
+from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor builds steps and process groups for CUDA alone; its parts are made here.
         super(DefaultTrainer, self).__init__()
+        check_values(cfg)  # it may have been changed since it was loaded
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -80,6 +83,7 @@ class Trainer(DefaultTrainer):
         self._last_finished = -1
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] = {}
         self.average = build_average(cfg, model, optimizer)
         self.agreement = Agreement()
         self.register_hooks(self.build_hooks())
@@ -152,12 +156,17 @@ class Trainer(DefaultTrainer):
 
         Raises:
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
+            RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
         """
         with REQUESTS.listening(), REQUESTS.left_to(self.agreement):
-            try:
-                return super().train()
+            try:  # DefaultTrainer's own ends the process without a word where TEST.EXPECTED_RESULTS are not met
+                super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
             finally:
                 self._trainer.release_data()
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        check_expected_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results)
+        return self._last_eval_results
 
     def _evaluate(self) -> dict[str, Any]:
         """Scores of the weights and, under "ema", of their average."""
@@ -264,6 +273,17 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "iteration": self._last_finished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's."""
+        """Detectron2's, but schedule and hyperparameters stay as they are configured.
+
+        Raises:
+            InputError: the checkpoint is of another optimiser, or of an iteration after the last.
+        """
+        configured = configured_schedule(self.scheduler)
         super().load_state_dict(state_dict)
+        if self.iter >= self.max_iter:
+            raise InputError(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but {self.iter + 1} iterations of the run that is resumed are "
+                "done: set it to as many or more, or start anew without --resume."
+            )
+        go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter
