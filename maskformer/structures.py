@@ -66,7 +66,7 @@ class Classes:
     colors: tuple[tuple[int, ...], ...] | None = None
 
     def difference(self, others: Classes) -> str | None:
-        """Where two sets of as many classes differ first, as part of a sentence; None: they are the same.
+        """Where two lists of classes differ first, as part of a sentence; None: they do not, as far as both go.
 
         Case, further names after a comma, and the endings that Detectron2 takes from names of COCO ("-merged") do not
         count: they differ between the semantic and the panoptic form of one dataset.

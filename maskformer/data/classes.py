@@ -123,10 +123,12 @@ def check_classes(name: str, config_key: str, num_classes: int, classes: Classes
     metadata = _known_metadata(name)
     if metadata is None or not _has_names(metadata):
         return
-    theirs = read_classes(name, num_classes)
     things, stuff = metadata.get("thing_classes"), metadata.get("stuff_classes")
-    if theirs is None and things and not stuff and len(things) < num_classes:
-        theirs = Classes(f"dataset {name}", tuple(map(str, things)))
+    of_things = not stuff or metadata.get("evaluator_type") in _OF_THINGS
+    if of_things and 0 < len(things or ()) <= num_classes:  # labels and evaluators number things among themselves
+        theirs: Classes | None = Classes(f"dataset {name}", tuple(map(str, things)))
+    else:
+        theirs = read_classes(name, num_classes)
     if theirs is None:
         named = (("stuff", stuff), ("thing", things))
         counts = " and ".join(f"{len(names)} {kind} classes" for kind, names in named if names)
