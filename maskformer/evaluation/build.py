@@ -102,8 +102,8 @@ _ID_TABLES = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguo
 _PANOPTIC = Measure("PANOPTIC_ON", _always, PanopticEvaluator, ("panoptic_json", "panoptic_root", *_ID_TABLES))
 _INSTANCE = Measure("INSTANCE_ON", _has_instance_json, InstanceEvaluator)
 _SEMANTIC = Measure("SEMANTIC_ON", _has_semantic_labels, SemanticEvaluator)
-_CITYSCAPES_SEMANTIC = Measure("SEMANTIC_ON", _always, _cityscapes_semantic, ("gt_dir", _ID_TABLES[1]))
-_CITYSCAPES_INSTANCE = Measure("INSTANCE_ON", _always, _cityscapes_instance, ("gt_dir", _ID_TABLES[0]))
+_CITYSCAPES_SEMANTIC = Measure("SEMANTIC_ON", _always, _cityscapes_semantic)
+_CITYSCAPES_INSTANCE = Measure("INSTANCE_ON", _always, _cityscapes_instance)
 
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "sem_seg": (_SEMANTIC,),

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
@@ -14,6 +16,9 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
+from maskformer.data.catalog import register_all
+from maskformer.data.shapes import generate_shapes
+from maskformer.engine import resolve_device
 from maskformer.engine import trainer as trainer_module
 from maskformer.engine.trainer import Trainer
 from maskformer.structures import InputError
@@ -191,3 +196,69 @@ def test_only_the_main_process_tells_scores(tested: CfgNode, tmp_path: Path, mon
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     Trainer.test(tested, Trainer.build_model(tested))
     assert not (tmp_path / "metrics.json").exists()
+
+
+# --- a real model, from Python alone ---
+
+SMALL = [
+    *(
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64,)",
+        "INPUT.MIN_SIZE_TEST",
+        "64",
+        "SOLVER.IMS_PER_BATCH",
+        "2",
+        "SOLVER.MAX_ITER",
+        "2",
+    ),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "16", "DATALOADER.NUM_WORKERS", "0"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "16", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "16", "MODEL.WEIGHTS", ""),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "1", "MODEL.MASK_FORMER.NHEADS", "2", "TEST.EVAL_PERIOD", "0"),
+]
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Callable[..., CfgNode]:
+    """A function of further KEY, VALUE, ... that loads the built-in dataset's configuration, of a small model."""
+    generate_shapes(tmp_path, num_train=2, num_val=1, image_size=(64, 80), seed=0)
+    register_all(tmp_path)
+    config = Path(__file__).resolve().parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
+    return lambda *words: load_config(str(config), [*SMALL, "OUTPUT_DIR", str(tmp_path / "output"), *words])
+
+
+def test_loaded_configuration_trains_and_is_measured_without_further_ado(shapes: Callable, tmp_path: Path):
+    cfg = shapes()
+    cfg.MODEL.DEVICE = "auto"  # as a user may set it after loading
+    cfg.TEST.AUG.ENABLED = False
+    trainer = trained(cfg)
+    assert resolve_device("auto") == trainer.cfg.MODEL.DEVICE
+    assert cfg.MODEL.DEVICE == "auto"
+    saved = torch.load(tmp_path / "output" / "model_final.pth", weights_only=True)["classes"]
+    assert saved["names"][:2] == ["ball", "box"] and saved["things"] == [0, 1, 2, 3, 4] and len(saved["ids"]) == 9
+
+
+@pytest.mark.parametrize("architecture", ["MaskFormer", "SemanticSegmentor"])
+def test_test_set_with_classes_in_another_order_is_refused_before_the_first_step(shapes: Callable, architecture: str):
+    words = ["DATASETS.TEST", "('shuffled_val',)", "MODEL.META_ARCHITECTURE", architecture]
+    if architecture == "SemanticSegmentor":
+        words += ["MODEL.SEM_SEG_HEAD.NAME", "PerPixelBaselineHead", "DATASETS.TRAIN", "('shapes_sem_seg_train',)"]
+        words += ["INPUT.DATASET_MAPPER_NAME", "mask_former_semantic"]
+    names = list(MetadataCatalog.get("shapes_sem_seg_train").stuff_classes)
+    MetadataCatalog.get("shuffled_val").set(stuff_classes=names[::-1], evaluator_type="sem_seg")
+    try:
+        with pytest.raises(InputError) as error:
+            Trainer(shapes(*words))
+        model = Trainer.build_model(shapes(*words))
+        with pytest.raises(InputError, match=r"shuffled_val \(DATASETS.TEST\)"):
+            Trainer.test(shapes(*words), model)
+    finally:
+        MetadataCatalog.remove("shuffled_val")
+    facts = ("shuffled_val (DATASETS.TEST)", ", ".join(names), ", ".join(names[::-1]))
+    assert all(fact in str(error.value) for fact in facts)
+
+
+def test_unknown_things_are_told_before_the_first_step(shapes: Callable):
+    del MetadataCatalog.get("shapes_panoptic_train").thing_dataset_id_to_contiguous_id
+    with pytest.raises(InputError, match=r"shapes_panoptic_train is silent.*thing_dataset_id_to_contiguous_id"):
+        Trainer(shapes("DATASETS.TEST", "('moon_val',)"))
+    Trainer(shapes("DATASETS.TEST", "()"))
