@@ -173,7 +173,11 @@ def _swin_keys() -> CfgNode:
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's and our defaults, then a file, then options; the device is "auto" unless they name one.
+    """Detectron2's and our defaults, then a file, then options.
+
+    A MODEL.DEVICE of "auto", which it is unless they name one, becomes an accelerator that is there, else the CPU: what
+    Detectron2 builds from a configuration takes it as it is. Vendors' packages in ``ACCELERATORS`` of
+    engine/accelerator.py are imported for it; one that is not there has to be imported before, or the device named.
 
     The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
     too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of ``DATASETS.OWN`` that is named
@@ -188,7 +192,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
             (see ``config_values``) or contradicts a dataset.
     """
     cfg = default_config()
-    cfg.MODEL.DEVICE = "auto"  # an available accelerator, else the CPU; see engine/accelerator.py
+    cfg.MODEL.DEVICE = "auto"
     layers = _read_layers(path) if path else []
     if path:
         content = functools.reduce(_merge, (content for _, content in layers))
@@ -206,6 +210,10 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     _follow_own_dataset(cfg, layers, options)
     check_values(cfg)
     check_unread(cfg, default_config())
+    if cfg.MODEL.DEVICE == "auto":
+        from maskformer.engine.accelerator import resolve_device  # here: the rest of engine imports this module
+
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
 
 

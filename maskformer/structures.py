@@ -14,8 +14,9 @@ One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +45,100 @@ class RunError(RuntimeError):
     The message is complete by itself (what happened, what is kept, key to change); the command line prints it without
     a traceback.
     """
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What is known of K classes, in the order of their numbers; it travels with the model and its checkpoints.
+
+    Attributes:
+        source: who says so, for messages, such as "dataset shapes_panoptic_train".
+        names: K names.
+        things: numbers of the classes that are counted one by one; None: that is not known.
+        ids: K numbers that the dataset's own files have for them; None: not known.
+        colors: K colours (red, green, blue), 0..255; None: the dataset has none.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    things: frozenset[int] | None = None
+    ids: tuple[int, ...] | None = None
+    colors: tuple[tuple[int, ...], ...] | None = None
+
+    def difference(self, others: Classes) -> str | None:
+        """Where two lists of classes differ first, as part of a sentence; None: they do not, as far as both go.
+
+        Case, further names after a comma, and the endings that Detectron2 takes from names of COCO ("-merged") do not
+        count: they differ between the semantic and the panoptic form of one dataset.
+        """
+        pairs = list(zip(self.names, others.names))
+        place = next((i for i, pair in enumerate(pairs) if _plain_name(pair[0]) != _plain_name(pair[1])), None)
+        if place is None:
+            return None
+        both = f"class {place} is {pairs[place][0]!r} of {self.source} but {pairs[place][1]!r} of {others.source}"
+        lists = f" ({', '.join(self.names)}; {', '.join(others.names)})" if len(pairs) <= _MOST_LISTED else ""
+        return both + lists
+
+    def completed_by(self, others: Classes) -> Classes:
+        """The same, with what only ``others``, which are the same classes, know of them."""
+        found = {key: getattr(others, key) for key in ("things", "ids", "colors") if getattr(self, key) is None}
+        return replace(self, **found)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What a checkpoint holds of them: lists, text and integers, which are read without running code."""
+        things = None if self.things is None else sorted(self.things)
+        ids, colors = (None if value is None else list(map(_as_list, value)) for value in (self.ids, self.colors))
+        return {"names": list(self.names), "things": things, "ids": ids, "colors": colors}
+
+    @classmethod
+    def from_plain(cls, content: Any, source: str) -> Classes | None:
+        """What ``to_plain`` gave, out of a file; None: the file holds something else under that name.
+
+        Raises:
+            InputError: names are there, but something about them makes no sense.
+        """
+        if not isinstance(content, dict) or "names" not in content:
+            return None
+        names: Any = content["names"]
+        things, ids, colors = (content.get(key) for key in ("things", "ids", "colors"))
+        count = len(names) if _is_list(names, str) else -1
+        if (
+            count < 1
+            or not (things is None or (_is_list(things, int) and all(0 <= index < count for index in things)))
+            or not (ids is None or (_is_list(ids, int) and len(ids) == count))
+            or not (colors is None or (_is_list(colors, list) and len(colors) == count and all(map(_is_color, colors))))
+        ):
+            raise InputError(f"{source} says of its classes what makes no sense: take its entry 'classes' away.")
+        return cls(
+            source=source,
+            names=tuple("".join(c if c.isprintable() else "?" for c in name) for name in names),
+            things=None if things is None else frozenset(things),
+            ids=None if ids is None else tuple(ids),
+            colors=None if colors is None else tuple(map(tuple, colors)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+_MOST_LISTED = 12  # classes that a message lists
+
+
+def _plain_name(name: str) -> str:
+    first = name.split(",")[0].strip().casefold().replace("_", " ")
+    return re.sub(r"(-other|-merged|-stuff)+$", "", first)
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(part) is kind for part in value)
+
+
+def _is_color(value: list[Any]) -> bool:
+    return _is_list(value, int) and len(value) == 3 and all(0 <= part <= 255 for part in value)
 
 
 @dataclass(frozen=True)

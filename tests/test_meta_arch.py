@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from reference_cases import build_case, reference_config
 
-from maskformer.structures import InputError, SegmentMasks
+from maskformer.structures import Classes, InputError, SegmentMasks
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,9 @@ def test_only_what_is_switched_on_is_given(on):
     cfg = reference_config("base")
     for task in ("SEMANTIC", "PANOPTIC", "INSTANCE"):
         cfg.MODEL.MASK_FORMER.TEST[f"{task}_ON"] = task.lower() == on
-    results = build_model(cfg).eval()([example(32, 40)])[0]
+    model = build_model(cfg).eval()
+    model.classes = Classes("the test", tuple("abcde"), things=frozenset({1}))
+    results = model([example(32, 40)])[0]
     assert list(results) == [{"semantic": "sem_seg", "panoptic": "panoptic_seg", "instance": "instances"}[on]]
 
 
@@ -129,6 +131,7 @@ def test_panoptic_output_resizes_masks_before_classes_are_decided(case):
     cfg = reference_config("base")
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
     with_panoptic = build_model(cfg).eval()
+    with_panoptic.classes = Classes("the test", tuple("abcde"), things=frozenset())
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True
     before = build_model(cfg).eval()
@@ -191,9 +194,7 @@ def test_labels_are_the_arg_max_of_the_scores(case, model, monkeypatch):
 @torch.no_grad()
 def test_masks_of_segments_alone_give_the_same_segments(model, monkeypatch, panoptic_on):
     batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
-    options = replace(
-        model.inference, panoptic_on=panoptic_on, instance_on=True, max_instances=3, thing_class_ids=(0, 1)
-    )
+    options = replace(model.inference, panoptic_on=panoptic_on, instance_on=True, max_instances=3)
     monkeypatch.setattr(model, "inference", options)
     with_all = model(batch)
     monkeypatch.setattr(model, "inference", replace(options, semantic_on=False))

@@ -16,7 +16,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 
 from .class_layer import Mismatch, find_class_mismatches
 from .detection import explain_layouts, find_layout, strip_wrapper
@@ -98,6 +98,8 @@ class Checkpointer(DetectionCheckpointer):
     Detectron2's; the extension points that fvcore documents (``_load_file``, ``_load_model``) are made safe and strict,
     and know every layout of ``detection.LAYOUTS``.
 
+    A model that has an attribute ``classes`` (``Classes`` or None) has it saved, and set by what a file says.
+
     Args:
         model: to load into and save.
         save_dir: where checkpoints are saved, and resumed from.
@@ -139,7 +141,11 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        problem = self._write(f"{name}.pth", {"model": self.model.state_dict(), **states, **kwargs})
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        classes = getattr(self.model, "classes", None)
+        if classes is not None:
+            content["classes"] = classes.to_plain()
+        problem = self._write(f"{name}.pth", content)
         problem = comm.all_gather(problem)[0]
         if problem is not None:
             raise CheckpointWriteError(*problem)
@@ -342,7 +348,31 @@ class Checkpointer(DetectionCheckpointer):
             mismatches += _mismatches_by_name_endings(incompatible, shapes, expected)
         if mismatches:
             self._accept_new_classes(mismatches, incompatible)
+        if hasattr(self.model, "classes"):
+            self._take_classes(Classes.from_plain(checkpoint.get("classes"), self._source))
         return incompatible
+
+    def _take_classes(self, stored: Classes | None) -> None:
+        """Keep what a file says of the model's classes, and what the datasets say that it was built for.
+
+        In evaluation and prediction, the weights are right. A training has the classes of its datasets: to resume it
+        with others is an error, and to start from weights of others is fine-tuning.
+        """
+        ours: Classes | None = self.model.classes
+        if stored is None or (ours is not None and len(ours) != len(stored)):
+            return
+        difference = ours.difference(stored) if ours is not None else None
+        if ours is None or (difference and not self._fine_tuning):
+            self.model.classes = stored
+        elif not difference:
+            self.model.classes = ours.completed_by(stored)
+        elif self._new_classes_allowed:
+            logger.warning("Weights are of other classes, whose class layer is trained on: %s", difference)
+        else:
+            raise InputError(
+                f"The checkpoint to resume is of other classes: {difference}; expected the same names in the same "
+                "order: change DATASETS.TRAIN, or start anew without --resume."
+            )
 
     def _to_model_names(self, checkpoint: dict[str, Any], expected: StateDict) -> StateDict:
         state = strip_wrapper(checkpoint["model"])

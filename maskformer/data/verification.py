@@ -32,7 +32,7 @@ _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it read
 }
 
 
-_LOADING_ERRORS = (OSError, AssertionError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
+LOADING_ERRORS = (OSError, AssertionError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ def _load(name: str) -> list[dict[str, Any]]:
         return DatasetCatalog.get(name)
     except InputError:
         raise
-    except _LOADING_ERRORS as error:  # what loaders of Detectron2 and of users raise
+    except LOADING_ERRORS as error:  # what loaders of Detectron2 and of users raise
         raise InputError(
             f"Dataset {name} cannot be loaded: {type(error).__name__}: {error}. Compare its files with "
             "datasets/README.md and prepare them again."

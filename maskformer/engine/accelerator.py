@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import distributed
 
 from maskformer.kernels import MALLOC_VARIABLES, give_back_unused_memory, keep_freed_memory
@@ -90,6 +91,18 @@ def resolve_device(name: str) -> str:
     if index and int(index) >= count:
         raise InputError(f"MODEL.DEVICE is {name!r}, but this machine has {count} such devices, counted from 0.")
     return name
+
+
+def with_device(cfg: CfgNode) -> CfgNode:
+    """A configuration whose MODEL.DEVICE is resolved: itself, or a copy where that changes it."""
+    device = resolve_device(cfg.MODEL.DEVICE)
+    if device == cfg.MODEL.DEVICE:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    cfg.freeze()
+    return cfg
 
 
 def device_count(device_type: str) -> int:

@@ -19,15 +19,35 @@ from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_
 from detectron2.utils import comm
 from torch import nn
 
+from maskformer.data.classes import check_classes
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.testing import innermost
 from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
 from maskformer.kernels import import_loops
+from maskformer.meta_arch import MaskFormer
 
 logger = logging.getLogger(__name__)
 
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
 _WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the whole config.
+        model: with ``classes``, or of a user's own kind.
+
+    Raises:
+        InputError: they differ, or results need to know more of them than is known.
+    """
+    model = innermost(model)
+    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+        model.check_classes()
+    for name in cfg.DATASETS.TEST:
+        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))
 
 
 def evaluate_datasets(

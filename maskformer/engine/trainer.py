@@ -25,11 +25,11 @@ from maskformer.checkpoint import Checkpointer, remove_partial_files
 from maskformer.config_values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.train_loader import TrainLoader
-from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.accelerator import Accelerator, with_device
 from maskformer.engine.averaging import build_average
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
-from maskformer.engine.evaluation import evaluate_datasets
+from maskformer.engine.evaluation import check_test_classes, evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
@@ -43,6 +43,7 @@ from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import MetricsWriter, TcappdllWriter
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.meta_arch import know_classes
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with MaskFormer's optimiser, schedule, data, evaluators, checkpointer and step.
 
     Args:
-        cfg: the whole config, with ``MODEL.DEVICE`` resolved.
+        cfg: the whole config. Datasets of ours that nobody has registered yet are registered.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -61,13 +62,14 @@ class Trainer(DefaultTrainer):
         check_values(cfg)  # it may have been changed since it was loaded
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(with_device(cfg), comm.get_world_size())
         self.cfg = cfg
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
         with loading_libraries():
             model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        check_test_classes(cfg, model)
         if comm.get_world_size() > 1:
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
@@ -87,6 +89,13 @@ class Trainer(DefaultTrainer):
         self.average = build_average(cfg, model, optimizer)
         self.agreement = Agreement()
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's; the model knows its classes."""
+        model = super().build_model(cfg)
+        know_classes(model, cfg)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -124,6 +133,8 @@ class Trainer(DefaultTrainer):
         it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
         go on with the next image: see ``evaluate_datasets``.
         """
+        cfg = with_device(cfg)
+        check_test_classes(cfg, model)
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from maskformer.data.classes import require
 from maskformer.data.verification import check_registered
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.image_by_image import ImageByImageEvaluators
@@ -28,11 +29,13 @@ class Measure:
         switch: the key under ``MODEL.MASK_FORMER.TEST`` that has the model give this result.
         has_truth: whether a dataset, by its name, holds what the result is compared with.
         build: dataset name and output folder -> evaluator.
+        needs: keys of the dataset's metadata that cannot be done without.
     """
 
     switch: str
     has_truth: Callable[[str], bool]
     build: Callable[[str, str | None], DatasetEvaluator]
+    needs: tuple[str, ...] = ()
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> ImageByImageEvaluators:
@@ -44,8 +47,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         output_folder: where predictions are written; None: nowhere.
 
     Raises:
-        InputError: there is no such dataset, its type is unknown, a package is missing, nothing applies, or model and
-            dataset have another number of classes.
+        InputError: there is no such dataset, its type is unknown, its metadata lack something, a package is missing,
+            nothing applies, or model and dataset have another number of classes.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in MEASURES:
@@ -66,6 +69,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             f"Dataset {dataset_name} ({evaluator_type}) cannot judge any result that the model has switched on: set "
             f"{switches} to True, or change DATASETS.TEST."
         )
+    for key in (key for measure in wanted for key in measure.needs):
+        require(MetadataCatalog.get(dataset_name), key)
     evaluators = [measure.build(dataset_name, output_folder) for measure in wanted]
     for evaluator in evaluators:
         if isinstance(evaluator, (SemanticEvaluator, CityscapesSemanticEvaluator)):
@@ -93,7 +98,8 @@ def _cityscapes_instance(dataset_name: str, _output_folder: str | None) -> Datas
     return CityscapesInstanceEvaluator(dataset_name)
 
 
-_PANOPTIC = Measure("PANOPTIC_ON", _always, PanopticEvaluator)
+_ID_TABLES = ("thing_dataset_id_to_contiguous_id", "stuff_dataset_id_to_contiguous_id")
+_PANOPTIC = Measure("PANOPTIC_ON", _always, PanopticEvaluator, ("panoptic_json", "panoptic_root", *_ID_TABLES))
 _INSTANCE = Measure("INSTANCE_ON", _has_instance_json, InstanceEvaluator)
 _SEMANTIC = Measure("SEMANTIC_ON", _has_semantic_labels, SemanticEvaluator)
 _CITYSCAPES_SEMANTIC = Measure("SEMANTIC_ON", _always, _cityscapes_semantic)

@@ -22,6 +22,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
+from maskformer.data.classes import require
 from maskformer.data.reading import read_class_map
 from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
@@ -37,6 +38,8 @@ class CityscapesEvaluator(DatasetEvaluator):
         dataset_name: registered, with ``gt_dir`` and the id tables in its metadata.
     """
 
+    id_table: str
+
     def __init__(self, dataset_name: str):
         if importlib.util.find_spec("cityscapesscripts") is None:
             raise InputError(
@@ -44,6 +47,8 @@ class CityscapesEvaluator(DatasetEvaluator):
             )
         self._name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
+        for key in ("gt_dir", self.id_table):
+            require(self._metadata, key)
         self._seen: dict[str, Any] = {}
 
     def reset(self) -> None:
@@ -103,6 +108,8 @@ class CityscapesEvaluator(DatasetEvaluator):
 class CityscapesSemanticEvaluator(CityscapesEvaluator):
     """IoU and iIoU of classes and of categories ("sup"), in percent."""
 
+    id_table = "stuff_dataset_id_to_contiguous_id"
+
     @property
     def num_classes(self) -> int:
         """K of the dataset."""
@@ -140,6 +147,8 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
 
 class CityscapesInstanceEvaluator(CityscapesEvaluator):
     """AP over overlaps .5, .55, .. .95, and AP50, in percent."""
+
+    id_table = "thing_dataset_id_to_contiguous_id"
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The name of one image, and its matches.

@@ -11,6 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 
+from maskformer.data.classes import require
 from maskformer.data.json_files import read_instance_json
 from maskformer.structures import InputError
 
@@ -31,16 +32,19 @@ class InstanceEvaluator(COCOEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         if metadata.get("thing_dataset_id_to_contiguous_id") is None:
             DatasetCatalog.get(dataset_name)  # Detectron2 fills it in when it first reads a dataset's JSON
-        contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
+        things = require(metadata, "thing_classes")
+        contiguous_ids = metadata.get("thing_dataset_id_to_contiguous_id")
+        if contiguous_ids is None:  # as Detectron2's evaluator has it: the ids are the classes
+            contiguous_ids = {index: index for index in range(len(things))}
         self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in contiguous_ids.items()}
         if os.path.isfile(metadata.get("json_file") or ""):
             read_instance_json(metadata.json_file)  # Detectron2 and pycocotools trust it
-        names = [metadata.thing_classes[contiguous_ids[dataset_id]] for dataset_id in sorted(contiguous_ids)]
-        things = f"{dataset_name} (things)"
-        if things in MetadataCatalog.list():
-            MetadataCatalog.remove(things)
-        MetadataCatalog.get(things).set(json_file=metadata.json_file, thing_classes=names)
-        super().__init__(things, tasks=("segm",), output_dir=output_folder, use_fast_impl=False)
+        names = [things[contiguous_ids[dataset_id]] for dataset_id in sorted(contiguous_ids)]
+        shadow = f"{dataset_name} (things)"
+        if shadow in MetadataCatalog.list():
+            MetadataCatalog.remove(shadow)
+        MetadataCatalog.get(shadow).set(json_file=metadata.json_file, thing_classes=names)
+        super().__init__(shadow, tasks=("segm",), output_dir=output_folder, use_fast_impl=False)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the instances of some images.

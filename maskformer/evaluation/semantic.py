@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 
+from maskformer.data.classes import dataset_ids, ignore_label_of, require
 from maskformer.data.reading import read_label_map
 from maskformer.data.run_lengths import encode_segments
 from maskformer.evaluation.label_map import read_labels
@@ -27,14 +28,17 @@ class SemanticEvaluator(SemSegEvaluator):
 
     def __init__(self, dataset_name: str, output_folder: str | None = None):
         metadata = MetadataCatalog.get(dataset_name)
-        self.num_classes = len(metadata.stuff_classes)
+        self.num_classes = len(require(metadata, "stuff_classes"))
+        ignore_label = ignore_label_of(metadata)
         self._read_label = partial(
             read_label_map,
             num_classes=self.num_classes,
-            ignore_label=metadata.ignore_label,
+            ignore_label=ignore_label,
             label_values=metadata.get("label_values"),
         )
-        super().__init__(dataset_name, output_dir=output_folder)
+        missing = ignore_label if metadata.get("ignore_label") is None else None  # else Detectron2 warns
+        super().__init__(dataset_name, output_dir=output_folder, ignore_label=missing)
+        self._contiguous_id_to_dataset_id = dataset_ids(dataset_name, self.num_classes)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels of some images.
@@ -77,9 +81,9 @@ class SemanticEvaluator(SemSegEvaluator):
             An entry for each class that occurs, in rising order.
         """
         classes = np.flatnonzero(np.bincount(sem_seg.ravel())).tolist()
-        dataset_ids = self._contiguous_id_to_dataset_id or {index: index for index in classes}
+        ids = self._contiguous_id_to_dataset_id
         return [
-            {"file_name": input_file_name, "category_id": dataset_ids[index], "segmentation": segmentation}
+            {"file_name": input_file_name, "category_id": ids[index], "segmentation": segmentation}
             for index, segmentation in encode_segments(sem_seg, classes).items()
         ]
 

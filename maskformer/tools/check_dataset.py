@@ -16,6 +16,7 @@ from detectron2.data import MetadataCatalog
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
+from maskformer.data.classes import ignore_label_of
 from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
 from maskformer.data.verification import class_names, load_dataset
 from maskformer.own_datasets import read_own_datasets
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     chosen = choose(records, len(records) if args.all else args.images)
-    seen = Inspection(len(names), metadata.get("ignore_label"))
+    seen = Inspection(len(names), ignore_label_of(metadata))
     for record in track(chosen, f"checking {args.name}", len(chosen), unit="images"):
         seen.add(record)
     unit = "pixels" if {"sem_seg_file_name", "pan_seg_file_name"} & records[0].keys() else "instances"

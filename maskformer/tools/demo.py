@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset
@@ -297,8 +297,8 @@ def draw_gallery(demo: Demo, scores: dict[str, dict[str, float]]) -> None:
     if _is_newer(demo.page, demo.metrics):
         demo.say(f"[4/4] Reusing the gallery {demo.page}")
         return
-    classes = ClassTable.from_metadata(MetadataCatalog.get(demo.val_dataset), demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     segment = Predictor.from_config(_trained(demo))
+    classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     records = DatasetCatalog.get(demo.val_dataset)[:NUM_PICTURES]
     rows = []
     with demo.progress("[4/4] Drawing the gallery", len(records), "images") as line:

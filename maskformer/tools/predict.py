@@ -20,7 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import is_out_of_memory, resolve_device
@@ -32,7 +31,7 @@ from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine
 from maskformer.tools.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.tools.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
-from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, with_threshold
+from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 
 WINDOW = "MaskFormer (Esc or q: close)"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
@@ -291,11 +290,12 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     if args.confidence_threshold is not None:
         task = with_threshold(task, cfg, args.confidence_threshold)
     register_datasets(cfg)
-    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    if dataset not in MetadataCatalog:
-        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, so classes are numbered.")
-    classes = ClassTable.from_metadata(MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    give_only(task, cfg)
     predictor = Predictor.from_config(cfg)
+    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    if predictor.classes is None:
+        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
+    classes = ClassTable.of(predictor.classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     facts = {
         "config_file": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,

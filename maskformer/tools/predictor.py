@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.data import reading
-from maskformer.data.catalog.own import register_own
-from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.testing import apply_test_time_options, labels_instead_of_scores
+from maskformer.engine.accelerator import with_device
+from maskformer.engine.evaluation import check_test_classes
+from maskformer.engine.testing import apply_test_time_options, innermost, labels_instead_of_scores
+from maskformer.meta_arch import know_classes
 from maskformer.model_inputs import output_size as checked_size
-from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import BadImageError, Classes, InputError
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -54,19 +54,24 @@ class Predictor:
             cfg: complete; a MODEL.DEVICE of "auto" takes an available accelerator, else the CPU.
 
         Raises:
-            InputError: no weights are given, or they do not fit.
+            InputError: no weights are given, or they do not fit; or of the classes less is known than results need, or
+                something else than ``DATASETS.TEST`` says.
         """
         if not cfg.MODEL.WEIGHTS:
             raise InputError("MODEL.WEIGHTS is empty; set it to a trained model, such as output/model_final.pth.")
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-        register_own(read_own_datasets(cfg.DATASETS.OWN))  # says which classes are things
+        cfg = with_device(cfg)
         model = build_model(cfg)
+        know_classes(model, cfg)
         _load_all(model, cfg.MODEL.WEIGHTS)
+        check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT)
+
+    @property
+    def classes(self) -> Classes | None:
+        """What the model knows of its classes; None: nothing."""
+        return getattr(innermost(self.model), "classes", None)
 
     @torch.inference_mode()
     def __call__(self, image: Any, output_size: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, CheckpointWriteError, rename_old_layout
 from maskformer.checkpoint.files import save_checkpoint
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 
@@ -527,3 +528,56 @@ def test_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path: Path):
         checkpointer.save("model_0000002")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     assert_all_are(resume(tmp_path), 1)
+
+
+# Classes
+
+
+def with_classes(names: str | None, source: str = "dataset toy_train", things: tuple[int, ...] | None = None) -> Toy:
+    model = Toy()
+    model.classes = (
+        None if names is None else Classes(source, tuple(names), None if things is None else frozenset(things))
+    )
+    return model
+
+
+def test_classes_travel_with_the_checkpoint(tmp_path: Path):
+    Checkpointer(with_classes("ab", things=(1,)), str(tmp_path)).save("model")
+    assert torch.load(tmp_path / "model.pth", weights_only=True)["classes"]["names"] == ["a", "b"]
+    model = with_classes(None)
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes == Classes(str(tmp_path / "model.pth"), ("a", "b"), frozenset({1}))
+    DetectionCheckpointer(Toy()).load(str(tmp_path / "model.pth"))  # as the original MaskFormer loads
+
+
+def test_checkpoint_tells_what_datasets_do_not(tmp_path: Path):
+    Checkpointer(with_classes("ab", things=(1,)), str(tmp_path)).save("model")
+    model = with_classes("ab", "dataset toy_val")
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes == Classes("dataset toy_val", ("a", "b"), frozenset({1}))
+
+
+def test_in_evaluation_the_weights_know_their_classes_better_than_the_training_set(tmp_path: Path):
+    Checkpointer(with_classes("ab"), str(tmp_path)).save("model")
+    model = with_classes("ba", "dataset other")
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes.names == ("a", "b")
+
+
+def test_fine_tuning_on_other_classes_says_so_and_resuming_is_refused(tmp_path: Path, log: pytest.LogCaptureFixture):
+    Checkpointer(with_classes("ab"), str(tmp_path)).save("model")
+    model = with_classes("ba", "dataset other")
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert model.classes.names == ("b", "a")
+    assert any("'b' of dataset other" in message and "'a' of" in message for message in messages(log, logging.WARNING))
+    with pytest.raises(InputError, match=r"class 0 is 'b' of dataset other but 'a' of .*model.pth.*DATASETS.TRAIN"):
+        Checkpointer(model, str(tmp_path), fine_tuning=True).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("classes", [None, ["water"]])
+def test_checkpoint_without_classes_leaves_those_of_the_datasets(classes: list | None, tmp_path: Path):
+    content = {"model": Toy().state_dict(), **({} if classes is None else {"classes": classes})}
+    torch.save(content, tmp_path / "old.pth")
+    model = with_classes("ab")
+    Checkpointer(model).load(str(tmp_path / "old.pth"))
+    assert model.classes.names == ("a", "b")

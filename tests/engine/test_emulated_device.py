@@ -215,6 +215,28 @@ def test_auto_finds_the_device_also_where_cuda_answers_for_it(run, tmp_path: Pat
     assert "torch_sdaa: 0.0.0+emulated" in log
 
 
+def test_what_python_loads_runs_on_the_device(run, datasets: Path, tmp_path: Path):
+    """Detectron2's own classes and ours, of a configuration that names no device."""
+    script = f"""
+import numpy as np
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+from maskformer import Trainer
+from maskformer.config import load_config
+from maskformer.tools.predictor import Predictor
+
+cfg = load_config({CONFIG!r}, {[*SMALL, *GENTLE, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path)]!r})
+trainer = Trainer(cfg)
+trainer.train()
+cfg.MODEL.WEIGHTS = {str(tmp_path / "model_final.pth")!r}
+picture = np.zeros((64, 80, 3), np.uint8)
+for model in (trainer.model, build_model(cfg), DefaultPredictor(cfg).model, Predictor.from_config(cfg).model):
+    print(model.device.type)
+print(DefaultPredictor(cfg)(picture)["panoptic_seg"][0].device.type)
+"""
+    assert [line for line in run("-c", script).splitlines() if line in ("cpu", "sdaa")] == ["sdaa"] * 5
+
+
 def test_one_step_computes_on_the_device_alone_and_waits_for_it_twice(run):
     report = json.loads(
         run(EMULATION / "report_step.py", CONFIG, *SMALL, *GENTLE, "MODEL.DEVICE", "sdaa").splitlines()[-1]

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from PIL import Image
 
 from maskformer.config import load_config
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 from maskformer.tools import predict, sources
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.saving import VideoFile
@@ -459,3 +462,111 @@ def test_predictor_looks_at_the_views_of_the_original_that_the_configuration_ask
     result = Predictor.from_config(load_config(shapes_config, words))(image)
     torch.testing.assert_close(result["sem_seg"], predictor(image)["sem_seg"])
     assert torch.equal(result["panoptic_seg"][0], predictor(image)["panoptic_seg"][0])
+
+
+# --- what is known of the classes ---
+
+
+@pytest.fixture
+def _unregistered() -> Iterator[None]:
+    """Only what Detectron2 registers is there, as in a new process."""
+    kept = [(catalog, dict(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    for name in [name for name in DatasetCatalog if name.startswith("shapes_")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    yield
+    for catalog, content in kept:
+        catalog.clear()
+        catalog.update(content)
+
+
+@pytest.fixture
+def with_classes(tiny_weights: str, tmp_path: Path) -> Callable[[Classes], str]:
+    """Writes the tiny model's weights as a checkpoint that knows these classes."""
+
+    def write(classes: Classes) -> str:
+        torch.save({**torch.load(tiny_weights, weights_only=True), "classes": classes.to_plain()}, tmp_path / "w.pth")
+        return str(tmp_path / "w.pth")
+
+    return write
+
+
+UNKNOWN = ("DATASETS.TRAIN", "('moon_train',)", "DATASETS.TEST", "('moon_val',)")
+MOON = Classes("moon", tuple("abcdefghi"), frozenset({0, 8}))
+
+
+def kinds(segments: list[dict]) -> list[tuple[int, bool]]:
+    return [(segment["category_id"], segment["isthing"]) for segment in segments]
+
+
+@pytest.mark.usefixtures("_unregistered")
+def test_python_gives_what_the_command_gives(
+    run: Run, images: Path, shapes_config: str, tiny_options: list[str], tiny_weights: str
+) -> None:
+    """The first prediction of a process: nobody has registered a dataset."""
+    image = read(images / "a.png")
+    words = [*tiny_options, "MODEL.WEIGHTS", tiny_weights]
+    cfg = load_config(shapes_config, words)
+    _, segments = Predictor.from_config(cfg)(image)["panoptic_seg"]
+    out = images.parent / "out"
+    assert run("--input", images / "a.png", "--output", out) == 0
+    of_command = json.loads((out / "a_ids.json").read_text())["segments_info"]
+    assert kinds(segments) == kinds(of_command)
+    assert {index for index, is_thing in kinds(segments) if is_thing} <= set(range(5))
+    assert any(is_thing for _, is_thing in kinds(segments))
+    of_detectron2 = DefaultPredictor(cfg)(np.ascontiguousarray(image[:, :, ::-1]))  # which takes BGR
+    assert kinds(of_detectron2["panoptic_seg"][1]) == kinds(segments)
+    assert {*of_detectron2["instances"].pred_classes.tolist()} <= set(range(5))
+
+
+def test_weights_tell_the_classes_of_a_dataset_that_is_unknown_here(
+    run: Run, images: Path, with_classes: Callable[[Classes], str]
+) -> None:
+    out = images.parent / "out"
+    arguments = ("--input", images / "a.png", "--output", out, "--weights", with_classes(MOON))
+    assert run(*arguments, options=UNKNOWN) == 0
+    segments = json.loads((out / "a_ids.json").read_text())["segments_info"]
+    assert {segment["category_name"] for segment in segments} <= set("abcdefghi")
+    assert all(segment["isthing"] == (segment["category_id"] in (0, 8)) for segment in segments)
+    assert segments
+
+
+def test_dataset_that_the_users_python_registers_is_used(
+    shapes_config: str, tiny_options: list[str], tiny_weights: str
+) -> None:
+    words = [*tiny_options, "MODEL.WEIGHTS", tiny_weights, *UNKNOWN]
+    ids = {10: 0, 80: 8}
+    MetadataCatalog.get("moon_val").set(stuff_classes=[*MOON.names], thing_dataset_id_to_contiguous_id=ids)
+    try:
+        classes = Predictor.from_config(load_config(shapes_config, words)).classes
+    finally:
+        MetadataCatalog.remove("moon_val")
+    assert classes is not None and (classes.names, classes.things) == (MOON.names, MOON.things)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_without_things_there_is_no_panoptic_or_instance_result(
+    run: Run, images: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--input", images / "a.png", "--output", images.parent / "out", "--task", task)
+    assert run(*arguments, options=UNKNOWN) == 2
+    error = capsys.readouterr().err
+    assert "DATASETS.TRAIN" in error and "MODEL.MASK_FORMER.TEST.PANOPTIC_ON" in error and error.count("\n") == 1
+
+
+@torch.no_grad()
+def test_model_that_detectron2_builds_says_so_too(shapes_config: str, tiny_options: list[str]) -> None:
+    model = build_model(load_config(shapes_config, [*tiny_options, *UNKNOWN])).eval()
+    with pytest.raises(InputError, match="thing_dataset_id_to_contiguous_id"):
+        model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+
+
+def test_weights_of_classes_in_another_order_are_refused(
+    run: Run, images: Path, with_classes: Callable[[Classes], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = list(MetadataCatalog.get("shapes_panoptic_val").stuff_classes)
+    names[1], names[2] = names[2], names[1]
+    weights = with_classes(Classes("", tuple(names), frozenset(range(5))))
+    assert run("--input", images / "a.png", "--output", images.parent / "out", "--weights", weights) == 2
+    error = capsys.readouterr().err
+    assert weights in error and "shapes_panoptic_val" in error and "class 1" in error

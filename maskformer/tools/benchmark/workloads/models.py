@@ -82,7 +82,7 @@ def build_hugging_face(cfg: CfgNode, *, every_layer: bool = False) -> nn.Module:
         every_layer: predict from every decoder layer, to train; its forward then wants ``output_hidden_states=True``.
     """
     transformers = import_transformers()
-    description = {**describe_model(cfg), "use_auxiliary_loss": every_layer, "return_dict": True}
+    description = {**describe_model(cfg, None), "use_auxiliary_loss": every_layer, "return_dict": True}
     config = transformers.MaskFormerConfig.from_dict(description)
     model = transformers.MaskFormerForInstanceSegmentation(config).to(cfg.MODEL.DEVICE)
     if every_layer:
