@@ -67,7 +67,6 @@ def test_impossible_value_is_refused_by_key(key: str, value: Any):
 @pytest.mark.parametrize(
     ("recipe", "key", "value"),
     [
-        (R50, "MODEL.MASK_ON", True),
         (R50, "MODEL.KEYPOINT_ON", True),
         (R50, "MODEL.LOAD_PROPOSALS", True),
         (R50, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
