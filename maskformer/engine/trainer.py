@@ -28,7 +28,7 @@ from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.averaging import build_average
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
-from maskformer.engine.evaluation import evaluate_datasets
+from maskformer.engine.evaluation import check_evaluation, evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
@@ -63,6 +63,8 @@ class Trainer(DefaultTrainer):
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
         with loading_libraries():
             model = self.build_model(cfg)
+        apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
+        check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
@@ -122,6 +124,8 @@ class Trainer(DefaultTrainer):
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
+        if evaluators is None and not has_event_storage():  # in a training, all has been checked
+            check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
