@@ -188,7 +188,7 @@ def panoptic_of_records(records: Sequence[Mapping[str, Any]], metadata: Metadata
     names = metadata.get("stuff_classes")
     if names is None:
         raise InputError(f"The {where} names no classes; set stuff_classes in its metadata.")
-    annotations = []
+    images, annotations = [], []
     for index, record in enumerate(records):
         name = f"Image {record['file_name']} ({where})"
         check_segments(record.get("segments_info"), name)
@@ -198,6 +198,7 @@ def panoptic_of_records(records: Sequence[Mapping[str, Any]], metadata: Metadata
             _require(is_known, name, "category_id", segment["category_id"], f"0..{len(names) - 1}")
         file_name = _field(record, "pan_seg_file_name", name, _is_name, "the name of a PNG")
         image_id = _plain(record.get("image_id", index))
+        images.append({"id": image_id, "file_name": str(record["file_name"])})
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
     table = metadata.get("thing_dataset_id_to_contiguous_id")
     told = [segment for annotation in annotations for segment in annotation["segments_info"] if "isthing" in segment]
@@ -208,7 +209,7 @@ def panoptic_of_records(records: Sequence[Mapping[str, Any]], metadata: Metadata
     else:
         things = {index for index, name in enumerate(names) if name in metadata.get("thing_classes", [])}
     categories = [{"id": index, "name": name, "isthing": int(index in things)} for index, name in enumerate(names)]
-    return {"annotations": annotations, "categories": categories}
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 _USED_OF_INSTANCE = ("category_id", "iscrowd", "segmentation")

@@ -77,8 +77,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()
         InputError: see ``verify_dataset``.
     """
     records = verify_dataset(dataset_name, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, is_train=False)
-    # Entries of a Python function may have no image_id; what is measured by a JSON has been refused without.
-    numbered = [{"image_id": index, **record, "dataset_index": index} for index, record in enumerate(records)]
+    numbered = [{**record, "dataset_index": index} for index, record in enumerate(records)]
     records = [record for record in numbered if record["dataset_index"] not in done]
     if not records:  # which Detectron2's loader cannot be built from
         return []

@@ -63,10 +63,10 @@ class Trainer(DefaultTrainer):
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
         with loading_libraries():
             model = self.build_model(cfg)
-        apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
-        check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
+        check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         if comm.get_world_size() > 1:
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from maskformer.data.json_files import instances_of_records, read_instance_json
-from maskformer.evaluation.truth import check_image_ids, match_ids
+from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
@@ -100,13 +100,10 @@ class InstanceEvaluator(DatasetEvaluator):
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Encode the instances of one image as COCO's JSON has them; see ``ImageEvaluator``."""
-        if self._json_file is not None:
-            check_image_ids([example], self._images, self._json_file)
+        self.check([example])
+        image_id = image_id_of(example, self._content)
         instances = self._with_dataset_ids(output["instances"]).to("cpu")
-        return {
-            "image_id": example["image_id"],
-            "instances": instances_to_coco_json(instances, example["image_id"]),
-        }
+        return {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take an image; see ``ImageEvaluator``."""

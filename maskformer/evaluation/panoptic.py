@@ -29,7 +29,7 @@ from maskformer.evaluation.panoptic_quality import (
     count_pairs,
     match_segments,
 )
-from maskformer.evaluation.truth import check_image_ids, match_ids
+from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import BadImageError, InputError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class PanopticEvaluator(DatasetEvaluator):
         segments = [self._with_dataset_id(dict(segment), example["file_name"]) for segment in segments]
         counts = self._compare(example, id_map, segments)
         return {
-            "image_id": example["image_id"],
+            "image_id": image_id_of(example, self._truth),
             "file_name": os.path.splitext(os.path.basename(example["file_name"]))[0] + ".png",
             "segments_info": segments,
             "counts": [[category, *astuple(count)] for category, count in counts.items()],
@@ -198,8 +198,9 @@ class PanopticEvaluator(DatasetEvaluator):
     def _compare(
         self, example: dict[str, Any], id_map: np.ndarray, segments: list[dict[str, Any]]
     ) -> dict[int, CategoryCounts]:
-        check_image_ids([example], self._annotations, self._source)
-        annotation = self._annotations[example["image_id"]]
+        if self._json_file is not None:
+            check_image_ids([example], self._annotations, self._json_file)
+        annotation = self._annotations[image_id_of(example, self._truth)]
         label_file = annotation["file_name"]
         label = read_segment_ids(label_file)
         if label.shape != id_map.shape:

@@ -29,6 +29,18 @@ def check_image_ids(records: Sequence[Mapping[str, Any]], known: Collection[Any]
             )
 
 
+def image_id_of(example: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
+    """The id that an image has in the truth.
+
+    Args:
+        example: entry of the dataset.
+        content: of the truth; where an entry of a Python function has no ``image_id``, the name of its file decides.
+    """
+    if "image_id" in example:
+        return example["image_id"]
+    return next((image["id"] for image in content["images"] if image["file_name"] == example["file_name"]), None)
+
+
 def match_ids(
     contiguous_ids: Mapping[int, int] | None,
     names: Sequence[str] | None,
