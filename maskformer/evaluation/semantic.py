@@ -160,8 +160,8 @@ def boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarr
     """The pixels that the boundary IoU of each class is computed from.
 
     A pixel is in the boundary region of its class where another class, or the image's border, is at most 2 % of the
-    diagonal away, in rows and in columns. So the regions of all classes come from one map of edges, instead of from a mask
-    of each class.
+    diagonal away, in rows and in columns. So the regions of all classes come from one map of edges, instead of from a
+    mask of each class.
 
     Args:
         predicted: (height,width) uint8 or uint16: classes; where the label is ignored, what the label has.
