@@ -29,7 +29,7 @@ from maskformer.engine.accelerator import Accelerator, with_device
 from maskformer.engine.averaging import build_average
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
-from maskformer.engine.evaluation import check_test_classes, evaluate_datasets
+from maskformer.engine.evaluation import check_evaluation, check_test_classes, evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
@@ -70,6 +70,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         check_test_classes(cfg, model)
+        apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
+        check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         if comm.get_world_size() > 1:
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
@@ -137,6 +139,8 @@ class Trainer(DefaultTrainer):
         check_test_classes(cfg, model)
         accelerator = Accelerator(cfg.MODEL.DEVICE)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
+        if evaluators is None and not has_event_storage():  # in a training, all has been checked
+            check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:

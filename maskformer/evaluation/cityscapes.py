@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -51,6 +52,10 @@ class CityscapesEvaluator(DatasetEvaluator):
             require(self._metadata, key)
         self._seen: dict[str, Any] = {}
 
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise an ``InputError`` unless the dataset has an image for each label: whole splits are measured."""
+        self._check_all({image_name(record["file_name"]) for record in records}, "entry in the dataset")
+
     def reset(self) -> None:
         """Forget all images."""
         self._seen = {}
@@ -80,21 +85,24 @@ class CityscapesEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         seen = {name: value for part in parts for name, value in part.items()}
+        self._check_all(seen.keys(), "prediction")
+        return seen
+
+    def _check_all(self, names: Collection[str], what: str) -> None:
         expected = {path.name for path in Path(self._metadata.gt_dir).glob("*/*_gtFine_instanceIds.png")}
-        missing = sorted(expected - {f"{name}_gtFine_instanceIds.png" for name in seen})
-        if missing or not seen:
+        missing = sorted(expected - {f"{name}_gtFine_instanceIds.png" for name in names})
+        if missing or not names:
             raise InputError(
-                f"{len(missing)} images of {self._name} have a label but no prediction, first {missing[:1]}; expected "
+                f"{len(missing)} images of {self._name} have a label but no {what}, first {missing[:1]}; expected "
                 "one for each: cityscapesScripts measures whole splits."
             )
-        return seen
 
     def _ground_truth(self, name: str, kind: str) -> Path:
         return Path(self._metadata.gt_dir, name.split("_")[0], f"{name}_gtFine_{kind}.png")
 
     def _read_truth(self, image_file: str, kind: str, size: tuple[int, int]) -> tuple[str, np.ndarray]:
         """The image's name and its label (height,width); raises where the prediction's size is another."""
-        name = Path(image_file).name.removesuffix(_IMAGE_END)
+        name = image_name(image_file)
         label_file = self._ground_truth(name, kind)
         label = read_class_map(str(label_file))
         if label.shape != size:
@@ -103,6 +111,11 @@ class CityscapesEvaluator(DatasetEvaluator):
                 f"{label_file} is {label.shape[1]} x {label.shape[0]}; expected equal sizes: restore the image."
             )
         return name, label
+
+
+def image_name(image_file: str) -> str:
+    """The part of a file's name that images and labels share."""
+    return Path(image_file).name.removesuffix(_IMAGE_END)
 
 
 class CityscapesSemanticEvaluator(CityscapesEvaluator):

