@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from maskformer.data.classes import require
 from maskformer.data.json_files import join_inside, panoptic_of_records, read_panoptic_json
 from maskformer.data.reading import read_segment_ids
 from maskformer.evaluation.panoptic_quality import (
@@ -140,7 +141,7 @@ class PanopticEvaluator(DatasetEvaluator):
         content = read_panoptic_json(PathManager.get_local_path(self._json_file), with_images=False)
         if "categories" not in content:
             raise InputError(f"{self._json_file} has no categories; expected COCO's format.")
-        folder = str(PathManager.get_local_path(self._metadata.panoptic_root))
+        folder = str(PathManager.get_local_path(require(self._metadata, "panoptic_root")))
         for annotation in content["annotations"]:
             annotation["file_name"] = join_inside(folder, annotation["file_name"], self._json_file)
         return content

@@ -111,10 +111,7 @@ def test_a_dataset_can_be_measured_again_after_it_moved(tmp_path: Path):
     ("switch", "key"),
     [
         ("SEMANTIC_ON", "stuff_classes"),
-        ("PANOPTIC_ON", "thing_dataset_id_to_contiguous_id"),
-        ("PANOPTIC_ON", "stuff_dataset_id_to_contiguous_id"),
         ("PANOPTIC_ON", "panoptic_root"),
-        ("INSTANCE_ON", "thing_classes"),
     ],
 )
 def test_metadata_that_are_needed_are_named_when_the_evaluator_is_built(tmp_path: Path, switch: str, key: str):

@@ -448,5 +448,5 @@ def test_function_with_label_maps_is_measured_without_metadata_but_names(folder:
     with pytest.raises(InputError, match=r"001\.png has no sem_seg_file_name"):
         build_evaluator(config(), NAME)
     register(NAME, lambda: records[:1])
-    with pytest.raises(InputError, match="names no classes; set stuff_classes"):
+    with pytest.raises(InputError, match=f"{NAME} has no stuff_classes"):
         build_evaluator(config(), NAME)
