@@ -25,7 +25,7 @@ from maskformer.checkpoint import Checkpointer, remove_partial_files
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.averaging import build_average
+from maskformer.engine.averaging import agree_on_state, build_average, explain_batch_norm
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
 from maskformer.engine.evaluation import evaluate_datasets
@@ -66,6 +66,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
+            explain_batch_norm(cfg, model)
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -115,12 +116,13 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Detectron2's evaluation, with the test-time options of the configuration and a table of the scores.
 
-        What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
-        instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
-        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
-        go on with the next image: see ``evaluate_datasets``.
+        All processes evaluate the same model. What it times as inference has really been done by the device. Our own
+        evaluators are shown semantic labels instead of scores; ``evaluators`` that are given see what the model gives.
+        Outside a training, whose hooks do it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After
+        an interruption, our own evaluators go on with the next image: see ``evaluate_datasets``.
         """
         accelerator = Accelerator(cfg.MODEL.DEVICE)
+        agree_on_state(model)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
