@@ -334,14 +334,10 @@ def _import_vendor_package(device_type: str) -> None:
         return
     try:
         importlib.import_module(package)
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-    ) as error:  # a driver or its libraries are missing, or of another version
+    except (ImportError, OSError, RuntimeError) as error:  # a driver or its libraries, missing or of another version
         raise InputError(
-            f"The package {package} of the device {device_type} is installed, but cannot be imported ({error}). Mend or "
-            f"uninstall it, or set MODEL.DEVICE to cpu."
+            f"The package {package} of the device {device_type} is installed, but cannot be imported ({error}). Mend "
+            "or uninstall it, or set MODEL.DEVICE to cpu."
         ) from error
 
 
