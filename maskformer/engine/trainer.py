@@ -26,7 +26,7 @@ from maskformer.config_values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator, with_device
-from maskformer.engine.averaging import build_average
+from maskformer.engine.averaging import agree_on_state, build_average, explain_batch_norm
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
 from maskformer.engine.evaluation import check_evaluation, check_test_classes, evaluate_datasets
@@ -73,6 +73,7 @@ class Trainer(DefaultTrainer):
         apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
         check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         if comm.get_world_size() > 1:
+            explain_batch_norm(cfg, model)
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -130,14 +131,15 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Detectron2's evaluation, with the test-time options of the configuration and a table of the scores.
 
-        What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
-        instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
-        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
-        go on with the next image: see ``evaluate_datasets``.
+        All processes evaluate the same model. What it times as inference has really been done by the device. Our own
+        evaluators are shown semantic labels instead of scores; ``evaluators`` that are given see what the model gives.
+        Outside a training, whose hooks do it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After
+        an interruption, our own evaluators go on with the next image: see ``evaluate_datasets``.
         """
         cfg = with_device(cfg)
         check_test_classes(cfg, model)
         accelerator = Accelerator(cfg.MODEL.DEVICE)
+        agree_on_state(model)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         if evaluators is None and not has_event_storage():  # in a training, all has been checked
             check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)

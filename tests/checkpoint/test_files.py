@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import resource
 import subprocess
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def test_full_disk_leaves_the_earlier_file_and_nothing_else(saved: Path, small_f
 
 
 def test_error_of_the_content_is_not_taken_for_one_of_the_disk(tmp_path: Path):
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises((AttributeError, pickle.PicklingError)):  # Python's own, whose words change with its versions
         save_checkpoint({"model": lambda: None}, str(tmp_path / "model.pth"))
     assert contents(tmp_path) == {}
 
