@@ -19,7 +19,7 @@ from maskformer.data.catalog.own import register_own
 from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
 from maskformer.data.verification import class_names, load_dataset
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError
+from maskformer.structures import InputError, printable
 from maskformer.tools.progress import track
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
@@ -105,9 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         seen.add(record)
     unit = "pixels" if {"sem_seg_file_name", "pan_seg_file_name"} & records[0].keys() else "instances"
     print(f"{args.name}: {len(chosen)} of {len(records)} images looked at, {len(names)} classes")
-    print("\n".join(describe(seen, names, unit)))
+    print("\n".join(map(printable, describe(seen, names, unit))))
     problems = find_problems(seen, find_unpaired(metadata, records), args.queries)
-    print("\n".join(f"FOUND: {problem}" for problem in problems) or "nothing wrong was found")
+    print("\n".join(f"FOUND: {printable(problem)}" for problem in problems) or "nothing wrong was found")
     return 1 if problems else 0
 
 

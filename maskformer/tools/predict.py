@@ -25,7 +25,7 @@ from maskformer.config import load_config
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.evaluation import fingerprint
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import BadImageError, InputError, printable
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine
@@ -111,7 +111,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
 
 def warn(sentence: str) -> None:
     """Tell something that does not stop the work."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def annotate_all(
