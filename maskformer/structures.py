@@ -42,7 +42,7 @@ def printable(text: str, keep: str = "") -> str:
 class EscapingHandler(logging.Handler):
     """To be the first handler of a logger: those after it write what is ``printable``.
 
-    A message whose format is one line stays one line, whatever its arguments hold. Colours, of Detectron2's tables, go.
+    A message whose format is one line stays one line, whatever its arguments hold. Detectron2's colours go.
     """
 
     _COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -51,7 +51,8 @@ class EscapingHandler(logging.Handler):
         """Change the record's message, if it needs it."""
         try:
             text = record.getMessage()
-            safe = printable(self._COLOURS.sub("", text), keep="\n\t" if "\n" in str(record.msg) else "\t")
+            plain = text if record.name.startswith("maskformer") else self._COLOURS.sub("", text)
+            safe = printable(plain, keep="\n\t" if "\n" in str(record.msg) else "\t")
             if safe != text:
                 record.msg, record.args = safe, None
         except Exception:  # as every handler: a message that cannot be formatted stops nothing

@@ -23,7 +23,7 @@ from torch import Tensor
 from maskformer.structures import InputError
 
 from .stored import NUMBERS, describe_dtype, read_torch_or_pickle
-from .unpickling import ForeignNameError
+from .unpickling import EntryError, ForeignNameError
 
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
@@ -164,8 +164,13 @@ def _unreadable(filename: str, error: Exception) -> InputError:
     if isinstance(error, ForeignNameError):
         return InputError(
             f"Weights file {filename} cannot be read: it holds {error.name[:200]}, but only arrays and plain "
-            "containers are read, so that weights run no code. If you trust whoever made the file, set the environment variable "
-            f"{TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
+            "containers are read, so that weights run no code. If you trust whoever made the file, set the environment "
+            f"variable {TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
+        )
+    if isinstance(error, EntryError):
+        return InputError(
+            f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
+            "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
         )
     reason = str(error).strip().split("\n")[0][:500]
     return InputError(

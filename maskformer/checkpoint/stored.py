@@ -34,7 +34,7 @@ _LATIN1 = ("latin1", "latin-1")  # bytes, as older pickles write them
 
 
 class _Budget:
-    """How many bytes may be made of a file, if tensors and arrays are copied and what a pickle repeats is not shared."""
+    """How many bytes may be made of a file, if all tensors are copied and what a pickle repeats is made anew."""
 
     def __init__(self, size: int):
         self._left = 8 * size + 2**20
@@ -42,7 +42,7 @@ class _Budget:
     def take(self, num_bytes: int) -> None:
         self._left -= num_bytes
         if self._left < 0:
-            raise ValueError("of more bytes than such a file holds")
+            raise ValueError("too large for such a file")
 
 
 class _NumberType(StandIn):

@@ -47,6 +47,10 @@ class ForeignNameError(ValueError):
         self.name = name
 
 
+class EntryError(ValueError):
+    """An entry of a file is no data that is read; the message names it."""
+
+
 class StandIn:
     """What a pickle makes of a name, until everything is read and ``finish`` turns it into a value, once."""
 
@@ -235,7 +239,7 @@ class Unpickler:
         if type(target) is not dict:
             raise ValueError(f"it sets items of {_kind(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[key if is_key(key) else Refused(f"a mapping with {_kind(key)} as a key")] = value
+            target[key if is_key(key) else Refused(f"a mapping with a key of type {type(key).__name__}")] = value
 
     def _do_global(self, name: str) -> None:
         self._push_name(*name.split(" ", 1))
@@ -317,7 +321,8 @@ class Finisher:
             value: alive until the end, as all that it holds.
 
         Raises:
-            ValueError: names the entry that is no data, or says which limit is passed.
+            EntryError: an entry is no data.
+            ValueError: a limit is passed.
         """
         return self._finish(value, ())[0]
 
@@ -329,7 +334,7 @@ class Finisher:
         if type(value) is dict:
             for key in value:
                 if isinstance(key, Refused):
-                    raise ValueError(f"{_name(place)} is {key.what}")
+                    raise EntryError(f"{_name(place)} is {key.what}")
             parts = [self._finish(part, (*place, key)) for key, part in value.items()]
             result: Any = dict(zip(value, (part for part, _, _ in parts)))
         elif type(value) in (list, tuple):
@@ -350,7 +355,7 @@ class Finisher:
                 raise ValueError(f"a number of {value.bit_length()} bits")
             result = value.finish() if isinstance(value, StandIn) else value
         except (ValueError, RuntimeError, OverflowError) as error:  # the latter two: of a shape that no tensor has
-            raise ValueError(f"{_name(place)} is {error}") from error
+            raise EntryError(f"{_name(place)} is {error}") from error
         if isinstance(value, StandIn):  # a tensor that two names share is still one
             self._done[id(value)] = result, 1, 0
         return result, 1, 0
