@@ -139,7 +139,7 @@ class _Storage(StandIn):
         buffer = bytearray(num_bytes)
         view, read = memoryview(buffer), 0
         while read < num_bytes:
-            count = file.readinto(view[read:])
+            count = file.readinto(view[read : read + 2**24])  # of an archive's file, it makes a copy first
             if not count:
                 raise EOFError("it ends too early")
             read += count
