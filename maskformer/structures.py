@@ -14,6 +14,7 @@ One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,61 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class InputError(ValueError):
+def printable(text: str, keep: str = "") -> str:
+    """The text with what is more than shown on a terminal written as Python would, such as an escape as backslash x1b.
+
+    Names out of files may hold escape sequences, line ends, marks that turn the direction of writing, lone surrogates.
+
+    Args:
+        text: any.
+        keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+class EscapingHandler(logging.Handler):
+    """To be the first handler of a logger: those after it write what is ``printable``.
+
+    A message whose format is one line stays one line, whatever its arguments hold. Detectron2's colours go.
+    """
+
+    _COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Change the record's message, if it needs it."""
+        try:
+            text = record.getMessage()
+            plain = text if record.name.startswith("maskformer") else self._COLOURS.sub("", text)
+            safe = printable(plain, keep="\n\t" if "\n" in str(record.msg) else "\t")
+            if safe != text:
+                record.msg, record.args = safe, None
+        except Exception:  # as every handler: a message that cannot be formatted stops nothing
+            self.handleError(record)
+        # Where nobody asks for logs, Python itself shows warnings, but not if it sees a handler.
+        others = (*logging.getLogger(record.name.partition(".")[0]).handlers, *logging.getLogger().handlers)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and all(handler is self for handler in others):
+            last.handle(record)
+
+
+ESCAPING = EscapingHandler()  # one, which a logger takes once, however often it is added
+
+
+class _Sentence(Exception):
+    """An error whose message is for the terminal.
+
+    Args:
+        message: names out of files may stand in it as they are.
+    """
+
+    def __init__(self, message: str):
+        # PyTorch raises a data worker's error anew, with its traceback's lines as the message.
+        super().__init__(printable(message, keep="\n" if message.startswith("Caught ") else ""))
+
+
+class InputError(_Sentence, ValueError):
     """A mistake in what the user gave: a file, a value or a configuration key.
 
     The message is complete by itself (file, value seen, value expected, key to change); the command line prints it
@@ -39,7 +94,7 @@ class BadImageError(InputError):
     """
 
 
-class RunError(RuntimeError):
+class RunError(_Sentence, RuntimeError):
     """A run that cannot go on, though nothing that the user wrote is wrong: memory, numbers or a process are lost.
 
     The message is complete by itself (what happened, what is kept, key to change); the command line prints it without

@@ -31,7 +31,7 @@ from maskformer.engine.interruption import REQUESTS, Interrupted
 from maskformer.engine.output_folder import keep_logging, lock_output_folder
 from maskformer.engine.processes import run_in_processes
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError, RunError
+from maskformer.structures import ESCAPING, InputError, RunError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -224,6 +224,7 @@ def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
         lock_output_folder(cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in _LOGGERS:
+        logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
     logger = logging.getLogger(__name__)

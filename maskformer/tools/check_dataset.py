@@ -21,7 +21,7 @@ from maskformer.data.classes import ignore_label_of
 from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
 from maskformer.data.verification import check_num_classes, class_names, load_dataset
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError
+from maskformer.structures import InputError, printable
 from maskformer.tools.progress import track
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
@@ -128,10 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
         seen.add(record)
     unit = "pixels" if {"sem_seg_file_name", "pan_seg_file_name"} & records[0].keys() else "instances"
     print(f"{args.name}: {len(chosen)} of {len(records)} images looked at, {len(names)} classes")
-    print("\n".join(describe(seen, names, unit)))
+    print("\n".join(map(printable, describe(seen, names, unit))))
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES if args.queries is None else args.queries
     problems = find_misfits(cfg, args.name, records[0]) + find_problems(seen, find_unpaired(metadata, records), queries)
-    print("\n".join(f"FOUND: {problem}" for problem in problems) or "nothing wrong was found")
+    print("\n".join(f"FOUND: {printable(problem)}" for problem in problems) or "nothing wrong was found")
     return 1 if problems else 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -34,7 +35,7 @@ from maskformer.data.shapes import generate_shapes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
 from maskformer.engine.trainer import Trainer
-from maskformer.structures import InputError
+from maskformer.structures import ESCAPING, InputError
 from maskformer.tools import gallery
 from maskformer.tools.console import console_to_log
 from maskformer.tools.drawing import ClassTable
@@ -358,6 +359,7 @@ def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     for name in ("detectron2", "fvcore", "maskformer"):
+        logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
     seed_all_rng(cfg.SEED)
     datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))

@@ -25,7 +25,7 @@ from maskformer.config import load_config
 from maskformer.engine.accelerator import is_out_of_memory, resolve_device
 from maskformer.engine.evaluation import fingerprint
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import BadImageError, InputError, printable
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine
@@ -98,7 +98,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
     num_frames = 0
     with (
         VideoFile(output, video.frame_rate) as file,
-        ProgressLine(_printable(f"Drawing {source.name}"), video.num_frames, unit="frames", quiet=quiet) as progress,
+        ProgressLine(printable(f"Drawing {source.name}"), video.num_frames, unit="frames", quiet=quiet) as progress,
     ):
         try:
             for frame in video:
@@ -116,12 +116,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
 
 def warn(sentence: str) -> None:
     """Tell something that does not stop the work."""
-    print(f"warning: {_printable(sentence)}", file=sys.stderr)
-
-
-def _printable(text: str) -> str:
-    """A text in which names of files cannot steer the terminal, nor stop what is written by what no text has."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def annotate_all(
@@ -156,12 +151,12 @@ def annotate_all(
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
-            progress.advance(note=_printable(os.path.basename(source.name)))
+            progress.advance(note=printable(os.path.basename(source.name)))
     for failure in left_out:
         warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent
     before = f" ({num_before} of them before)" if num_before else ""
-    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {_printable(str(place))}")
+    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
     return EXIT_SOME_LEFT_OUT if left_out else 0
 
 
@@ -328,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return predict(args)
     except InputError as error:
-        print(f"error: {_printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
