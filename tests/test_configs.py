@@ -17,6 +17,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import add_maskformer_config, load_config
+from maskformer.engine.accelerator import resolve_device
 from maskformer.tools.analyze import analyze
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -81,7 +82,7 @@ def resolved(path: Path) -> dict[str, Any]:
 def defaults() -> dict[str, Any]:
     cfg = get_cfg()
     add_maskformer_config(cfg)
-    return {**flatten(cfg), "MODEL.DEVICE": "auto"}
+    return {**flatten(cfg), "MODEL.DEVICE": resolve_device("auto")}
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *OURS])
