@@ -101,7 +101,7 @@ def _read_safely(filename: str) -> Any:
     try:
         with open(filename, "rb") as file:
             head = file.read(16)
-        if head[8:9] == b"{" or filename.endswith(".safetensors"):
+        if head[8:9] == b"{":
             return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
         if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
             raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
@@ -172,7 +172,7 @@ def _unreadable(filename: str, error: Exception) -> InputError:
             f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
             "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
         )
-    reason = str(error).strip().split("\n")[0][:500]
+    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500]
     return InputError(
         f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
         "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "
