@@ -28,6 +28,7 @@ from .unpickling import EntryError, ForeignNameError
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
 _MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
+_MAX_PARAMETERS = 20_000  # of which some match every one with all of a model's; the largest models have 2,000
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's
 
 
@@ -66,6 +67,11 @@ def read_weights(filename: str) -> dict[str, Any]:
         raise InputError(
             f"Weights file {filename} holds no parameters; expected tensors by name, alone or under the key "
             f"{' or '.join(map(repr, _STATE_KEYS))}. Set MODEL.WEIGHTS to another file."
+        )
+    if len(state) > _MAX_PARAMETERS:
+        raise InputError(
+            f"Weights file {filename} holds {len(state)} parameters, expected at most {_MAX_PARAMETERS}. Set "
+            "MODEL.WEIGHTS to another file."
         )
     return {**rest, "model": {name: _to_tensor(name, value, filename) for name, value in state.items()}}
 

@@ -193,6 +193,13 @@ def test_key_that_is_no_text_is_named(tmp_path: Path, key: Any):
             read(tmp_path / "model.pkl", content)
 
 
+def test_more_parameters_than_any_model_has_are_refused(tmp_path: Path):
+    """Detectron2 compares every one's name with every one of the model's, which took minutes and gigabytes."""
+    one = np.ones(1, np.float32)
+    with pytest.raises(InputError, match=r"model\.pkl holds 30000 parameters"):
+        read(tmp_path / "model.pkl", {str(index): one for index in range(30_000)})
+
+
 @pytest.mark.parametrize("dtype", ["C64", "F8_E4M3"])
 def test_safetensors_of_other_numbers_are_named(tmp_path: Path, dtype: str):
     size = 8 if dtype == "C64" else 1
