@@ -132,7 +132,11 @@ def test_patch_merging_channels_are_reordered():
 HALF_A_QUERY = "model.transformer_module.decoder.layers.0.self_attn.q_proj.weight"
 OF_HUGGING_FACE = ("model.pixel_level_module.x", "model.transformer_module.x", "class_predictor.weight")
 OF_OPENMMLAB = ("panoptic_head.transformer_decoder.x", "panoptic_head.cls_embed.weight")
-SWIN_OF_OPENMMLAB = (*OF_OPENMMLAB, "backbone.patch_embed.projection.weight", "backbone.stages.0.downsample.norm.weight")
+SWIN_OF_OPENMMLAB = (
+    *OF_OPENMMLAB,
+    "backbone.patch_embed.projection.weight",
+    "backbone.stages.0.downsample.norm.weight",
+)
 
 
 @pytest.mark.parametrize(
