@@ -203,7 +203,8 @@ class MaskFormer(nn.Module):
         check_images(batched_inputs, len(self.pixel_mean))
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         batch = ImageList.from_tensors(
-            [(image - self.pixel_mean) / self.pixel_std for image in raw], self.size_divisibility
+            [((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype) for image in raw],
+            self.size_divisibility,
         )
         batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch

@@ -16,6 +16,9 @@ from maskformer.structures import InputError, SegmentMasks
 
 Size = tuple[int, int]
 _MOST_PIXELS = 2**31  # of a result: maps are indexed with 32 bits
+MOST_OF_ONE = 1.01  # of values of 0..1, with what interpolation and rounding add
+_MOST_NORMALISED = 4  # standard deviations that white is above the mean of ImageNet, and more
+_MOST_OVERSHOOT = 128  # of values of 0..255, by cubic interpolation
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -27,7 +30,7 @@ def check_images(batch: Any, num_channels: int = 3) -> None:
         num_channels: as many as the model has means.
 
     Raises:
-        InputError: it is anything else, empty, or has values that are not finite or of 0..1.
+        InputError: it is anything else, empty, or has values that are not finite, of 0..1, normalised or out of range.
     """
     if not isinstance(batch, (list, tuple)) or not batch or not all(isinstance(example, dict) for example in batch):
         seen = "an empty list" if isinstance(batch, (list, tuple)) and not batch else f"a {type(batch).__name__}"
@@ -56,9 +59,14 @@ def _fault_of_image(image: Any, num_channels: int) -> str | None:
         return None
     if not image.isfinite().all():
         return "holds values that are not finite"
-    if image.max() <= 1 and (image != image.round()).any():
-        return "holds values of 0..1, which are to be multiplied by 255"
-    return None
+    low, high = (value.item() for value in image.aminmax())
+    if low < -_MOST_OVERSHOOT or high > 255 + _MOST_OVERSHOOT:
+        return f"holds values of {low:g}..{high:g}"
+    if high >= _MOST_NORMALISED or not (image != image.round()).any():
+        return None
+    if low < 0:
+        return f"holds values of {low:g}..{high:g}, as if normalised, which the model does itself"
+    return "holds values of 0..1, which are to be multiplied by 255" if high <= MOST_OF_ONE else None
 
 
 def output_size(example: dict[str, Any], image_size: Size) -> Size:
@@ -148,6 +156,8 @@ def _read_masks(instances: Instances, name: str, image_size: Size) -> SegmentMas
         masks = BitMasks.from_polygon_masks(masks, *size).tensor if size == image_size else masks
     else:
         masks = _as_tensor(getattr(masks, "tensor", masks), "gt_masks", name)
+        if masks.is_floating_point() and masks.device.type == "cpu" and (masks != masks.round()).any():
+            raise InputError(f"gt_masks of {name} hold values that are no integers, or NaN; expected 0 and 1.")
         if masks.ndim and len(masks) == 0:
             return torch.zeros(0, *image_size, dtype=torch.bool)
         size = tuple(masks.shape[1:])

@@ -60,6 +60,13 @@ def test_normalisation_is_by_mean_and_deviation(model):
     torch.testing.assert_close(normalised, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_floats_give_the_results_of_the_same_bytes(model, dtype):
+    image = torch.randint(0, 256, (3, 32, 64), dtype=torch.uint8)
+    expected, found = (model([{"image": given}])[0]["sem_seg"] for given in (image, image.to(dtype)))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("capability, training, pays", [
     ("AVX512", True, True), ("AVX2", True, False), ("DEFAULT", True, False), ("AVX2", False, True),
 ])  # fmt: skip

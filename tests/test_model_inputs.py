@@ -19,6 +19,7 @@ MASKS = {
     "bit masks": BitMasks(BITS),
     "tensor": BITS,
     "bytes": BITS.byte() * 255,
+    "floats": BITS.float(),
     "array": BITS.numpy(),
     "id map": SegmentMasks(torch.tensor([[1, 1, 2, 2]] * 3, dtype=torch.uint8), 2),
 }
@@ -69,6 +70,8 @@ def test_an_image_without_objects_has_no_segments(masks: object):
         (example(masks=BITS[:, None]), "1 x 3 x 4 pixels"),
         (example(masks=SegmentMasks(torch.zeros(3, 8, dtype=torch.uint8), 2)), "3 x 8 pixels"),
         ({**example(masks=MASKS["polygons"]), "image": IMAGE[:, :2]}, "3 x 4 pixels, its 'image' of 2 x 4"),
+        (example(masks=BITS * 0.7), "a.jpg hold values that are no integers"),
+        (example(masks=BITS * torch.nan), "a.jpg hold values that are no integers, or NaN"),
         (example(masks=[LEFT, [[1.0]]]), "gt_masks .* list that is no tensor"),
         (example(masks=None, gt_boxes=Boxes(torch.zeros(2, 4))), r"gt_boxes but no gt_masks.*MODEL\.MASK_ON"),
         ({**example(), "instances": Instances((3, 4))}, "have no gt_classes"),
@@ -98,6 +101,7 @@ def test_fewer_masks_than_labels_are_named():
         torch.tensor([0.0, 1.0]).expand(3, 5, 2),  # nearly so: no values between
         torch.full((3, 3, 4), 200, dtype=torch.uint8),
         torch.full((3, 3, 4), 200, dtype=torch.bfloat16),
+        torch.linspace(-9.5, 263.5, 36).view(3, 3, 4),  # of cubic interpolation
     ],
 )
 def test_images_of_bytes_and_of_floats_to_255_are_taken(image: Tensor):
@@ -121,6 +125,9 @@ def test_images_of_bytes_and_of_floats_to_255_are_taken(image: Tensor):
         ([{"image": IMAGE.to(torch.uint16)}], "type torch.uint16"),
         ([{"image": IMAGE.bool()}], "type torch.bool"),
         ([{"image": torch.full((3, 3, 4), torch.nan)}], "not finite"),
+        ([{"image": torch.linspace(0, 1.0000001, 36).view(3, 3, 4)}], r"0\.\.1, which are to be multiplied by 255"),
+        ([{"image": torch.linspace(-2.1, 2.6, 36).view(3, 3, 4)}], r"-2\.1\.\.2\.6, as if normalised"),
+        ([{"image": torch.linspace(0, 65535, 36).view(3, 3, 4)}], r"0\.\.65535; expected .* 0\.\.255"),
         ([{"image": torch.rand(3, 3, 4)}], r"0\.\.1, which are to be multiplied by 255"),
     ],
 )

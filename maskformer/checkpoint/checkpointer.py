@@ -19,7 +19,7 @@ from torch import nn
 from maskformer.structures import Classes, InputError
 
 from .class_layer import Mismatch, find_class_mismatches
-from .detection import explain_layouts, find_layout, strip_wrapper
+from .detection import explain_layouts, explained, find_layout, strip_wrapper
 from .files import CHECKSUM_SUFFIX, CheckpointWriteError, find_damage, remove_checkpoint, save_checkpoint, write_text
 from .layout import NOTHING, StateDict
 from .reading import find_weights_file, read_weights
@@ -378,13 +378,15 @@ class Checkpointer(DetectionCheckpointer):
         state = strip_wrapper(checkpoint["model"])
         may_match_endings = checkpoint.pop("matching_heuristics", False)
         layout = find_layout(state)
-        converted = layout.convert(state) if layout else state
+        with explained(self._source):
+            converted = layout.convert(state) if layout else state
         self._by_name_endings = may_match_endings and not converted.keys() & expected.keys()
         self._backbone_only = self._by_name_endings or (layout is not None and layout.backbone_only)
         self._never_holds = layout.never_holds if layout else NOTHING
         if self._by_name_endings:
             from_caffe2 = checkpoint.get("__author__") == "Caffe2"
-            converted = align_and_update_state_dicts(expected, state, c2_conversion=from_caffe2)
+            with explained(self._source):
+                converted = align_and_update_state_dicts(expected, state, c2_conversion=from_caffe2)
         return converted
 
     def _accept_new_classes(self, mismatches: list[Mismatch], incompatible: Any) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from maskformer.structures import InputError
@@ -58,8 +59,27 @@ def convert_weights(state: StateDict, source: str) -> Conversion:
     layout = find_layout(state)
     if layout is None:
         raise InputError(f"The layout of {source} is not known. {explain_layouts(list(state))}")
-    converted = layout.convert(state)
+    with explained(source):
+        converted = layout.convert(state)
     return Conversion(layout, converted, renamed=len(converted.keys() - state.keys()))
+
+
+@contextmanager
+def explained(source: str) -> Iterator[None]:
+    """Have it said in a sentence that parameters are in a layout, but not all that it needs, or not of its shapes.
+
+    Args:
+        source: where they come from.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The parameters in {source} do not belong together ({str(error)[:500]}): some are missing or of other "
+            "shapes than the rest. Set MODEL.WEIGHTS to the whole file."
+        ) from error
 
 
 def explain_layouts(names: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from .unpickling import EntryError, ForeignNameError
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
 _MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
+_MAX_PARAMETERS = 20_000  # of which some match every one with all of a model's; the largest models have 2,000
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's
 
 
@@ -67,6 +68,11 @@ def read_weights(filename: str) -> dict[str, Any]:
             f"Weights file {filename} holds no parameters; expected tensors by name, alone or under the key "
             f"{' or '.join(map(repr, _STATE_KEYS))}. Set MODEL.WEIGHTS to another file."
         )
+    if len(state) > _MAX_PARAMETERS:
+        raise InputError(
+            f"Weights file {filename} holds {len(state)} parameters, expected at most {_MAX_PARAMETERS}. Set "
+            "MODEL.WEIGHTS to another file."
+        )
     return {**rest, "model": {name: _to_tensor(name, value, filename) for name, value in state.items()}}
 
 
@@ -101,7 +107,7 @@ def _read_safely(filename: str) -> Any:
     try:
         with open(filename, "rb") as file:
             head = file.read(16)
-        if head[8:9] == b"{" or filename.endswith(".safetensors"):
+        if head[8:9] == b"{":
             return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
         if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
             raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
@@ -172,7 +178,7 @@ def _unreadable(filename: str, error: Exception) -> InputError:
             f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
             "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
         )
-    reason = str(error).strip().split("\n")[0][:500]
+    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500]
     return InputError(
         f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
         "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "

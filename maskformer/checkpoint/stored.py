@@ -50,7 +50,7 @@ class _NumberType(StandIn):
 
     def __init__(self, name: Any, *_: Any):
         self._name = name
-        self._state: Any = (3, "=")
+        self._state: Any = ...  # until there is one
 
     def build(self, state: Any) -> None:
         self._state = state
@@ -58,21 +58,20 @@ class _NumberType(StandIn):
     def plain(self) -> np.dtype:
         """The type, if it is one of plain numbers."""
         match = re.fullmatch(r"([<>=|]?)([?a-zA-Z]\d*)", self._name) if isinstance(self._name, str) else None
-        state = self._state if type(self._state) is tuple and len(self._state) > 1 else (3, None)
         if match is None or match[2] not in _ARRAY_NUMBERS:
             kind = _OTHERS.get(match[2][0]) if match else None
             raise ValueError(f"an array of {kind or 'what is no number'}")
+        state = (3, match[1] or "=") if self._state is ... else self._state
         # What follows the byte order: fields, parts, own sizes and flags, of which numbers have none.
-        if state[1] not in ("<", ">", "=", "|") or not all(
-            rest is None or rest in (0, -1) for rest in _plain(state[2:])
-        ):
+        plain = _plain(state) if type(state) is tuple else []
+        if plain[1:2] not in (["<"], [">"], ["="], ["|"]) or not all(rest in (None, 0, -1) for rest in plain[2:]):
             raise ValueError("an array of records")
-        return np.dtype((match[1] or state[1].replace("|", "=")) + match[2].replace("?", "b1"))
+        return np.dtype(state[1].replace("|", "=") + match[2].replace("?", "b1"))
 
 
 def _plain(items: tuple[Any, ...]) -> list[Any]:
-    """With what is neither None nor an integer replaced by text, so that comparing runs nothing deep."""
-    return [item if item is None or type(item) is int else "" for item in items]
+    """With what is neither None, an integer nor text replaced by text, so that comparing runs nothing deep."""
+    return [item if item is None or type(item) in (int, str) else "" for item in items]
 
 
 def _sizes(value: Any, what: str = "shape") -> tuple[int, ...]:
@@ -121,9 +120,6 @@ class _StorageType(StandIn):
     def __init__(self, dtype: torch.dtype | None):
         self.dtype = dtype
 
-    def finish(self) -> Any:
-        raise ValueError("a function or class")
-
 
 class _Storage(StandIn):
     """The bytes that tensors look at; ``content`` is a tensor (number of bytes,) of uint8."""
@@ -156,8 +152,9 @@ class _Storage(StandIn):
 class _Tensor(StandIn):
     """``torch.Tensor``."""
 
-    def __init__(self, budget: _Budget, *view: Any):
+    def __init__(self, budget: _Budget, *view: Any, metadata: tuple[Any, ...] = ()):
         self._budget, self._view = budget, view  # storage, offset, size, stride; and a dtype, where it is another
+        self._is_negative = any(type(marks) is dict and marks.get("neg") for marks in metadata)
 
     def build(self, state: Any) -> None:
         """Of PyTorch before 0.4: what it is a view of, or a variable's tensor and flags; else flags."""
@@ -186,7 +183,8 @@ class _Tensor(StandIn):
         whole = storage.content[: len(storage.content) // dtype.itemsize * dtype.itemsize]
         if dtype == torch.bool:  # whatever the bytes are, each is True or False
             return whole.as_strided(size, stride, offset).ne(0)
-        return whole.view(dtype).as_strided(size, stride, offset)
+        tensor = whole.view(dtype).as_strided(size, stride, offset)
+        return -tensor if self._is_negative else tensor  # the imaginary part of conjugated numbers is so stored
 
 
 def describe_dtype(dtype: Any) -> str:
@@ -250,8 +248,10 @@ class _Reader:
             "torch._utils._rebuild_parameter_with_state": self._parameter,
             "torch._utils._rebuild_device_tensor_from_cpu_tensor": self._parameter,
             "torch._utils._rebuild_tensor": lambda *view: _Tensor(self._budget, *view[:4]),
-            "torch._utils._rebuild_tensor_v2": lambda *view: _Tensor(self._budget, *view[:4]),
-            "torch._utils._rebuild_tensor_v3": lambda *view: _Tensor(self._budget, *view[:4], view[6]),
+            "torch._utils._rebuild_tensor_v2": lambda *view: _Tensor(self._budget, *view[:4], metadata=view[6:]),
+            "torch._utils._rebuild_tensor_v3": lambda *view: _Tensor(
+                self._budget, *view[:4], view[6], metadata=view[7:]
+            ),
             "torch._tensor._rebuild_from_type_v2": _of_type,
         }
         if steps is None:
@@ -388,6 +388,8 @@ def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
     for member, end in zip(members, ends):
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise ValueError(f"its file {member.filename} is compressed, which PyTorch does not do")
+        if not member.CRC:  # PyTorch was told not to count them
+            member.CRC = None  # type: ignore[assignment]
         if member.header_offset + 30 + member.file_size > end:  # 30 bytes: its own header, without its name
             raise ValueError(f"its file {member.filename} overlaps with others")
     if len({member.filename for member in members}) != len(members):

@@ -63,7 +63,7 @@ class StandIn:
         Raises:
             ValueError: there is none; the message goes on after "it is".
         """
-        raise NotImplementedError
+        raise ValueError("a function, class or type")
 
 
 class Refused(StandIn):
@@ -90,10 +90,6 @@ class Function(StandIn):
 
     def __init__(self, call: Callable[..., Any]):
         self.call = call
-
-    def finish(self) -> Any:
-        """Refuse: a function is no data."""
-        raise ValueError("a function or class")
 
 
 def is_key(value: Any) -> bool:

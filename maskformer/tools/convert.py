@@ -28,7 +28,7 @@ from maskformer.checkpoint.hugging_face import to_hugging_face
 from maskformer.config import load_config
 from maskformer.engine.launch import EXIT_INPUT_ERROR
 from maskformer.meta_arch import know_classes
-from maskformer.structures import Classes, InputError
+from maskformer.structures import Classes, InputError, printable
 from maskformer.tools.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.whole_files import unfinished
 
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif args.options:
             raise InputError(f"{args.options[0]} changes a configuration, but there is no --config-file.")
         for line in convert(args.source, Path(args.out), to=args.to, cfg=cfg):
-            print(line)
+            print(printable(line))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR

@@ -19,6 +19,7 @@ from maskformer.engine.accelerator import with_device
 from maskformer.engine.evaluation import check_test_classes
 from maskformer.engine.testing import apply_test_time_options, innermost, labels_instead_of_scores
 from maskformer.meta_arch import know_classes
+from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
 from maskformer.structures import BadImageError, Classes, InputError
 
@@ -113,7 +114,7 @@ def as_rgb(picture: Any) -> np.ndarray:
             (height,width) or (height,width,channels), tensors (height,width) or (channels,height,width), and each the
             other way round where it can be nothing else. One channel is grey, four are RGBA, of which A is dropped.
             Values are bytes or other integers of 0..255; uint16 of 0..65535; bool; floats of 0..1, or of 0..255 if
-            one is above 1.
+            one is above 1.01.
 
     Returns:
         (height,width,3) uint8 RGB, upright as an EXIF orientation says.
@@ -130,7 +131,7 @@ def as_rgb(picture: Any) -> np.ndarray:
     if isinstance(picture, Tensor):
         pixels = _to_array(picture)
     elif isinstance(picture, np.ndarray):
-        pixels = picture
+        pixels = np.asarray(picture)  # without the rules of matrices
     else:
         raise BadImageError(f"The picture is a {type(picture).__name__}; expected {_ALLOWED}.")
     pixels = _channels_last(pixels, channels_first=isinstance(picture, Tensor))
@@ -173,8 +174,9 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
             f"The picture has values of {low:g}..{high:g} in {pixels.dtype}; expected 0..255, floats of 0..1, or "
             "uint16 of 0..65535: scale them, and leave normalisation to the model."
         )
-    scale = 255.0 if pixels.dtype.kind == "f" and high <= 1 else 1.0
-    return np.rint(pixels * scale).astype(np.uint8)
+    if pixels.dtype.kind == "f" and high <= MOST_OF_ONE:
+        return np.rint(pixels.clip(max=1) * 255.0).astype(np.uint8)
+    return np.rint(pixels).astype(np.uint8)
 
 
 def _load_all(model: nn.Module, path: str) -> None:

@@ -217,11 +217,11 @@ def _check_names(sources: Sequence[Source], outputs: Sequence[Path]) -> None:
     read = {os.path.realpath(source.name) for source in sources}
     first_of: dict[Path, Source] = {}
     for source, output in zip(sources, outputs, strict=True):
-        ids = ids_path(output, ".png")
-        first = first_of.setdefault(ids, source)
-        if first is not source:
-            stem = output.with_suffix("")
-            raise InputError(f"{first.name} and {source.name} would both be written to {stem}: draw them one by one.")
-        for written in (output, ids):
+        for written in [output] if source.is_video else [output, ids_path(output, ".png")]:
+            first = first_of.setdefault(written, source)
+            if first is not source:
+                raise InputError(
+                    f"{first.name} and {source.name} would both be written to {written}: draw them one by one."
+                )
             if os.path.realpath(written) in read:
                 raise InputError(f"--output {written} would overwrite an input: give another file or folder.")

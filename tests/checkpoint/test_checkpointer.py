@@ -223,6 +223,17 @@ def test_incomplete_backbone_weights_are_a_warning(tmp_path: Path, log: pytest.L
     assert "backbone.stem (1)" in warning
 
 
+def test_names_that_end_alike_or_fit_no_caffe2_model_are_one_sentence(tmp_path: Path):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    path = write_pickle(tmp_path / "R-50.pkl", {"weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(InputError, match=r"R-50\.pkl.*one checkpoint key to multiple"):
+        Checkpointer(Two()).load(str(path))
+
+
 def test_query_in_the_path_asks_for_matching_by_name_endings(tmp_path: Path):
     torch.save({"stem.weight": torch.ones(3, 2), "stem.bias": torch.ones(3)}, tmp_path / "backbone.pth")
     model = Toy()

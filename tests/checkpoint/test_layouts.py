@@ -127,3 +127,27 @@ def test_patch_merging_channels_are_reordered():
     released = torch.cat([patch[:, 0, 0], patch[:, 1, 0], patch[:, 0, 1], patch[:, 1, 1]])
     assert torch.equal(reorder_merged_channels(unfolded), released)
     assert torch.equal(reorder_merged_channels(unfolded.expand(3, 8)), released.expand(3, 8))
+
+
+HALF_A_QUERY = "model.transformer_module.decoder.layers.0.self_attn.q_proj.weight"
+OF_HUGGING_FACE = ("model.pixel_level_module.x", "model.transformer_module.x", "class_predictor.weight")
+OF_OPENMMLAB = ("panoptic_head.transformer_decoder.x", "panoptic_head.cls_embed.weight")
+SWIN_OF_OPENMMLAB = (
+    *OF_OPENMMLAB,
+    "backbone.patch_embed.projection.weight",
+    "backbone.stages.0.downsample.norm.weight",
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [(*OF_HUGGING_FACE, HALF_A_QUERY), SWIN_OF_OPENMMLAB, (*OF_OPENMMLAB, f"backbone.layer{'1' * 5000}.0.conv1.weight"),
+     (*SWIN_OF_OPENMMLAB[:3], f"backbone.stages.{'1' * 5000}.blocks.0.norm1.weight")],
+)  # fmt: skip
+def test_known_layout_with_parts_missing_or_of_odd_shapes_is_one_sentence(names: tuple[str, ...]):
+    try:
+        converted = convert_weights({name: torch.ones(3) for name in names}, "half.pth").state
+    except InputError as error:
+        assert "half.pth" in str(error) and len(str(error)) < 2000
+    else:
+        assert len(converted) == len(names)

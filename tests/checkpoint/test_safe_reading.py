@@ -107,7 +107,8 @@ def test_kind_of_file_is_told_by_its_content(tmp_path: Path):
     safetensors = pytest.importorskip("safetensors.torch")
     safetensors.save_file({"weight": torch.ones(2)}, tmp_path / "misnamed.pth")
     torch.save({"weight": torch.ones(2)}, tmp_path / "misnamed.pkl")
-    for name in ("misnamed.pth", "misnamed.pkl"):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "misnamed.safetensors")
+    for name in ("misnamed.pth", "misnamed.pkl", "misnamed.safetensors"):
         assert read_weights(str(tmp_path / name))["model"]["weight"].tolist() == [1.0, 1.0]
 
 
@@ -133,6 +134,13 @@ def test_truncated_file_is_one_sentence(tmp_path: Path, name: str):
     with pytest.raises(InputError, match=rf"Weights file .*{name} cannot be read") as caught:
         read_weights(str(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"hello\n", b"(dp0\n", b"\x80\x02a."])
+def test_file_that_is_no_pickle_is_said_to_be_damaged(tmp_path: Path, content: bytes):
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"other\.pth cannot be read: it (is damaged|ends too early)\."):
+        read_weights(str(tmp_path / "other.pth"))
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {}, [1, 2]])

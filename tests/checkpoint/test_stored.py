@@ -97,6 +97,27 @@ def test_tensors_are_read_by_value(tmp_path: Path, kind: str):
     assert {name: found[name] for name in rest} == rest
 
 
+@pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
+def test_tensor_that_is_stored_with_the_other_sign_is_read(tmp_path: Path, kind: str):
+    pairs = torch.view_as_complex(torch.tensor([[1.0, 2.0], [3.0, -4.0]]))
+    found = read_weights(str(save({"a": pairs.conj().imag}, tmp_path / "model.pkl", kind)))
+    assert found["model"]["a"].tolist() == [-2.0, 4.0]
+
+
+def test_file_without_check_sums_of_its_parts_is_read_and_a_damaged_one_is_not(tmp_path: Path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3.0)}, tmp_path / "model.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_weights(str(tmp_path / "model.pth"))["model"]["a"].tolist() == [0.0, 1.0, 2.0]
+    torch.save({"a": torch.arange(3.0)}, tmp_path / "model.pth")
+    content = (tmp_path / "model.pth").read_bytes().replace(struct.pack("<f", 2.0), struct.pack("<f", 3.0))
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pth cannot be read: .*data/0"):
+        read_weights(str(tmp_path / "model.pth"))
+
+
 def test_storage_that_two_tensors_share_is_shared(tmp_path: Path):
     weight = torch.zeros(4)
     found = read_weights(str(save({"a": weight, "b": weight[2:]}, tmp_path / "tied.pth", "zip")))["model"]
@@ -149,6 +170,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "float8": (lambda: torch.ones(2).to(torch.float8_e4m3fn), "float8_e4m3fn"),
     "storage": (lambda: torch.ones(2).untyped_storage(), "storage"),
     "number": (lambda: 3, "type int"),
+    "type": (lambda: np.dtype("f4"), "type"),
     "list": (lambda: [torch.ones(1)], "type list"),
     "big number": (lambda: 2**5000, "5001 bits"),
 }
@@ -169,6 +191,13 @@ def test_key_that_is_no_text_is_named(tmp_path: Path, key: Any):
     for content in ({"model": {key: np.ones(1), "a": np.ones(1)}}, {"a": np.ones(1), key: np.ones(1)}):
         with pytest.raises(InputError, match=rf"model\.pkl.*{type(key).__name__}"):
             read(tmp_path / "model.pkl", content)
+
+
+def test_more_parameters_than_any_model_has_are_refused(tmp_path: Path):
+    """Detectron2 compares every one's name with every one of the model's, which took minutes and gigabytes."""
+    one = np.ones(1, np.float32)
+    with pytest.raises(InputError, match=r"model\.pkl holds 30000 parameters"):
+        read(tmp_path / "model.pkl", {str(index): one for index in range(30_000)})
 
 
 @pytest.mark.parametrize("dtype", ["C64", "F8_E4M3"])
@@ -238,6 +267,13 @@ def test_state_that_no_array_has_is_refused(tmp_path: Path, what: str):
         InputError, match=r"model\.pkl cannot be read: (its entry \['model'\]\['bad'\]|it (calls|encodes))"
     ):
         read(tmp_path / "model.pkl", content + b"U\x03bad" + STATES[what] + b"us.")
+
+
+def test_byte_order_is_that_of_the_state_as_in_numpy(tmp_path: Path):
+    raw = b"C\x08" + np.array([1.5], ">f8").tobytes()
+    content = PICKLE + b"}U\x04good" + array_of(dtype_of(b"<f8", PLAIN.replace(b"<", b">")), raw) + b"s."
+    assert pickle.loads(content)["good"].tolist() == [1.5]
+    assert read(tmp_path / "model.pkl", content)["model"]["good"].tolist() == [1.5]
 
 
 def test_array_of_the_attacks_is_good_without_them(tmp_path: Path):

@@ -120,6 +120,17 @@ def test_model_that_hugging_face_has_not_is_refused_before_anything_is_written(
     assert not (tmp_path / "hf").exists()
 
 
+def test_names_out_of_the_file_are_said_without_control_characters(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    content = torch.load(source)
+    content["model"]["module.x\x1b[31m"] = torch.ones(1)
+    torch.save(content, source)
+    assert main([str(source), str(tmp_path / "out.pth"), "--config-file", R50, *THIN]) == 0
+    said = capsys.readouterr().out
+    assert r"x\x1b[31m" in said and "\x1b" not in said
+
+
 def test_missing_source_is_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main([str(tmp_path / "none.pth"), str(tmp_path / "o.pth")]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err

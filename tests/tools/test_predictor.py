@@ -65,6 +65,7 @@ def test_every_form_of_a_picture_in_colours(picture: object):
         GREY[:, :, None],
         GREY[None],
         GREY / 255,
+        np.ma.masked_array(GREY),
         torch.from_numpy(GREY.copy())[None],
         Image.fromarray(GREY),
         Image.fromarray(GREY.astype(np.uint16) * 256 + 3),
@@ -72,6 +73,11 @@ def test_every_form_of_a_picture_in_colours(picture: object):
 )
 def test_every_form_of_a_grey_picture(picture: object):
     np.testing.assert_array_equal(as_rgb(picture), np.repeat(GREY[:, :, None], 3, axis=2))
+
+
+def test_floats_that_interpolation_left_above_one_are_of_one():
+    assert as_rgb(np.array([[0.2, 1.000001]]))[0, :, 0].tolist() == [51, 255]
+    assert as_rgb(np.array([[0.2, 200.0]]))[0, :, 0].tolist() == [0, 200]
 
 
 def test_palettes_bits_and_booleans():

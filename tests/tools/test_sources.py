@@ -126,6 +126,7 @@ def test_output_with_an_ending_is_a_file_unless_it_is_a_folder(tmp_path: Path) -
         (["a.mp4"], "out.png", r"out\.png ends in \.png; expected one of \.mp4 \.avi for a\.mp4"),
         (["x/a.png", "y/a.png"], "out", r"x/a\.png and y/a\.png would both be written to out/a"),
         (["x/a.png", "x/a.jpg"], "out", r"would both be written"),
+        (["x/a.png", "x/a_ids.png"], "out", r"x/a_ids\.png would both be written to out/a_ids\.png"),
         (["x/a.png"], "x", r"x/a\.png would overwrite an input"),
         (["x/a.png"], "y/../x/a.png", r"would overwrite an input"),
         (["x/a_ids.png"], "x/a.jpg", r"x/a_ids\.png would overwrite an input"),
