@@ -94,6 +94,11 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         lambda value, cfg: value <= cfg.SOLVER.BASE_LR or cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR",
     ),
     (
+        "SOLVER.WEIGHT_DECAY_BIAS",
+        "None or SOLVER.WEIGHT_DECAY, for biases decay as other weights do",
+        lambda value, cfg: value in (None, cfg.SOLVER.WEIGHT_DECAY),
+    ),
+    (
         "SOLVER.NESTEROV",
         "False where SOLVER.MOMENTUM is 0",
         lambda value, cfg: not value or cfg.SOLVER.MOMENTUM > 0,
@@ -133,8 +138,8 @@ _UNREAD: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     (
         "with MaskFormer",
         lambda _: True,
-        """SOLVER.BIAS_LR_FACTOR SOLVER.WEIGHT_DECAY_BIAS INPUT.MASK_FORMAT DATASETS.PROPOSAL_FILES_TRAIN
-        DATASETS.PROPOSAL_FILES_TEST DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+        """SOLVER.BIAS_LR_FACTOR DATASETS.PROPOSAL_FILES_TRAIN DATASETS.PROPOSAL_FILES_TEST
+        DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
         DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST TEST.KEYPOINT_OKS_SIGMAS GLOBAL.HACK MODEL.LOAD_PROPOSALS
         MODEL.KEYPOINT_ON MODEL.PROPOSAL_GENERATOR MODEL.ANCHOR_GENERATOR MODEL.RPN MODEL.ROI_HEADS
         MODEL.ROI_BOX_HEAD MODEL.ROI_BOX_CASCADE_HEAD MODEL.ROI_MASK_HEAD MODEL.ROI_KEYPOINT_HEAD
@@ -264,10 +269,15 @@ def check_unread(cfg: CfgNode, defaults: CfgNode) -> None:
 def _check_unread(cfg: CfgNode, defaults: CfgNode, key: str, where: str) -> None:
     for leaf in _leaves(cfg, key):
         value, default = _at(cfg, leaf), _at(defaults, leaf)
-        if value not in (default, _RELEASED.get(leaf, default)):
+        if _with_lists(value) not in (_with_lists(default), _RELEASED.get(leaf)):
             raise InputError(
                 f"{leaf} is {value!r}, but has no effect {where}: take it away, or set it to its default, {default!r}."
             )
+
+
+def _with_lists(value: Any) -> Any:
+    """A value as a file has it that a run wrote: YAML has no tuples."""
+    return [_with_lists(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _at(cfg: CfgNode, key: str) -> Any:

@@ -138,9 +138,10 @@ class MaskFormer(nn.Module):
         silent = "no dataset of DATASETS is known here" if self.classes is None else f"{self.classes.source} is silent"
         raise InputError(
             "Which classes are things is not known, which MODEL.MASK_FORMER.TEST.PANOPTIC_ON and INSTANCE_ON need: "
-            f"{silent}, and so are the weights. Name a dataset in DATASETS.TRAIN or DATASETS.TEST that DATASETS.OWN "
-            "describes, or that is registered with class names and thing_dataset_id_to_contiguous_id in its metadata; "
-            "or set both switches to False."
+            f"{silent}, and no weights said it (maskformer.checkpoint.Checkpointer reads it from ours, Detectron2's "
+            "does not). Name a dataset in DATASETS.TRAIN or DATASETS.TEST that DATASETS.OWN describes, or that is "
+            "registered with class names and thing_dataset_id_to_contiguous_id in its metadata; or set both switches "
+            "to False."
         )
 
     def check_classes(self) -> None:
@@ -202,10 +203,8 @@ class MaskFormer(nn.Module):
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         check_images(batched_inputs, len(self.pixel_mean))
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
-        batch = ImageList.from_tensors(
-            [((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype) for image in raw],
-            self.size_divisibility,
-        )
+        normalised = [((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype) for image in raw]
+        batch = ImageList.from_tensors(normalised, self.size_divisibility)
         batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from detectron2.config import CfgNode
 
 from maskformer.config import default_config, load_config
 from maskformer.config_values import _CHOICES, _RANGES, _RELEASED, _UNREAD, _WHOLE, _at
@@ -20,8 +22,8 @@ PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
-def load(recipe: str, *options: Any) -> None:
-    load_config(str(REPOSITORY / "configs" / recipe), [str(option) for option in options])
+def load(recipe: str, *options: Any) -> CfgNode:
+    return load_config(str(REPOSITORY / "configs" / recipe), [str(option) for option in options])
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def load(recipe: str, *options: Any) -> None:
         ("MODEL.RESNETS.DEPTH", 20),
         ("OUTPUT_DIR", "''"),
         ("SEED", 2**40),
+        ("SOLVER.WEIGHT_DECAY_BIAS", 0.1),
     ],
 )
 def test_impossible_value_is_refused_by_key(key: str, value: Any):
@@ -77,14 +80,12 @@ def test_impossible_value_is_refused_by_key(key: str, value: Any):
         (R50, "MODEL.RESNETS.DEFORM_MODULATED", True),
         (R50, "MODEL.SWIN.EMBED_DIM", 48),
         (R50, "MODEL.FPN.OUT_CHANNELS", 64),
-        (R50, "INPUT.MASK_FORMAT", "bitmask"),
         (R50, "INPUT.IMAGE_SIZE", 512),
         (R50, "DATALOADER.REPEAT_THRESHOLD", 0.1),
         (R50, "DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl',)"),
         (R50, "SOLVER.NESTEROV", True),
         (R50, "SOLVER.MOMENTUM", 0.5),
         (R50, "SOLVER.BIAS_LR_FACTOR", 2.0),
-        (R50, "SOLVER.WEIGHT_DECAY_BIAS", 0.1),
         (R50, "SOLVER.STEPS", "(100,)"),
         (R50, "SOLVER.LR_REFERENCE_BATCH", 32),
         (COCO, "SOLVER.POLY_LR_POWER", 2.0),
@@ -110,6 +111,8 @@ def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, va
         (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
         (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
         (R50, ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999")),
+        (R50, ("SOLVER.WEIGHT_DECAY_BIAS", 0.0001)),  # as older Detectron2 writes it into each config.yaml
+        (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads
         (R50, ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 44.5, 0.2]]")),
         (COCO, ("SOLVER.GAMMA", 0.5)),
         (PER_PIXEL, ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0)),
@@ -122,6 +125,12 @@ def test_key_that_is_read_is_accepted(recipe: str, options: tuple[Any, ...]):
 def test_values_of_the_released_files_are_accepted():
     for recipe in RECIPES.values():
         load_config("", [str(word) for pair in recipe.items() for word in pair])
+
+
+def test_configuration_that_a_run_wrote_is_accepted(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(load(R50).dump())
+    read = load_config(str(tmp_path / "config.yaml"))
+    assert yaml.safe_load(read.dump()) == yaml.safe_load(load(R50).dump())
 
 
 def test_tables_name_keys_that_exist():

@@ -43,6 +43,14 @@ def test_result_has_the_size_asked_for_else_the_images_own(model):
     assert model([{**image, "height": 100, "width": 90}])[0]["sem_seg"].shape == (5, 100, 90)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64])
+def test_floats_of_every_width_are_images(model, kind):
+    image = example(50, 70)
+    expected = model([image])[0]["sem_seg"]
+    torch.testing.assert_close(model([{"image": image["image"].to(kind)}])[0]["sem_seg"], expected)
+
+
 @pytest.mark.parametrize("divisibility", [0, 32, 64])
 def test_input_is_padded_bottom_right_with_zeros(model, divisibility, monkeypatch):
     monkeypatch.setattr(model, "size_divisibility", divisibility)

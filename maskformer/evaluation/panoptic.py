@@ -159,17 +159,18 @@ class PanopticEvaluator(DatasetEvaluator):
     def _dataset_ids(self) -> tuple[dict[int, int], dict[int, int]]:
         """The category id of each class, of stuff and of things; where one table lacks a class, the other may have it.
 
-        They are two for datasets that number things and stuff apart.
+        They are two for datasets that number things and stuff apart. Where neither has a class, names decide.
         """
         if self._json_file is None:
             identity = {index: index for index in self._things_and_stuff}
             return identity, identity
         tables = [self._metadata.get(f"{kind}_dataset_id_to_contiguous_id") for kind in ("stuff", "thing")]
-        if tables == [None, None]:
-            names = self._metadata.get("stuff_classes")
-            by_name = match_ids(None, names, self._truth["categories"], self._json_file)
-            return by_name, by_name
         stuff, things = ({index: id_ for id_, index in (table or {}).items()} for table in tables)
+        numbered, names = stuff.keys() | things.keys(), self._metadata.get("stuff_classes")
+        lacking = [index for index in range(len(names or ())) if index not in numbered]
+        if lacking or not numbered:
+            by_name = match_ids(None, names, self._truth["categories"], self._json_file)
+            stuff.update({index: by_name[index] for index in lacking})
         return {**things, **stuff}, {**stuff, **things}
 
     def _with_dataset_id(self, segment: dict[str, Any], file_name: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def as_rgb(picture: Any) -> np.ndarray:
             (height,width) or (height,width,channels), tensors (height,width) or (channels,height,width), and each the
             other way round where it can be nothing else. One channel is grey, four are RGBA, of which A is dropped.
             Values are bytes or other integers of 0..255; uint16 of 0..65535; bool; floats of 0..1, or of 0..255 if
-            one is above 1.01.
+            one is 2 or more.
 
     Returns:
         (height,width,3) uint8 RGB, upright as an EXIF orientation says.
@@ -169,10 +169,15 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     if pixels.dtype == np.uint16 and (high > 255 or high == 0):
         return (pixels >> 8).astype(np.uint8)
-    if pixels.dtype == np.uint16 or not (low >= 0 and high <= 255):  # NaN is neither
+    # Floats between 1 and 2 may be of either scale, and so may small numbers of 16 bits.
+    is_either = pixels.dtype == np.uint16 or (
+        pixels.dtype.kind == "f" and MOST_OF_ONE < high < 2 and (pixels % 1 != 0).any()
+    )
+    if is_either or not (low >= 0 and high <= 255):  # NaN is neither
         raise BadImageError(
-            f"The picture has values of {low:g}..{high:g} in {pixels.dtype}; expected 0..255, floats of 0..1, or "
-            "uint16 of 0..65535: scale them, and leave normalisation to the model."
+            f"The picture has values of {low:g}..{high:g} in {pixels.dtype}; expected uint8, other integers or floats "
+            "of 0..255, floats of 0..1, or uint16 up to 65535: scale or clip them, make uint8 of them, and leave "
+            "normalisation to the model."
         )
     if pixels.dtype.kind == "f" and high <= MOST_OF_ONE:
         return np.rint(pixels.clip(max=1) * 255.0).astype(np.uint8)

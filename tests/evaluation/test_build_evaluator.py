@@ -13,6 +13,7 @@ from tiny_dataset import INPUTS, NAME, perfect_output
 from maskformer.config import load_config
 from maskformer.evaluation import build_evaluator
 from maskformer.evaluation.build import MEASURES
+from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.structures import InputError
 
 SWITCHES = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
@@ -147,6 +148,24 @@ def test_ids_of_things_are_written_where_the_table_of_stuff_holds_stuff_alone(tm
     evaluator.evaluate()
     written = json.loads((tmp_path / "sem_seg_predictions.json").read_text())
     assert {entry["category_id"] for entry in written} == {3, 5, 9}
+
+
+@pytest.mark.parametrize("name", ["sky", "heaven"])
+def test_a_class_that_no_table_of_ids_has_is_found_by_name_or_named_before_the_first_image(tmp_path: Path, name: str):
+    tiny_dataset.register(tmp_path)
+    del MetadataCatalog.get(NAME).stuff_dataset_id_to_contiguous_id
+    content = json.loads((tmp_path / "panoptic.json").read_text())
+    content["categories"][1]["name"] = name
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    evaluator = PanopticEvaluator(NAME)
+    evaluator.reset()
+    if name == "sky":
+        evaluator.check(INPUTS)
+        evaluator.process(INPUTS, [perfect_output()])
+        assert evaluator.evaluate()["panoptic_seg"]["PQ"] == 100
+    else:
+        with pytest.raises(InputError, match=r"the categories grass, heaven, cat .* grass, sky, cat"):
+            evaluator.check(INPUTS)
 
 
 def test_instances_without_a_table_of_ids_have_the_classes_for_ids(tmp_path: Path):
