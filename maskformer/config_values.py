@@ -61,7 +61,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
         SOLVER.MOMENTUM""",
     ),
-    ("0 to 5", lambda value: 0 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
+    ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
 ]
 # Names that Detectron2 takes without a look, or refuses in its own words.

@@ -52,6 +52,7 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
         ("MODEL.PIXEL_MEAN", "[1.0]"),
         ("MODEL.BACKBONE.FREEZE_AT", 6),
+        ("MODEL.BACKBONE.FREEZE_AT", -2),
         ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
         ("MODEL.MASK_FORMER.DROPOUT", 1.5),
         ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 1.5),
@@ -115,6 +116,8 @@ def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, va
         (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads
         (R50, ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 44.5, 0.2]]")),
         (COCO, ("SOLVER.GAMMA", 0.5)),
+        (R50, ("MODEL.BACKBONE.FREEZE_AT", -1)),  # Swin's own files for Detectron2 have it; it is 0
+        (SWIN, ("MODEL.BACKBONE.FREEZE_AT", -1)),
         (PER_PIXEL, ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0)),
     ],
 )

@@ -62,6 +62,13 @@ def refuse_unknown_weights(folder: str, weights: str) -> None:
         )
 
 
+def model_content(model: nn.Module) -> dict[str, Any]:
+    """What every file of a model holds: its weights and, where it knows them, its classes."""
+    classes: Classes | None = getattr(model, "classes", None)
+    content = {"model": model.state_dict()}
+    return content if classes is None else {**content, "classes": classes.to_plain()}
+
+
 def _unknown_weights(folder: str, but: str) -> list[str]:
     """Names of the weights files in a folder that have no checksum beside them, but for one file."""
     paths = [os.path.join(folder, name) for name in _names_in(folder, ".pth")]
@@ -141,10 +148,7 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        content = {"model": self.model.state_dict(), **states, **kwargs}
-        classes = getattr(self.model, "classes", None)
-        if classes is not None:
-            content["classes"] = classes.to_plain()
+        content = {**model_content(self.model), **states, **kwargs}
         problem = self._write(f"{name}.pth", content)
         problem = comm.all_gather(problem)[0]
         if problem is not None:

@@ -17,6 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from maskformer.checkpoint.checkpointer import model_content
 from maskformer.checkpoint.files import save_checkpoint
 from maskformer.engine.optimizer import NORM_MODULES
 from maskformer.engine.output_folder import tell
@@ -32,7 +33,7 @@ class WeightAverage(HookBase):
 
     average <- d * average + (1 - d) * weights, with d = min(decay, (1 + t) / (10 + t)) at the t-th update, counted from
     0, so that the beginning of a training is soon forgotten. When a training ends, the average is written to
-    ``model_ema.pth``: weights alone, which everything that loads weights loads.
+    ``model_ema.pth``: weights and classes alone, which everything that loads weights loads.
 
     Args:
         model: may be one that several processes train; each has the same average.
@@ -62,7 +63,7 @@ class WeightAverage(HookBase):
         path = os.path.join(self._folder, FILE_NAME)
         try:
             with self.in_place():
-                save_checkpoint({"model": self._model.state_dict()}, path)
+                save_checkpoint(model_content(self._model), path)
         except OSError as error:
             tell(f"{error}; the checkpoints hold the average nevertheless.")
 

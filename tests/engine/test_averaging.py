@@ -8,7 +8,7 @@ from torch import nn
 
 from maskformer.config import load_config
 from maskformer.engine.averaging import WeightAverage, build_average
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 
 
 class Scale(nn.Module):
@@ -19,6 +19,7 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.tensor([1.0]))
         self.frozen = nn.Parameter(torch.tensor([7.0]), requires_grad=False)
         self.register_buffer("mean", torch.tensor([3.0]))
+        self.classes: Classes | None = None
 
 
 def averaged(folder: Path, decay: float = 0.9) -> tuple[Scale, torch.optim.Optimizer, WeightAverage]:
@@ -88,6 +89,16 @@ def test_file_holds_the_average_the_frozen_and_the_buffers(tmp_path: Path):
         "frozen": 7.0,
         "mean": 4.0,
     }
+
+
+def test_file_says_the_classes_as_every_checkpoint_does(tmp_path: Path):
+    model, optimizer, average = averaged(tmp_path)
+    classes = Classes("dataset toy", ("water", "box"), things=frozenset({1}))
+    model.classes = classes
+    step(model, optimizer)
+    average.after_train()
+    content = torch.load(tmp_path / "model_ema.pth", weights_only=True)
+    assert content["classes"] == classes.to_plain()
 
 
 def test_average_is_off_unless_asked_for_and_its_decay_is_checked():
