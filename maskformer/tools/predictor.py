@@ -170,9 +170,8 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype == np.uint16 and (high > 255 or high == 0):
         return (pixels >> 8).astype(np.uint8)
     # Floats between 1 and 2 may be of either scale, and so may small numbers of 16 bits.
-    is_either = pixels.dtype == np.uint16 or (
-        pixels.dtype.kind == "f" and MOST_OF_ONE < high < 2 and (pixels % 1 != 0).any()
-    )
+    is_fraction = pixels.dtype.kind == "f" and (pixels % 1 != 0).any()
+    is_either = pixels.dtype == np.uint16 or (is_fraction and MOST_OF_ONE < high < 2)
     if is_either or not (low >= 0 and high <= 255):  # NaN is neither
         raise BadImageError(
             f"The picture has values of {low:g}..{high:g} in {pixels.dtype}; expected uint8, other integers or floats "
