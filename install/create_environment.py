@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,25 +131,27 @@ def follow(process: subprocess.Popen[bytes], log: Path, head: str) -> None:
     print(f"\r{line:<118}" if is_terminal else line, flush=True)
 
 
-def explain_missing(requirement: str, text: str) -> tuple[str, str]:
-    """Returns why pip found no file of a requirement, and what to do: see `find_cause`."""
+def explain_missing(requirement: str, text: str) -> tuple[str, str] | None:
+    """Returns why pip has no file of a requirement, and what to do; None if there is one. See `find_cause`."""
     name, _, version = requirement.partition("==")
-    page = re.sub("[-_.]+", "-", name).lower()
-    unreached = re.findall(rf"Could not fetch URL (\S+/{page}/?): (.+?)(?: - skipping)?$", text, re.MULTILINE)
+    dashed = re.sub(r"[-_.]+", "[-_.]+", name)
     # An index that does not know a package answers 404; there may be others that do.
-    if refused := [f"{url}: {reason}" for url, reason in unreached if not reason.startswith("404 ")]:
-        return f"no network, or the package index refused: {refused[0]}", "check the network, proxy and index settings"
-    this = f"Python {platform.python_version()}"
-    if needed := re.search(rf"[ ;]{re.escape(version or '')}\S* Requires-Python ([^;\n]+)", text):
-        return f"{requirement} needs Python {needed[1].strip()}, this is {this}", "take another Python: make PYTHON=..."
-    if offered := re.search(rf"requirement {re.escape(requirement)}.* \(from versions: (?!none)(.+)\)", text):
+    unreached = rf"(?i)Could not fetch URL (\S+/{dashed}/?: (?!404 ).+?)(?: - skipping)?\n"
+    if match := re.search(unreached, text):
         return (
-            f"the package index has no {requirement}, but {', '.join(offered[1].split(', ')[-5:])}",
-            "check its settings",
+            f"no network, or the package index refused: {match[1]}",
+            "check the network, the proxy and pip's settings",
         )
-    if re.search(rf"wheel's tags \(.*/{re.escape(name)}-", text, re.IGNORECASE):
-        return f"{requirement} has no wheel for {this} on {platform.machine()}", "take another Python: make PYTHON=..."
-    return f"the package index does not know {name}", "check pip's index settings"
+    file = rf"\S*/{dashed}-{re.escape(version)}[-.]" if version else rf"\S*/{dashed}-\d"
+    if re.search(rf"(?i)Found link {file}", text):
+        return None
+    this = f"Python {platform.python_version()} on {platform.machine()}"
+    another = "take another Python: make PYTHON=/path/to/python3.11 ..."
+    if match := re.search(rf"(?i)requires a different Python \(\S+ not in: '(.+)'\): {file}", text):
+        return f"{requirement} needs Python {match[1]}, this is {this}", another
+    if re.search(rf"(?i)none of the wheel's tags \(.+\) are compatible.*: {file}", text):
+        return f"no matching version: {requirement} has no file for {this}", another
+    return f"no matching version: the package index has no {requirement}", "check pip's index settings"
 
 
 def find_cause(text: str) -> tuple[str, str] | None:
@@ -158,23 +161,26 @@ def find_cause(text: str) -> tuple[str, str] | None:
         text: The step's output, and pip's own log, which says what happened to each page and file.
     """
     if re.search(r"\[Errno (28|122)\]|No space left on device", text):
-        return "the disk is full", f"make room: about {NEEDED_GIB} GiB are needed, and 3 more for temporary files"
-    if denied := re.search(r"\[Errno (?:13|30)\] .*", text):
-        return denied[0], "make the folder writable, or name another one"
-    if other := re.search(r"^ +(\S+) from .*:\n((?: +Expected .*\n)+ +Got +\w+)", text, re.MULTILINE):
-        sums = " ".join(other[2].split())
-        return (
-            f"{other[1]} has another SHA-256 than the pinned one: {sums}",
-            "do not use it; check pip's index settings",
-        )
-    if missing := re.search(r"No matching distribution found for ([\w.-]+(?:==[\w.+!-]+)?)", text):
-        return explain_missing(missing[1], text)
-    if contradiction := re.search(r"Cannot install (.+) because these package versions have conflicting dep", text):
-        return f"versions contradict one another: {contradiction[1]}", "mend install/constraints.txt"
-    if broken := re.search(r"HTTP error \d+ while getting \S+|Read timed out|IncompleteRead|incomplete-download", text):
-        return f"a download broke off: {broken[0]}", "check the network, then run the same command again; it goes on."
-    if unbuilt := re.search(r"Failed building wheel for (\S+)|Failed to build '?(\S+?)'?(?: |$)", text):
-        return f"{unbuilt[1] or unbuilt[2]} could not be built", "install a C compiler and Python's headers"
+        return "the disk is full", f"make room: {NEEDED_GIB} GiB for the environment, 3 GiB in {tempfile.gettempdir()}"
+    if match := re.search(r"Error: (\[Errno (?:13|30)\] .*)", text):
+        return match[1], "make it writable, or name another folder"
+    if match := re.search(r"\n +(\S+) from .*:\n((?: +Expected .*\n)+ +Got +\w+)", text):
+        sums = " ".join(match[2].split())
+        return f"{match[1]} has another hash than the pinned one: {sums}", "do not use it; check pip's index settings"
+    # With pinned versions, a version that is not there looks like a contradiction.
+    pattern = r"No matching distribution found for ([\w.-]+(?:==[\w.+!-]+)?)|\(constraint\) ([\w.-]+).*?(==[\w.+!-]+)"
+    for match in re.finditer(pattern, text):
+        if explained := explain_missing(match[1] or match[2] + match[3], text):
+            return explained
+    if match := re.search(r"Cannot install (.+) because these package versions have conflicting dep", text):
+        return f"versions contradict one another: {match[1]}", "mend install/constraints.txt"
+    if match := re.search(
+        r"Failed building wheel for (\S+)|Failed to build '?([^'\s]+)|metadata-generation-failed", text
+    ):
+        return f"a source package could not be built: {match[1] or match[2] or ''}", "is there a C compiler?"
+    broken = r"HTTP error \d+ while getting \S+|Read timed out|IncompleteRead|incomplete-download|\S+ is invalid\."
+    if match := re.search(broken, text):
+        return f"a download broke off: {match[0]}", "check the network, then run the same command again; it goes on"
     return None
 
 
