@@ -48,6 +48,7 @@ PIP_SETTINGS_KEPT = re.compile(
 )
 # Lines of pip's output that a person can follow. The others go to the log file only.
 PIP_NEWS = re.compile(r"^\s*((?:Downloading|Collecting|Building wheel|Installing collected|Preparing metadata)\b.*)")
+ANOTHER_PYTHON = "take another Python: make PYTHON=/path/to/python3.11 ..."
 
 
 class SetupError(Exception):
@@ -146,11 +147,10 @@ def explain_missing(requirement: str, text: str) -> tuple[str, str] | None:
     if re.search(rf"(?i)Found link {file}", text):
         return None
     this = f"Python {platform.python_version()} on {platform.machine()}"
-    another = "take another Python: make PYTHON=/path/to/python3.11 ..."
     if match := re.search(rf"(?i)requires a different Python \(\S+ not in: '(.+)'\): {file}", text):
-        return f"{requirement} needs Python {match[1]}, this is {this}", another
+        return f"{requirement} needs Python {match[1]}, this is {this}", ANOTHER_PYTHON
     if re.search(rf"(?i)none of the wheel's tags \(.+\) are compatible.*: {file}", text):
-        return f"no matching version: {requirement} has no file for {this}", another
+        return f"no matching version: {requirement} has no file for {this}", ANOTHER_PYTHON
     return f"no matching version: the package index has no {requirement}", "check pip's index settings"
 
 
@@ -164,9 +164,11 @@ def find_cause(text: str) -> tuple[str, str] | None:
         return "the disk is full", f"make room: {NEEDED_GIB} GiB for the environment, 3 GiB in {tempfile.gettempdir()}"
     if match := re.search(r"Error: (\[Errno (?:13|30)\] .*)", text):
         return match[1], "make it writable, or name another folder"
-    if match := re.search(r"\n +(\S+) from .*:\n((?: +Expected .*\n)+ +Got +\w+)", text):
+    if match := re.search(r"(?m)^ +(\S+) from .*:\n((?: +Expected .*\n)+ +Got +\w+)", text):
         sums = " ".join(match[2].split())
         return f"{match[1]} has another hash than the pinned one: {sums}", "do not use it; check pip's index settings"
+    if match := re.search(r"Package '(\S+)' requires a different Python: (\S+) not in '(.+)'", text):
+        return f"{match[1]} needs Python {match[3]}, this is {match[2]}", ANOTHER_PYTHON
     # With pinned versions, a version that is not there looks like a contradiction.
     pattern = r"No matching distribution found for ([\w.-]+(?:==[\w.+!-]+)?)|\(constraint\) ([\w.-]+).*?(==[\w.+!-]+)"
     for match in re.finditer(pattern, text):

@@ -211,28 +211,3 @@ def test_link_in_an_archive_is_not_repacked(tmp_path: Path):
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(build_wheels.BuildError, match="is a link"):
         build_wheels.read_kept_files(tmp_path / "sal_detectron2-0.7.2-py3-none-any.whl", build_wheels.RECIPES[0])
-
-
-# --- pinned packages ---
-
-
-def test_every_package_of_the_environment_has_a_hash_in_the_version_of_the_constraints():
-    lines = [
-        line
-        for name in load_script("create_environment").HASHES
-        for line in (REPOSITORY / "install" / name).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    hashed = {line.split(" --hash=sha256:")[0].lower().replace("_", "-"): line[-64:] for line in lines}
-    assert all(set(digest) <= set("0123456789abcdef") for digest in hashed.values())
-    assert all(line.count(" --hash=sha256:") == 1 for line in lines)
-    versions = dict(pin.split("==") for pin in hashed)
-    constraints = [
-        line.split(";")[0].strip().lower().replace("_", "-")
-        for line in (REPOSITORY / "install" / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#") and '< "3.11"' not in line
-    ]
-    pinned = dict(line.split("==") for line in constraints)
-    different = {name for name in versions.keys() & pinned.keys() if versions[name] != pinned[name]}
-    assert not different, "run install/pin_hashes.py"
-    assert {"torch", "torchvision", "numpy", "pillow", "hypothesis", "setuptools"} <= versions.keys()
