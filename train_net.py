@@ -7,8 +7,11 @@ import argparse
 import sys
 from typing import Any
 
+from detectron2.utils import comm
+
 from maskformer.checkpoint import Checkpointer
 from maskformer.engine import Trainer, build_argument_parser, run, setup
+from maskformer.evaluation import check_expected_results
 
 
 def main(args: argparse.Namespace) -> Any:
@@ -24,7 +27,10 @@ def main(args: argparse.Namespace) -> Any:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         Checkpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            check_expected_results(cfg.TEST.EXPECTED_RESULTS, results)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -5,6 +5,8 @@ Importing this package registers its components with Detectron2 and does nothing
 
 from __future__ import annotations
 
+import logging
+
 try:
     import detectron2  # noqa: F401
 except ModuleNotFoundError as error:
@@ -21,6 +23,9 @@ from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticD
 from maskformer.engine import Trainer
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.meta_arch import MaskFormer
+from maskformer.structures import ESCAPING
+
+logging.getLogger(__name__).addHandler(ESCAPING)  # names out of files reach no log as they are
 
 __all__ = [
     "HungarianMatcher",

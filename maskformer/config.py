@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from maskformer.config_values import check_unread, check_values
 from maskformer.own_datasets import absolute_paths, read_own_datasets
 from maskformer.structures import InputError, OwnDataset
 
@@ -33,6 +34,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
+    cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
     # and code in the same OUTPUT_DIR; False: all images are measured.
     cfg.TEST.RESUME = True
@@ -171,7 +173,11 @@ def _swin_keys() -> CfgNode:
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's and our defaults, then a file, then options; the device is "auto" unless they name one.
+    """Detectron2's and our defaults, then a file, then options.
+
+    A MODEL.DEVICE of "auto", which it is unless they name one, becomes an accelerator that is there, else the CPU: what
+    Detectron2 builds from a configuration takes it as it is. Vendors' packages in ``ACCELERATORS`` of
+    engine/accelerator.py are imported for it; one that is not there has to be imported before, or the device named.
 
     The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
     too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of ``DATASETS.OWN`` that is named
@@ -182,11 +188,11 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         options: KEY VALUE KEY VALUE ..., as on the command line.
 
     Raises:
-        InputError: the file cannot be read, a key or the type of a value is wrong, or a value contradicts a dataset.
+        InputError: the file cannot be read, a key or the type of a value is wrong, a value is impossible, has no effect
+            (see ``config_values``) or contradicts a dataset.
     """
-    cfg = get_cfg()
-    add_maskformer_config(cfg)
-    cfg.MODEL.DEVICE = "auto"  # an available accelerator, else the CPU; see engine/accelerator.py
+    cfg = default_config()
+    cfg.MODEL.DEVICE = "auto"
     layers = _read_layers(path) if path else []
     if path:
         content = functools.reduce(_merge, (content for _, content in layers))
@@ -202,6 +208,19 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
             cfg.merge_from_list([key, value])
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
+    check_values(cfg)
+    check_unread(cfg, default_config())
+    if cfg.MODEL.DEVICE == "auto":
+        from maskformer.engine.accelerator import resolve_device  # here: the rest of engine imports this module
+
+        cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def default_config() -> CfgNode:
+    """All keys at Detectron2's and our defaults."""
+    cfg = get_cfg()
+    add_maskformer_config(cfg)
     return cfg
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.structures import BitMasks, ImageList, Instances
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskformer.data.classes import resolve_classes
 from maskformer.inference import (
     Geometry,
     instance_inference,
@@ -26,8 +26,9 @@ from maskformer.inference import (
 )
 from maskformer.kernels import make_room_for_large_features
 from maskformer.losses import HungarianMatcher, SetCriterion
+from maskformer.model_inputs import check_images, output_size, read_targets
 from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
-from maskformer.structures import InputError, MaskPredictions, SegmentMasks, Targets
+from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks, Targets
 
 _LARGE_IMAGE = 2**22  # pixels
 
@@ -45,7 +46,6 @@ class InferenceOptions:
         overlap_threshold: see ``panoptic_inference``.
         restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
         max_instances: see ``instance_inference``.
-        thing_class_ids: contiguous ids of classes with instances; None where the dataset does not tell.
     """
 
     semantic_on: bool = True
@@ -56,7 +56,6 @@ class InferenceOptions:
     overlap_threshold: float = 0.0
     restore_masks_first: bool = False
     max_instances: int = 100
-    thing_class_ids: Collection[int] | None = None
 
 
 @META_ARCH_REGISTRY.register()
@@ -72,6 +71,7 @@ class MaskFormer(nn.Module):
         size_divisibility: inputs are padded to a multiple of it, in pixels; 0: only to the batch's largest image;
             < 0: the backbone's own.
         inference: which results to give.
+        classes: what is known of the classes; panoptic and instance results need to know which are things.
 
     Source: MaskFormer (arXiv 2107.06278), section 3.
     """
@@ -90,6 +90,7 @@ class MaskFormer(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int = 32,
         inference: InferenceOptions | None = None,
+        classes: Classes | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -97,6 +98,7 @@ class MaskFormer(nn.Module):
         self.criterion = criterion
         self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
         self.inference = inference or InferenceOptions()
+        self.classes = classes  # of a checkpoint that is loaded, where the datasets are not known
         # Not persistent: released checkpoints do not hold them.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -121,7 +123,30 @@ class MaskFormer(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": node.SIZE_DIVISIBILITY,
             "inference": _inference_options(cfg),
+            "classes": resolve_classes(cfg),
         }
+
+    @property
+    def thing_class_ids(self) -> frozenset[int]:
+        """The classes that are counted one by one.
+
+        Raises:
+            InputError: that is not known.
+        """
+        if self.classes is not None and self.classes.things is not None:
+            return self.classes.things
+        silent = "no dataset of DATASETS is known here" if self.classes is None else f"{self.classes.source} is silent"
+        raise InputError(
+            "Which classes are things is not known, which MODEL.MASK_FORMER.TEST.PANOPTIC_ON and INSTANCE_ON need: "
+            f"{silent}, and so are the weights. Name a dataset in DATASETS.TRAIN or DATASETS.TEST that DATASETS.OWN "
+            "describes, or that is registered with class names and thing_dataset_id_to_contiguous_id in its metadata; "
+            "or set both switches to False."
+        )
+
+    def check_classes(self) -> None:
+        """Raise an ``InputError`` now, and not at the first image, if results need to know more of the classes."""
+        if self.inference.panoptic_on or self.inference.instance_on:
+            _ = self.thing_class_ids
 
     @property
     def device(self) -> torch.device:
@@ -132,14 +157,17 @@ class MaskFormer(nn.Module):
         """Train on, or segment, a batch.
 
         Args:
-            batched_inputs: one dict an image: ``image`` (3, rows, columns); to train, ``instances`` with
-                ``gt_classes`` (G,) and ``gt_masks`` (``SegmentMasks``, ``BitMasks`` or a (G, rows, columns) tensor);
-                to infer, ``height`` and ``width`` of the result, the image's own where absent.
+            batched_inputs: one dict an image: ``image`` (3, rows, columns) uint8 or floats of 0..255; to train,
+                ``instances`` as ``read_targets`` takes them; to infer, ``height`` and ``width`` of the result, the
+                image's own where absent.
 
         Returns:
             Training: weighted losses by name. Inference: one dict an image, with those switched on of ``sem_seg``
             (K,height,width) scores, or (height,width) int32 labels where the options say so, ``panoptic_seg``
             ((height,width) int32 map, segments_info) and ``instances``.
+
+        Raises:
+            InputError: an example is not as described; see ``model_inputs``.
         """
         if self.training:
             images = self._normalise(batched_inputs)
@@ -172,32 +200,25 @@ class MaskFormer(nn.Module):
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        check_images(batched_inputs, len(self.pixel_mean))
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         batch = ImageList.from_tensors(
             [(image - self.pixel_mean) / self.pixel_std for image in raw], self.size_divisibility
         )
-        if self.device.type == "cpu":  # convolutions follow: a sixth faster there forward, a twentieth in training
-            batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+        batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch
 
     def _predict(self, images: ImageList) -> MaskPredictions:
         return self.sem_seg_head(self.backbone(images.tensor))
 
     def _targets(self, example: dict[str, Any], padded_size: tuple[int, int]) -> Targets:
-        if "instances" not in example:
-            raise InputError(
-                f"{example.get('file_name', 'A training image')} comes without 'instances': "
-                "INPUT.DATASET_MAPPER_NAME must name a mapper of MaskFormer."
-            )
-        instances: Instances = example["instances"].to(self.device, non_blocking=True)
-        masks = instances.gt_masks
-        rows, columns = masks.image_size if isinstance(masks, (SegmentMasks, BitMasks)) else masks.shape[-2:]
+        labels, masks = read_targets(example, self.criterion.num_classes)
+        rows, columns = example["image"].shape[-2:]
         padding = (0, padded_size[1] - columns, 0, padded_size[0] - rows)
-        if isinstance(masks, SegmentMasks):  # pad the id map, not G masks
-            masks = masks.pad(padding).tensor
-        else:
-            masks = F.pad(getattr(masks, "tensor", masks).bool(), padding)
-        return Targets(labels=instances.gt_classes, masks=masks)
+        masks = masks.to(self.device, non_blocking=True)
+        # Of an id map, pad the map, not G masks.
+        padded = masks.pad(padding).tensor if isinstance(masks, SegmentMasks) else F.pad(masks.bool(), padding)
+        return Targets(labels=labels.to(self.device, non_blocking=True), masks=padded)
 
     def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         results: dict[str, Any] = {}
@@ -223,7 +244,7 @@ class MaskFormer(nn.Module):
         if options.panoptic_on:
             wanted[kept_queries(class_logits, options.object_mask_threshold)] = True
         if options.instance_on:
-            _, queries, _ = top_pairs(class_logits, options.thing_class_ids, options.max_instances)
+            _, queries, _ = top_pairs(class_logits, self.thing_class_ids, options.max_instances)
             wanted[queries] = True
         return wanted.nonzero()[:, 0]
 
@@ -236,7 +257,7 @@ class MaskFormer(nn.Module):
                 class_logits,
                 mask_logits,
                 geometry,
-                thing_class_ids=options.thing_class_ids or (),
+                thing_class_ids=self.thing_class_ids,
                 object_mask_threshold=options.object_mask_threshold,
                 overlap_threshold=options.overlap_threshold,
             )
@@ -246,10 +267,21 @@ class MaskFormer(nn.Module):
                 class_logits,
                 mask_logits,
                 geometry,
-                thing_class_ids=options.thing_class_ids,
+                thing_class_ids=self.thing_class_ids,
                 max_instances=options.max_instances,
             )
         return results
+
+
+def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
+    """How images lie in memory, and with them the features that convolutions make: the faster way of a device.
+
+    On a CPU, channels last is as fast or faster forward, but without AVX-512 much slower backward. It is looked up and
+    not measured at the start, so that a training that is resumed computes, bit for bit, as it did: docs/performance.md.
+    """
+    backward_pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    pays = device.type == "cpu" and (backward_pays or not training)
+    return torch.channels_last if pays else torch.contiguous_format
 
 
 def _inference_options(cfg: CfgNode) -> InferenceOptions:
@@ -263,17 +295,19 @@ def _inference_options(cfg: CfgNode) -> InferenceOptions:
         overlap_threshold=test.OVERLAP_THRESHOLD,
         restore_masks_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
         max_instances=cfg.TEST.DETECTIONS_PER_IMAGE,
-        thing_class_ids=_thing_class_ids(cfg.DATASETS.TRAIN or cfg.DATASETS.TEST),
     )
 
 
-def _thing_class_ids(dataset_names: Sequence[str]) -> frozenset[int] | None:
-    if not dataset_names:
-        return None
-    thing_ids = MetadataCatalog.get(dataset_names[0]).get("thing_dataset_id_to_contiguous_id")
-    return None if thing_ids is None else frozenset(thing_ids.values())
+def know_classes(model: nn.Module, cfg: CfgNode) -> None:
+    """Give ``classes`` to a model of Detectron2's own architectures (the per-pixel baselines'), as ours has them.
+
+    Args:
+        model: what ``build_model(cfg)`` gave.
+        cfg: see ``resolve_classes``.
+    """
+    if not hasattr(model, "classes"):
+        model.classes = resolve_classes(cfg)  # type: ignore[assignment]
 
 
 def _geometry(example: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Geometry:
-    output_size = (example.get("height", image_size[0]), example.get("width", image_size[1]))
-    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size)
+    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size(example, image_size))

@@ -14,8 +14,10 @@ One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), 
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +25,61 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class InputError(ValueError):
+def printable(text: str, keep: str = "") -> str:
+    """The text with what is more than shown on a terminal written as Python would, such as an escape as backslash x1b.
+
+    Names out of files may hold escape sequences, line ends, marks that turn the direction of writing, lone surrogates.
+
+    Args:
+        text: any.
+        keep: characters that stay as they are.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
+class EscapingHandler(logging.Handler):
+    """To be the first handler of a logger: those after it write what is ``printable``.
+
+    A message whose format is one line stays one line, whatever its arguments hold. Detectron2's colours go.
+    """
+
+    _COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Change the record's message, if it needs it."""
+        try:
+            text = record.getMessage()
+            plain = text if record.name.startswith("maskformer") else self._COLOURS.sub("", text)
+            safe = printable(plain, keep="\n\t" if "\n" in str(record.msg) else "\t")
+            if safe != text:
+                record.msg, record.args = safe, None
+        except Exception:  # as every handler: a message that cannot be formatted stops nothing
+            self.handleError(record)
+        # Where nobody asks for logs, Python itself shows warnings, but not if it sees a handler.
+        others = (*logging.getLogger(record.name.partition(".")[0]).handlers, *logging.getLogger().handlers)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and all(handler is self for handler in others):
+            last.handle(record)
+
+
+ESCAPING = EscapingHandler()  # one, which a logger takes once, however often it is added
+
+
+class _Sentence(Exception):
+    """An error whose message is for the terminal.
+
+    Args:
+        message: names out of files may stand in it as they are.
+    """
+
+    def __init__(self, message: str):
+        # PyTorch raises a data worker's error anew, with its traceback's lines as the message.
+        super().__init__(printable(message, keep="\n" if message.startswith("Caught ") else ""))
+
+
+class InputError(_Sentence, ValueError):
     """A mistake in what the user gave: a file, a value or a configuration key.
 
     The message is complete by itself (file, value seen, value expected, key to change); the command line prints it
@@ -38,12 +94,106 @@ class BadImageError(InputError):
     """
 
 
-class RunError(RuntimeError):
+class RunError(_Sentence, RuntimeError):
     """A run that cannot go on, though nothing that the user wrote is wrong: memory, numbers or a process are lost.
 
     The message is complete by itself (what happened, what is kept, key to change); the command line prints it without
     a traceback.
     """
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What is known of K classes, in the order of their numbers; it travels with the model and its checkpoints.
+
+    Attributes:
+        source: who says so, for messages, such as "dataset shapes_panoptic_train".
+        names: K names.
+        things: numbers of the classes that are counted one by one; None: that is not known.
+        ids: K numbers that the dataset's own files have for them; None: not known.
+        colors: K colours (red, green, blue), 0..255; None: the dataset has none.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    things: frozenset[int] | None = None
+    ids: tuple[int, ...] | None = None
+    colors: tuple[tuple[int, ...], ...] | None = None
+
+    def difference(self, others: Classes) -> str | None:
+        """Where two lists of classes differ first, as part of a sentence; None: they do not, as far as both go.
+
+        Case, further names after a comma, and the endings that Detectron2 takes from names of COCO ("-merged") do not
+        count: they differ between the semantic and the panoptic form of one dataset.
+        """
+        pairs = list(zip(self.names, others.names))
+        place = next((i for i, pair in enumerate(pairs) if _plain_name(pair[0]) != _plain_name(pair[1])), None)
+        if place is None:
+            return None
+        both = f"class {place} is {pairs[place][0]!r} of {self.source} but {pairs[place][1]!r} of {others.source}"
+        lists = f" ({', '.join(self.names)}; {', '.join(others.names)})" if len(pairs) <= _MOST_LISTED else ""
+        return both + lists
+
+    def completed_by(self, others: Classes) -> Classes:
+        """The same, with what only ``others``, which are the same classes, know of them."""
+        found = {key: getattr(others, key) for key in ("things", "ids", "colors") if getattr(self, key) is None}
+        return replace(self, **found)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What a checkpoint holds of them: lists, text and integers, which are read without running code."""
+        things = None if self.things is None else sorted(self.things)
+        ids, colors = (None if value is None else list(map(_as_list, value)) for value in (self.ids, self.colors))
+        return {"names": list(self.names), "things": things, "ids": ids, "colors": colors}
+
+    @classmethod
+    def from_plain(cls, content: Any, source: str) -> Classes | None:
+        """What ``to_plain`` gave, out of a file; None: the file holds something else under that name.
+
+        Raises:
+            InputError: names are there, but something about them makes no sense.
+        """
+        if not isinstance(content, dict) or "names" not in content:
+            return None
+        names: Any = content["names"]
+        things, ids, colors = (content.get(key) for key in ("things", "ids", "colors"))
+        count = len(names) if _is_list(names, str) else -1
+        if (
+            count < 1
+            or not (things is None or (_is_list(things, int) and all(0 <= index < count for index in things)))
+            or not (ids is None or (_is_list(ids, int) and len(ids) == count))
+            or not (colors is None or (_is_list(colors, list) and len(colors) == count and all(map(_is_color, colors))))
+        ):
+            raise InputError(f"{source} says of its classes what makes no sense: take its entry 'classes' away.")
+        return cls(
+            source=source,
+            names=tuple("".join(c if c.isprintable() else "?" for c in name) for name in names),
+            things=None if things is None else frozenset(things),
+            ids=None if ids is None else tuple(ids),
+            colors=None if colors is None else tuple(map(tuple, colors)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+_MOST_LISTED = 12  # classes that a message lists
+
+
+def _plain_name(name: str) -> str:
+    first = name.split(",")[0].strip().casefold().replace("_", " ")
+    return re.sub(r"(-other|-merged|-stuff)+$", "", first)
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(part) is kind for part in value)
+
+
+def _is_color(value: list[Any]) -> bool:
+    return _is_list(value, int) and len(value) == 3 and all(0 <= part <= 255 for part in value)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from detectron2.structures import Instances
 
 from maskformer.config import load_config
 from maskformer.meta_arch import MaskFormer
+from maskformer.structures import Classes
 
 REFERENCE = Path(__file__).parent / "reference"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -99,8 +100,8 @@ def build_case(case: str, dtype: torch.dtype) -> Case:
     config = read_json("small", case, "config.json")
     model = build_model(reference_config(case))
     if isinstance(model, MaskFormer):
-        things = frozenset(config["thing_classes_contiguous"])
-        model.inference = replace(model.inference, thing_class_ids=things)
+        names = tuple(f"class {index}" for index in range(model.criterion.num_classes))
+        model.classes = Classes("the case", names, frozenset(config["thing_classes_contiguous"]))
     draw_weights(model)
     arrays = dict(np.load(REFERENCE / "small" / "base" / "io.npz"))
     arrays.update(np.load(REFERENCE / "small" / case / "io.npz"))

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Instances, PolygonMasks
 from reference_cases import build_case, reference_config
 
-from maskformer.structures import InputError, SegmentMasks
+from maskformer.structures import Classes, InputError, SegmentMasks
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,17 @@ def test_normalisation_is_by_mean_and_deviation(model):
     torch.testing.assert_close(normalised, expected)
 
 
+@pytest.mark.parametrize("capability, training, pays", [
+    ("AVX512", True, True), ("AVX2", True, False), ("DEFAULT", True, False), ("AVX2", False, True),
+])  # fmt: skip
+def test_channels_last_is_chosen_by_what_the_cpu_has_for_training_and_inference_apart(
+    model, monkeypatch, capability, training, pays
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    images = model.train(training)._normalise([example(32, 64)]).tensor
+    assert images.is_contiguous(memory_format=torch.channels_last) == pays == (not images.is_contiguous())
+
+
 @pytest.mark.parametrize("kind", ["id map", "bit masks", "tensor"])
 def test_every_kind_of_mask_gives_the_same_targets(model, kind):
     id_map = torch.tensor([[0, 1], [2, 1], [2, 2]], dtype=torch.uint8)
@@ -67,7 +78,7 @@ def test_every_kind_of_mask_gives_the_same_targets(model, kind):
     instances = Instances((3, 2))
     instances.gt_classes = torch.tensor([4, 1])
     instances.gt_masks = {"id map": masks, "bit masks": BitMasks(masks.tensor), "tensor": masks.tensor}[kind]
-    targets = model._targets({"instances": instances}, (4, 5))
+    targets = model._targets({**example(3, 2), "instances": instances}, (4, 5))
     assert targets.labels.tolist() == [4, 1] and targets.masks.shape == (2, 4, 5)
     assert torch.equal(targets.masks[:, :3, :2], masks.tensor)
     assert targets.masks.sum() == masks.tensor.sum()  # nothing in the padding
@@ -79,13 +90,40 @@ def test_training_without_instances_says_which_key_to_change(model):
         model([{**example(32, 32), "file_name": "a.jpg"}])
 
 
+def test_detectron2s_polygons_have_the_losses_of_the_same_bit_masks(case):
+    model = case.model.train()
+    boxes = [[[8.0, 4.0, 40.0, 4.0, 40.0, 30.0, 8.0, 30.0]], [[50.0, 10.0, 60.0, 10.0, 60.0, 50.0, 50.0, 50.0]]]
+    polygons = PolygonMasks(boxes)
+    losses = []
+    for masks in (polygons, BitMasks.from_polygon_masks(polygons, 64, 96)):
+        fields = {"gt_classes": torch.tensor([1, 3]), "gt_masks": masks, "gt_boxes": polygons.get_bounding_boxes()}
+        losses.append(model([{**example(64, 96), "instances": Instances((64, 96), **fields)}]))
+    assert losses[0]["loss_mask"] > 0
+    assert {name: loss.item() for name, loss in losses[0].items()} == {k: v.item() for k, v in losses[1].items()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_no_batch_of_images_is_named(case, training: bool):
+    model = case.model.train(training)
+    for batch in ([], [{"height": 3}], [{"image": torch.zeros(32, 40, 3, dtype=torch.uint8)}]):
+        with pytest.raises(InputError, match="expected"):
+            model(batch)
+
+
+def test_an_impossible_size_of_results_is_named(model):
+    with pytest.raises(InputError, match=r"'height' and 'width' of .* are 0 and 40"):
+        model([{**example(32, 40), "height": 0}])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("on", ["semantic", "panoptic", "instance"])
 def test_only_what_is_switched_on_is_given(on):
     cfg = reference_config("base")
     for task in ("SEMANTIC", "PANOPTIC", "INSTANCE"):
         cfg.MODEL.MASK_FORMER.TEST[f"{task}_ON"] = task.lower() == on
-    results = build_model(cfg).eval()([example(32, 40)])[0]
+    model = build_model(cfg).eval()
+    model.classes = Classes("the test", tuple("abcde"), things=frozenset({1}))
+    results = model([example(32, 40)])[0]
     assert list(results) == [{"semantic": "sem_seg", "panoptic": "panoptic_seg", "instance": "instances"}[on]]
 
 
@@ -93,6 +131,7 @@ def test_panoptic_output_resizes_masks_before_classes_are_decided(case):
     cfg = reference_config("base")
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = True
     with_panoptic = build_model(cfg).eval()
+    with_panoptic.classes = Classes("the test", tuple("abcde"), things=frozenset())
     cfg.MODEL.MASK_FORMER.TEST.PANOPTIC_ON = False
     cfg.MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = True
     before = build_model(cfg).eval()
@@ -155,9 +194,7 @@ def test_labels_are_the_arg_max_of_the_scores(case, model, monkeypatch):
 @torch.no_grad()
 def test_masks_of_segments_alone_give_the_same_segments(model, monkeypatch, panoptic_on):
     batch = [example(64, 96, seed=1), example(64, 96, seed=2)]
-    options = replace(
-        model.inference, panoptic_on=panoptic_on, instance_on=True, max_instances=3, thing_class_ids=(0, 1)
-    )
+    options = replace(model.inference, panoptic_on=panoptic_on, instance_on=True, max_instances=3)
     monkeypatch.setattr(model, "inference", options)
     with_all = model(batch)
     monkeypatch.setattr(model, "inference", replace(options, semantic_on=False))

@@ -12,6 +12,7 @@ from reference_cases import (
     REFERENCE,
     Case,
     build_case,
+    draw_weights,
     make_example,
     read_json,
     recipe_config,
@@ -143,6 +144,42 @@ def test_inner_features_are_the_released_models(name):
     assert_close(pixel_embeddings, case.arrays["mask_features"])
     if encoded is not None:
         assert_close(encoded, case.arrays["transformer_encoder_features"])
+
+
+def shifted_sums(x: torch.Tensor, conv: torch.nn.Module, dilation: int, stride: int = 1) -> torch.Tensor:
+    """A convolution and its frozen norm: the sum over the kernel of shifted inputs, then every stride-th pixel."""
+    kernel, (height, width) = conv.weight.shape[-1], x.shape[-2:]
+    padded = torch.nn.functional.pad(x, [dilation * (kernel // 2)] * 4)
+    total = sum(
+        torch.einsum(
+            "oc,bchw->bohw",
+            conv.weight[:, :, row, column],
+            padded[:, :, row * dilation : row * dilation + height, column * dilation : column * dilation + width],
+        )
+        for row in range(kernel)
+        for column in range(kernel)
+    )
+    mean, variance, weight, bias = (
+        getattr(conv.norm, name)[:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return ((total - mean) / (variance + 1e-5).sqrt() * weight + bias)[..., ::stride, ::stride]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_blocks_of_res5_in_r101c_are_dilated_by_1_2_and_4(training: bool):
+    thin = ("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.WIDTH_PER_GROUP", "4")
+    model = build_model(recipe_config("ade20k-150/maskformer_R101c_bs16_160k.yaml", "MODEL.RESNETS.DEPTH", "50", *thin))
+    draw_weights(model)
+    backbone = model.double().train(training).backbone
+    features = backbone(torch.randn(1, 3, 224, 320, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert features["res5"].shape[-2:] == (7, 10)
+    x = features["res4"].clone()
+    for block, dilation, stride in zip(backbone.res5, (1, 2, 4), (2, 1, 1), strict=True):
+        shortcut = shifted_sums(x, block.shortcut, 1, stride) if stride == 2 else x
+        inner = shifted_sums(shifted_sums(x, block.conv1, 1).relu(), block.conv2, dilation, stride).relu()
+        x = (shifted_sums(inner, block.conv3, 1) + shortcut).relu()
+    assert_close(features["res5"], x.numpy())
 
 
 @pytest.mark.parametrize(

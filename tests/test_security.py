@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import logging
+import pickle
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -14,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from maskformer.data.catalog.ade20k import load_panoptic
 from maskformer.data.json_files import is_inside, join_inside
 from maskformer.data.verification import load_dataset
-from maskformer.structures import InputError
+from maskformer.structures import ESCAPING, BadImageError, InputError, RunError, printable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = [
@@ -211,3 +215,63 @@ def test_link_in_an_archive_is_not_repacked(tmp_path: Path):
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(build_wheels.BuildError, match="is a link"):
         build_wheels.read_kept_files(tmp_path / "sal_detectron2-0.7.2-py3-none-any.whl", build_wheels.RECIPES[0])
+
+
+# --- names out of files on a terminal ---
+
+NASTY = "a\x1b[31m\rb\nc\u202ed\u200be\ud800"
+SHOWN = r"a\x1b[31m\rb\nc\u202ed\u200be\ud800"
+
+
+def test_names_are_shown_as_python_would_write_them():
+    assert printable(NASTY) == SHOWN
+    assert printable("Straße, 道路, a b/c.png") == "Straße, 道路, a b/c.png"
+    assert printable("a\nb\t\x07", keep="\n") == "a\nb\\t\\x07"
+
+
+@pytest.mark.parametrize("kind", [InputError, BadImageError, RunError])
+def test_errors_show_names_without_control_characters(kind: type[Exception]):
+    assert str(kind(f"File {NASTY} is bad.")) == f"File {SHOWN} is bad."
+    assert str(pickle.loads(pickle.dumps(kind(NASTY)))) == SHOWN
+    passed_on = str(kind(f"Caught {kind.__name__} in DataLoader worker process 0.\nTraceback\n  x\n"))
+    assert passed_on.count("\n") == 3  # of which the command line takes the last line
+
+
+@pytest.mark.parametrize("logger", ["maskformer.checkpoint.checkpointer", "maskformer"])
+def test_logs_show_names_without_control_characters(
+    logger: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(logging.getLogger("maskformer"), "propagate", True)
+    logging.getLogger(logger).warning("Not in %s: %s", NASTY, NASTY)
+    logging.getLogger(logger).warning("Scores:\n%s", f"cat  1\n{NASTY}")
+    assert caplog.messages[0] == f"Not in {SHOWN}: {SHOWN}"
+    assert caplog.messages[1] == "Scores:\ncat  1\n" + SHOWN.replace(r"\n", "\n")
+
+
+def test_colours_of_detectron2_are_no_part_of_its_names(caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger("detectron2.of_a_test")
+    logger.addHandler(ESCAPING)
+    try:
+        logger.warning("Classes:\n" + "\x1b[36m| %s |\x1b[0m", "cat\x07")
+    finally:
+        logger.removeHandler(ESCAPING)
+    assert caplog.messages == ["Classes:\n" + r"| cat\x07 |"]
+
+
+def test_commands_show_names_without_control_characters(tmp_path: Path):
+    """A parameter's name, in a log of a process of its own that asked for none, and in one that asked for it."""
+    torch.save({f"weight{NASTY[:-1]}": torch.ones(1), "bias": torch.ones(2)}, tmp_path / "model.pth")
+    script = """
+import sys, torch
+from maskformer.checkpoint import Checkpointer
+from detectron2.utils.logger import setup_logger
+if sys.argv[2] == "log":
+    setup_logger(sys.argv[3], name="maskformer")
+Checkpointer(torch.nn.Linear(1, 2)).load(sys.argv[1])
+"""
+    for asks in ("log", "none"):
+        words = [sys.executable, "-c", script, tmp_path / "model.pth", asks, tmp_path]
+        process = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True)
+        said = process.stdout + process.stderr
+        assert r"weighta\x1b[31m" in said and "\x1b[31m\r" not in said
+    assert "\x1b" not in (tmp_path / "log.txt").read_text()

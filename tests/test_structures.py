@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 
-from maskformer.structures import MaskPredictions, SegmentMasks
+from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks
 
 ID_MAP = torch.tensor([[0, 1], [3, 3]], dtype=torch.uint8)  # segment 1 (id 2) has no pixel
 
@@ -85,3 +86,73 @@ def test_gradient_of_masks_of_pairs_lies_in_memory_as_the_pixels(memory_format: 
     picked = predictions.masks_of_pairs(pairs, torch.tensor([[0, 0], [1, 1]]), pairs, [1, 1])
     (gradient,) = torch.autograd.grad(picked.sum(), pixels)
     assert gradient.stride() == pixels.stride()
+
+
+# --- Classes ---
+
+TOY = Classes(
+    "toy_train", ("water", "box", "ball"), frozenset({1, 2}), (4, 7, 9), ((0, 0, 255), (255, 0, 0), (0, 9, 0))
+)
+
+
+def test_classes_go_through_a_file_as_plain_containers(tmp_path: Path):
+    torch.save(TOY.to_plain(), tmp_path / "classes.pth")
+    content = torch.load(tmp_path / "classes.pth", weights_only=True)
+    assert content == {
+        "names": ["water", "box", "ball"],
+        "things": [1, 2],
+        "ids": [4, 7, 9],
+        "colors": [[0, 0, 255], [255, 0, 0], [0, 9, 0]],
+    }
+    assert Classes.from_plain(content, "toy_train") == TOY
+    bare = Classes("toy_train", TOY.names)
+    assert Classes.from_plain(bare.to_plain(), "toy_train") == bare
+
+
+@pytest.mark.parametrize("content", [None, 3, ["water"], {"number": 3}])
+def test_what_other_programs_call_classes_is_none(content: object):
+    assert Classes.from_plain(content, "a.pth") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"names": []},
+        {"names": "water"},
+        {"names": ["water", 1, "ball"]},
+        {"things": [3]},
+        {"things": [True]},
+        {"ids": [1, 2]},
+        {"colors": [[0, 0, 256]] * 3},
+        {"colors": [[0, 0]] * 3},
+    ],
+)
+def test_senseless_classes_name_the_file(change: dict):
+    with pytest.raises(InputError, match=r"a\.pth"):
+        Classes.from_plain({**TOY.to_plain(), **change}, "a.pth")
+
+
+def test_names_out_of_a_file_have_no_control_characters():
+    read = Classes.from_plain({"names": ["a\x1b[2J", "b\n"]}, "a.pth")
+    assert read is not None and read.names == ("a?[2J", "b?")
+
+
+def test_difference_names_both():
+    other = Classes("toy_val", ("water", "ball", "box"))
+    difference = TOY.difference(other)
+    assert difference is not None
+    assert all(
+        words in difference for words in ("class 1", "'box' of toy_train", "'ball' of toy_val", "water, ball, box")
+    )
+    many = [Classes(name, tuple(f"{name}{i}" for i in range(50))) for name in "ab"]
+    assert "a49" not in str(many[0].difference(many[1]))
+
+
+@pytest.mark.parametrize("name", ["Box", "box, crate", "box-merged", "box-other-merged", " box "])
+def test_spelling_of_the_same_class_is_no_difference(name: str):
+    assert TOY.difference(Classes("toy_val", ("water", name, "ball"))) is None
+
+
+def test_classes_are_completed_not_changed():
+    bare = Classes("toy_val", TOY.names, things=frozenset())
+    assert bare.completed_by(TOY) == Classes("toy_val", TOY.names, frozenset(), TOY.ids, TOY.colors)

@@ -109,6 +109,11 @@ def test_missing_weights_are_named(error_of):
     assert "nowhere.pth does not exist; set MODEL.WEIGHTS" in line
 
 
+def test_impossible_value_ends_before_anything_is_written(error_of, tmp_path: Path):
+    assert "SOLVER.MAX_ITER is -5" in error_of("--config-file", R50, "SOLVER.MAX_ITER", "-5")
+    assert not (tmp_path / "output").exists()
+
+
 def test_weights_of_other_classes_are_explained(error_of, tmp_path: Path):
     name = "sem_seg_head.predictor.class_embed.weight"
     torch.save({name: torch.zeros(134, 256)}, tmp_path / "coco.pth")
@@ -142,3 +147,36 @@ def test_evaluation_takes_given_weights_or_resumes(
     arguments = ["--config-file", R50, "--eval-only", *resume, *options]
     assert run(train_net.main, build_argument_parser().parse_args(arguments)) == 0
     assert tested_weights == [expected]
+
+
+@pytest.mark.parametrize("mode", [[], ["--eval-only"]])
+def test_resume_among_copied_checkpoints_touches_nothing(error_of, tmp_path: Path, mode: list[str]):
+    folder = tmp_path / "output"
+    folder.mkdir()
+    torch.save({"model": {}, "iteration": 3}, folder / "model_final.pth")
+    (folder / "metrics.json").write_text('{"iteration": 3}\n')
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    line = error_of("--config-file", R50, "--resume", *mode)
+    assert "model_final.pth" in line
+    assert "last_checkpoint" in line
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_expected_results_are_held_to_in_evaluation_alone(
+    train_net: ModuleType, tmp_path: Path, tested_weights: list[float], capsys: pytest.CaptureFixture
+):
+    words = [
+        "--config-file",
+        R50,
+        "--eval-only",
+        "MODEL.DEVICE",
+        "cpu",
+        "OUTPUT_DIR",
+        str(tmp_path),
+        "MODEL.WEIGHTS",
+        "",
+    ]
+    expected = ["TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 44.5, 0.2]]"]
+    assert run(train_net.main, build_argument_parser().parse_args([*words, *expected])) == 3
+    assert len(tested_weights) == 1
+    assert "TEST.EXPECTED_RESULTS expects sem_seg mIoU to be 44.5" in capsys.readouterr().err

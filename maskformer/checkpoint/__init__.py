@@ -1,11 +1,12 @@
 """Weights in and out: safe loading, and the one place that knows other people's parameter names.
 
-``reading`` opens files without running anything in them; ``detection`` knows a layout by its names; ``hugging_face``,
-``openmmlab``, ``resnet`` (torchvision and timm), ``swin`` and ``original`` hold one source's names each;
-``checkpointer`` puts them into a model. ``files`` writes checkpoints so that they are whole or not there at all.
+``reading`` opens files without running anything in them: ``unpickling`` reads pickles as data, and ``stored`` makes
+arrays and tensors of it; ``detection`` knows a layout by its names; ``hugging_face``, ``openmmlab``, ``resnet``
+(torchvision and timm), ``swin`` and ``original`` hold one source's names each; ``checkpointer`` puts them into a model.
+``files`` writes checkpoints so that they are whole or not there at all.
 """
 
-from maskformer.checkpoint.checkpointer import Checkpointer
+from maskformer.checkpoint.checkpointer import Checkpointer, refuse_unknown_weights
 from maskformer.checkpoint.detection import LAYOUTS, Conversion, convert_weights
 from maskformer.checkpoint.files import CheckpointWriteError, remove_partial_files
 from maskformer.checkpoint.original import rename_old_layout
@@ -19,6 +20,7 @@ __all__ = [
     "convert_weights",
     "find_weights_file",
     "read_weights",
+    "refuse_unknown_weights",
     "remove_partial_files",
     "rename_old_layout",
 ]

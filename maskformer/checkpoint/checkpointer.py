@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -15,7 +16,7 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 
 from .class_layer import Mismatch, find_class_mismatches
 from .detection import explain_layouts, find_layout, strip_wrapper
@@ -39,7 +40,56 @@ SHAPE_KEYS = {
 
 
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names it, for Detectron2 too
-NUMBERED = re.compile(r"model_(\d{7})\.pth")  # what is saved every SOLVER.CHECKPOINT_PERIOD, by iteration
+NUMBERED = re.compile(r"model_(\d{7,})\.pth")  # what is saved every SOLVER.CHECKPOINT_PERIOD, by iteration
+
+
+def refuse_unknown_weights(folder: str, weights: str) -> None:
+    """Refuse to resume in a folder of checkpoints that are not known as such: a new run would overwrite them.
+
+    Args:
+        folder: of the run, OUTPUT_DIR.
+        weights: MODEL.WEIGHTS, which may lie there before the first start.
+
+    Raises:
+        InputError: it holds ``.pth`` files without checksums, and no ``last_checkpoint`` says which of them is meant.
+    """
+    unknown = _unknown_weights(folder, but=weights)
+    if unknown and _tagged_in(folder) is None:
+        raise InputError(
+            f"{folder} holds {', '.join(unknown)} but no {LAST_CHECKPOINT} that says which to resume, and no checksums "
+            f"of them: write the name of the one to go on with into {os.path.join(folder, LAST_CHECKPOINT)}, or start "
+            "anew, without --resume or in another OUTPUT_DIR."
+        )
+
+
+def _unknown_weights(folder: str, but: str) -> list[str]:
+    """Names of the weights files in a folder that have no checksum beside them, but for one file."""
+    paths = [os.path.join(folder, name) for name in _names_in(folder, ".pth")]
+    unknown = [path for path in paths if not os.path.exists(path + CHECKSUM_SUFFIX)]
+    return [os.path.basename(path) for path in unknown if os.path.realpath(path) != os.path.realpath(but)]
+
+
+def _names_in(folder: str, ending: str) -> list[str]:
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))
+
+
+def _tagged_in(folder: str) -> str | None:
+    """The name in ``last_checkpoint``; None where there is none that can be a file's."""
+    path = os.path.join(folder, LAST_CHECKPOINT)
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        content = file.read(1000).strip()
+    name = os.path.basename(content.decode(errors="replace"))
+    return name if name and name.isprintable() and "\ufffd" not in name else None
+
+
+def _iteration_in(content: dict[str, Any]) -> int:
+    """The last iteration before a checkpoint; -1 of weights alone."""
+    state = content.get("trainer")
+    iteration = (state if isinstance(state, dict) else content).get("iteration")
+    return iteration if isinstance(iteration, int) else -1
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -47,6 +97,8 @@ class Checkpointer(DetectionCheckpointer):
 
     Detectron2's; the extension points that fvcore documents (``_load_file``, ``_load_model``) are made safe and strict,
     and know every layout of ``detection.LAYOUTS``.
+
+    A model that has an attribute ``classes`` (``Classes`` or None) has it saved, and set by what a file says.
 
     Args:
         model: to load into and save.
@@ -74,6 +126,7 @@ class Checkpointer(DetectionCheckpointer):
         self._new_classes_allowed = fine_tuning
         self._keep_last = keep_last
         self._numbered: list[str] = []  # of this run, the oldest first
+        self._weights = ""  # what is not to be resumed, though it may lie in the folder
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save model and checkpointables; to be called in all processes, whose states are in the one file.
@@ -88,7 +141,11 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir:
             return
         states = {key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()}
-        problem = self._write(f"{name}.pth", {"model": self.model.state_dict(), **states, **kwargs})
+        content = {"model": self.model.state_dict(), **states, **kwargs}
+        classes = getattr(self.model, "classes", None)
+        if classes is not None:
+            content["classes"] = classes.to_plain()
+        problem = self._write(f"{name}.pth", content)
         problem = comm.all_gather(problem)[0]
         if problem is not None:
             raise CheckpointWriteError(*problem)
@@ -120,47 +177,67 @@ class Checkpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume: a checkpoint tagged as the last, or one with a checksum beside it."""
-        return super().has_checkpoint() or bool(self._saved_here())
+        return _tagged_in(self.save_dir) is not None or bool(self._saved_here())
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint that is as it was written; the log names those that are not.
 
+        Where ``last_checkpoint`` is lost or damaged, it is the one of the highest iteration, whatever the files' times.
+
         Raises:
-            InputError: there are checkpoints, but none is whole.
+            InputError: there are checkpoints, but none is whole, or they are weights that this class did not write.
         """
         # One process reads: many at once would only wait for the disk. An error is told to all before it is raised.
-        found, damages = comm.all_gather(self._find_last_good() if comm.is_main_process() else (None, []))[0]
-        if found is None:
-            raise InputError(
-                f"None of the checkpoints in {self.save_dir} can be resumed: {'; '.join(damages)}. Put a good one "
-                f"there and its name into {LAST_CHECKPOINT}, or start anew without --resume."
-            )
+        found, problem = comm.all_gather(self._find_last_good() if comm.is_main_process() else ("", ""))[0]
+        if problem:
+            raise InputError(problem)
         return os.path.join(self.save_dir, found)
 
-    def _find_last_good(self) -> tuple[str | None, list[str]]:
+    def _find_last_good(self) -> tuple[str, str]:
+        """The name of a checkpoint, or else what is wrong with all of them."""
         damages: list[str] = []
         for name in self._candidates():
             damage = self._find_damage(os.path.join(self.save_dir, name))
             if damage is None:
                 if damages:
                     logger.warning("Resuming from %s instead, the last checkpoint that is whole.", name)
-                return name, damages
+                return name, ""
             damages.append(f"{name} {damage}")
             logger.warning("Checkpoint %s %s.", os.path.join(self.save_dir, name), damage)
-        return None, damages
+            others = [other for other in _unknown_weights(self.save_dir, but=self._weights) if other != name]
+            if others:  # the right one may be among these
+                damages.append(f"{', '.join(others)} came without a checksum")
+                break
+        reasons = "; ".join(damages) or f"{', '.join(self._saved_here())} hold weights without a training's state"
+        return "", (
+            f"None of the checkpoints in {self.save_dir} can be resumed: {reasons}. Put a good one there and its name "
+            f"into {LAST_CHECKPOINT}, or start anew without --resume, with MODEL.WEIGHTS set to the weights to take."
+        )
 
-    def _candidates(self) -> list[str]:
-        """Names of checkpoints: the one that is tagged as the last, then the others from the latest on."""
-        tagged = os.path.basename(super().get_checkpoint_file())
-        return list(dict.fromkeys([tagged, *self._saved_here()] if tagged else self._saved_here()))
+    def _candidates(self) -> Iterator[str]:
+        """Names of checkpoints: the one that is tagged as the last, then the others from the highest iteration on."""
+        tagged = _tagged_in(self.save_dir)
+        if tagged is not None:
+            yield tagged
+        else:
+            logger.warning(
+                "%s has no %s that names a file: the highest iteration counts.", self.save_dir, LAST_CHECKPOINT
+            )
+        iterations = {name: self._iteration_of(name) for name in self._saved_here() if name != tagged}
+        yield from sorted((name for name in iterations if iterations[name] >= 0), key=lambda name: -iterations[name])
+
+    def _iteration_of(self, name: str) -> float:
+        """The last iteration before a checkpoint; -1 of weights alone; infinite of a damaged file, to be looked at."""
+        if match := NUMBERED.fullmatch(name):
+            return int(match[1])
+        try:
+            return _iteration_in(read_weights(os.path.join(self.save_dir, name)))
+        except InputError:
+            return math.inf
 
     def _saved_here(self) -> list[str]:
-        if not os.path.isdir(self.save_dir):
-            return []
-        sums = [name for name in os.listdir(self.save_dir) if name.endswith(f".pth{CHECKSUM_SUFFIX}")]
-        names = [name.removesuffix(CHECKSUM_SUFFIX) for name in sums]
-        there = [name for name in names if os.path.isfile(os.path.join(self.save_dir, name))]
-        return sorted(there, key=lambda name: os.path.getmtime(os.path.join(self.save_dir, name)), reverse=True)
+        names = (name.removesuffix(CHECKSUM_SUFFIX) for name in _names_in(self.save_dir, f".pth{CHECKSUM_SUFFIX}"))
+        return sorted(name for name in names if os.path.isfile(os.path.join(self.save_dir, name)))
 
     def _find_damage(self, path: str) -> str | None:
         damage = find_damage(path)
@@ -180,22 +257,36 @@ class Checkpointer(DetectionCheckpointer):
 
         Returns:
             What else the file holds.
+
+        Raises:
+            InputError: see ``load``, ``get_checkpoint_file`` and ``refuse_unknown_weights``; or what is to be resumed
+                holds weights alone.
         """
+        self._weights = path
+        if resume:
+            refuse_unknown_weights(self.save_dir, path)
         resumes = resume and self.has_checkpoint()
         self._new_classes_allowed = self._fine_tuning and not resumes
         try:
             if not resumes:
                 return self.load(path, checkpointables=[])
             checkpoint = self.get_checkpoint_file()
-            self._numbered = self._numbered_until(os.path.getmtime(checkpoint))
-            return self.load(checkpoint)
+            rest = self.load(checkpoint)
+            if not self.checkpointables.keys() <= self._held:
+                raise InputError(
+                    f"{checkpoint} holds weights but no training's state, so it cannot be resumed: name another in "
+                    f"{LAST_CHECKPOINT}, or start anew without --resume, with MODEL.WEIGHTS set to this file."
+                )
+            self._numbered = self._numbered_until(os.path.basename(checkpoint))
+            return rest
         finally:
             self._new_classes_allowed = self._fine_tuning
 
-    def _numbered_until(self, time: float) -> list[str]:
-        """Checkpoints by iteration that were saved up to a time, the oldest first."""
-        names = [name for name in reversed(self._saved_here()) if NUMBERED.fullmatch(name)]
-        return [name for name in names if os.path.getmtime(os.path.join(self.save_dir, name)) <= time]
+    def _numbered_until(self, checkpoint: str) -> list[str]:
+        """Checkpoints by iteration up to the one that was loaded, the oldest first."""
+        match = NUMBERED.fullmatch(checkpoint)
+        last = int(match[1]) if match else self._loaded_iteration
+        return [name for name in self._saved_here() if NUMBERED.fullmatch(name) and self._iteration_of(name) <= last]
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint into the model and, of what else was given to the constructor, into ``checkpointables``.
@@ -237,6 +328,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
+        self._held, self._loaded_iteration = frozenset(content), _iteration_in(content)
         if self._heuristics:
             content["matching_heuristics"] = True
         return content
@@ -256,7 +348,31 @@ class Checkpointer(DetectionCheckpointer):
             mismatches += _mismatches_by_name_endings(incompatible, shapes, expected)
         if mismatches:
             self._accept_new_classes(mismatches, incompatible)
+        if hasattr(self.model, "classes"):
+            self._take_classes(Classes.from_plain(checkpoint.get("classes"), self._source))
         return incompatible
+
+    def _take_classes(self, stored: Classes | None) -> None:
+        """Keep what a file says of the model's classes, and what the datasets say that it was built for.
+
+        In evaluation and prediction, the weights are right. A training has the classes of its datasets: to resume it
+        with others is an error, and to start from weights of others is fine-tuning.
+        """
+        ours: Classes | None = self.model.classes
+        if stored is None or (ours is not None and len(ours) != len(stored)):
+            return
+        difference = ours.difference(stored) if ours is not None else None
+        if ours is None or (difference and not self._fine_tuning):
+            self.model.classes = stored
+        elif not difference:
+            self.model.classes = ours.completed_by(stored)
+        elif self._new_classes_allowed:
+            logger.warning("Weights are of other classes, whose class layer is trained on: %s", difference)
+        else:
+            raise InputError(
+                f"The checkpoint to resume is of other classes: {difference}; expected the same names in the same "
+                "order: change DATASETS.TRAIN, or start anew without --resume."
+            )
 
     def _to_model_names(self, checkpoint: dict[str, Any], expected: StateDict) -> StateDict:
         state = strip_wrapper(checkpoint["model"])
@@ -298,9 +414,8 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _other_ways(path: str) -> str:
-    prefix = "detectron2://"
-    if path.startswith(prefix):
-        address = DETECTRON2_WEIGHTS + path[len(prefix) :]
+    address = path.replace("detectron2://", DETECTRON2_WEIGHTS)
+    if "://" in address:
         return f'download {address} and set MODEL.WEIGHTS to that file, or to "" to train from scratch.'
     return (
         f'set MODEL.WEIGHTS to a file that exists, or to "" to train from scratch (ImageNet weights of ResNet-50: '

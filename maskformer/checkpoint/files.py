@@ -1,6 +1,6 @@
 """Checkpoint files: whole or not there at all, and known to be whole.
 
-A file is written aside (``.NAME.partial`` in the same folder), flushed to the disk and renamed. Its SHA-256 stands in
+A file is written aside (see ``unfinished``), flushed to the disk and renamed. Its SHA-256 stands in
 ``NAME.sha256``, in the format of the command ``sha256sum``, before the file itself has its name. While a file of the
 same name is replaced, the checksums of both stand there, so that a crash at any moment leaves a file that is known.
 """
@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 
+from maskformer.whole_files import PARTIAL_SUFFIX, unfinished
+
 CHECKSUM_SUFFIX = ".sha256"
-PARTIAL_SUFFIX = ".partial"
 _CHUNK = 2**20  # bytes
 
 
@@ -43,7 +46,7 @@ class _HashingWriter:
         return written
 
     def flush(self) -> None:
-        """For ``torch.save``, which may call it; ``_write_aside`` flushes at the end."""
+        """For ``torch.save``, which may call it; ``unfinished`` flushes at the end."""
 
     def digest(self) -> str:
         """The SHA-256 of all that was written, in hexadecimal digits."""
@@ -60,10 +63,22 @@ def save_checkpoint(content: Any, path: str) -> None:
     Raises:
         CheckpointWriteError: the disk refused; the earlier file and its checksum are as they were.
     """
-    digest = ""
+    with _explained(path):
+        try:
+            with unfinished(Path(path), flush=True) as temporary:
+                digest = _save(content, temporary)
+                _replace_text(path + CHECKSUM_SUFFIX, _format_checksums(path, [*_checksums_before(path), digest]))
+        except OSError:
+            if not os.path.exists(path):
+                _remove(path + CHECKSUM_SUFFIX)
+            raise
+        _flush_folder(path)
+        _replace_text(path + CHECKSUM_SUFFIX, _format_checksums(path, [digest]))
 
-    def write(file: BinaryIO) -> None:
-        nonlocal digest
+
+def _save(content: Any, path: Path) -> str:
+    """Save with ``torch.save``; the SHA-256 of what was written."""
+    with open(path, "wb") as file:
         writer = _HashingWriter(file)
         try:
             torch.save(content, cast(BinaryIO, writer))
@@ -71,20 +86,7 @@ def save_checkpoint(content: Any, path: str) -> None:
             if writer.error is not None:
                 raise writer.error from None
             raise
-        digest = writer.digest()
-
-    with _explained(path):
-        partial = _write_aside(path, write)
-        try:
-            _replace_text(path + CHECKSUM_SUFFIX, _format_checksums(path, [*_checksums_before(path), digest]))
-            os.replace(partial, path)
-        except OSError:
-            _remove(partial)
-            if not os.path.exists(path):
-                _remove(path + CHECKSUM_SUFFIX)
-            raise
-        _flush_folder(path)
-        _replace_text(path + CHECKSUM_SUFFIX, _format_checksums(path, [digest]))
+    return writer.digest()
 
 
 def write_text(path: str, text: str) -> None:
@@ -129,7 +131,8 @@ def remove_partial_files(folder: str) -> None:
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name.startswith(".") and name.endswith(PARTIAL_SUFFIX):
-                _remove(os.path.join(folder, name))
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+                _remove(os.path.join(folder, name))  # a file, as earlier versions left it
 
 
 @contextlib.contextmanager
@@ -143,33 +146,10 @@ def _explained(path: str) -> Any:
         ) from error
 
 
-def _write_aside(path: str, write: Callable[[BinaryIO], None]) -> str:
-    """Write and flush what is to be renamed to ``path``; nothing is left of it after an error."""
-    folder, name = os.path.split(path)
-    partial = os.path.join(folder, f".{name}{PARTIAL_SUFFIX}")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        _remove(partial)
-        raise
-    return partial
-
-
 def _replace_text(path: str, text: str) -> None:
-    partial = _write_aside(path, lambda file: _write_all(file, text))
-    try:
-        os.replace(partial, path)
-    except OSError:
-        _remove(partial)
-        raise
+    with unfinished(Path(path), flush=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     _flush_folder(path)
-
-
-def _write_all(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
 
 
 def _flush_folder(path: str) -> None:

@@ -1,9 +1,8 @@
 """Reading weights files safely: a weights file is data, and nothing in it is ever run.
 
-``.safetensors`` holds tensors alone. What ``torch.save`` wrote is read by ``torch.load(weights_only=True)``. A pickle
-(``.pkl``) is read by an unpickler that knows NumPy arrays, plain tensors and plain containers; tensors are admitted
-because the original repository's converters write them, and their bytes go through ``weights_only=True`` as well. Which
-of the three a file is, its first bytes say.
+``.safetensors`` holds tensors alone. What ``torch.save`` wrote, and any pickle (``.pkl``), is read by our own
+``unpickling``: nothing is imported or called that a file names, ``stored`` checks and makes the arrays and tensors, and
+memory stays within a small multiple of the file's size. Which of the three a file is, its first bytes say.
 
 A file that asks for anything else is refused by name. Whoever trusts its maker sets the environment variable
 MASKFORMER_TRUSTED_WEIGHTS to the path of that one file (more than one: separated as in PATH). It is no configuration
@@ -12,10 +11,8 @@ key, because a configuration file may come from where the weights do.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-import re
 import tarfile
 from typing import Any
 
@@ -25,8 +22,12 @@ from torch import Tensor
 
 from maskformer.structures import InputError
 
+from .stored import NUMBERS, describe_dtype, read_torch_or_pickle
+from .unpickling import EntryError, ForeignNameError
+
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
+_MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's
 
 
@@ -61,12 +62,30 @@ def read_weights(filename: str) -> dict[str, Any]:
     """
     content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
     state, rest = _split_state(content)
-    if not state or not all(isinstance(value, (Tensor, np.ndarray)) for value in state.values()):
+    if not state or not any(isinstance(value, (Tensor, np.ndarray, np.generic)) for value in state.values()):
         raise InputError(
             f"Weights file {filename} holds no parameters; expected tensors by name, alone or under the key "
             f"{' or '.join(map(repr, _STATE_KEYS))}. Set MODEL.WEIGHTS to another file."
         )
-    return {**rest, "model": {name: torch.as_tensor(value) for name, value in state.items()}}
+    return {**rest, "model": {name: _to_tensor(name, value, filename) for name, value in state.items()}}
+
+
+def _to_tensor(name: Any, value: Any, filename: str) -> Tensor:
+    fault = None if isinstance(name, str) else f"has a name of type {type(name).__name__}, expected text"
+    if not isinstance(value, (Tensor, np.ndarray, np.generic)):
+        fault = fault or f"is of type {type(value).__name__}, expected a tensor or an array"
+    else:
+        try:
+            tensor = torch.as_tensor(value)
+            if tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in NUMBERS and not fault:
+                return tensor
+            fault = fault or f"is a tensor of {describe_dtype(tensor.dtype)}, expected a dense one of plain numbers"
+        except (TypeError, ValueError):  # of arrays: other types, and byte orders
+            fault = fault or f"is an array of {getattr(value, 'dtype', None)}, expected plain numbers"
+    raise InputError(
+        f"Weights file {filename}: the entry {repr(name)[:200]} {fault}. Take it out, or set MODEL.WEIGHTS to another "
+        "file."
+    )
 
 
 def _split_state(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -83,15 +102,42 @@ def _read_safely(filename: str) -> Any:
         with open(filename, "rb") as file:
             head = file.read(16)
         if head[8:9] == b"{" or filename.endswith(".safetensors"):
-            return _read_safetensors(filename)
-        if _is_plain_pickle(head) or (filename.endswith(".pkl") and not head.startswith(_TORCH_BEGINNINGS)):
-            return _read_pickle(filename)
-        if not head.startswith(b"PK") and tarfile.is_tarfile(filename):
-            # PyTorch before 2.6 unpacks it in spite of weights_only, later ones refuse it (CVE-2025-32434).
+            return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
+        if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
             raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
-        return torch.load(filename, map_location="cpu", weights_only=True)
+        content, is_of_torch = read_torch_or_pickle(filename)
+        return content if is_of_torch else _complete_pickle(content)
     except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
         raise _unreadable(filename, error) from error
+
+
+def _complete_pickle(content: Any) -> Any:
+    if not isinstance(content, dict) or "model" in content:
+        return content
+    blobs = content.get("blobs", content)  # Caffe2's and Detectron's own files
+    if not isinstance(blobs, dict):
+        return content
+    state = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
+    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _read_safetensors(filename: str, header_length: int) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise InputError(f"Weights file {filename} needs the package safetensors: pip install safetensors") from error
+    if header_length > _MAX_SAFETENSORS_HEADER:
+        raise ValueError(f"its header has {header_length} bytes, expected at most {_MAX_SAFETENSORS_HEADER}")
+    try:
+        return load_file(filename)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _is_trusted(filename: str) -> bool:
+    trusted = os.environ.get(TRUSTED_FILES_VARIABLE, "").split(os.pathsep)
+    return os.path.realpath(filename) in {os.path.realpath(path) for path in trusted if path}
 
 
 # torch.save's own file formats: today's zip, and the pickled number that older ones begin with.
@@ -100,68 +146,6 @@ _TORCH_BEGINNINGS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:13
 
 def _is_plain_pickle(head: bytes) -> bool:
     return head.startswith(b"\x80") and not head.startswith(_TORCH_BEGINNINGS)
-
-
-def _read_pickle(filename: str) -> Any:
-    with open(filename, "rb") as file:
-        return _complete_pickle(_ArrayUnpickler(file, encoding="latin1").load())
-
-
-def _complete_pickle(content: Any) -> Any:
-    if not isinstance(content, dict) or "model" in content:
-        return content
-    blobs = content.get("blobs", content)  # Caffe2's and Detectron's own files
-    state = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": state, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _read_safetensors(filename: str) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise InputError(f"Weights file {filename} needs the package safetensors: pip install safetensors") from error
-    try:
-        return load_file(filename)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
-
-
-_ALLOWED = {
-    "_codecs.encode",
-    "collections.OrderedDict",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(
-        f"numpy.{core}.{name}"
-        for core in ("core", "_core")  # NumPy 1 and NumPy 2
-        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-    ),
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-}
-
-
-def _load_storage(content: bytes) -> Any:
-    """What stands for ``torch.storage._load_from_bytes``, which would run what the bytes hold."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays, tensors and plain containers, and refuses everything else that a pickle could call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The class or function that a pickle names, if it is one of the few that arrays need."""
-        if f"{module}.{name}" == "torch.storage._load_from_bytes":
-            return _load_storage
-        if f"{module}.{name}" not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _is_trusted(filename: str) -> bool:
-    trusted = os.environ.get(TRUSTED_FILES_VARIABLE, "").split(os.pathsep)
-    return os.path.realpath(filename) in {os.path.realpath(path) for path in trusted if path}
 
 
 def _read_trusted(filename: str) -> Any:
@@ -176,20 +160,19 @@ def _read_trusted(filename: str) -> Any:
         raise _unreadable(filename, error) from error
 
 
-# How PyTorch's refusals and ours name what a file asks for.
-_ASKED_FOR = re.compile(r"(?:it holds|GLOBAL) ([\w.]+\w)")
-
-
 def _unreadable(filename: str, error: Exception) -> InputError:
-    asked_for = _ASKED_FOR.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if asked_for is not None:
+    if isinstance(error, ForeignNameError):
         return InputError(
-            f"Weights file {filename} cannot be read: it holds {asked_for[1]}, but only arrays and plain containers "
-            "are read, so that weights run no code. If you trust whoever made the file, set the environment variable "
-            f"{TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
+            f"Weights file {filename} cannot be read: it holds {error.name[:200]}, but only arrays and plain "
+            "containers are read, so that weights run no code. If you trust whoever made the file, set the environment "
+            f"variable {TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
         )
-    # PyTorch advises, before and after the reason, to read the file unsafely.
-    reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0].split(". Please use")[0]
+    if isinstance(error, EntryError):
+        return InputError(
+            f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
+            "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
+        )
+    reason = str(error).strip().split("\n")[0][:500]
     return InputError(
         f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
         "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.structures import PolygonMasks
 
-from maskformer.data.run_lengths import find_rle_fault
+from maskformer.data.run_lengths import find_rle_fault, read_runs
 
 # A corner may lie this many times the image's size outside of it. Far ones make pycocotools fill the memory, for it
 # lists every point of an outline.
@@ -33,11 +34,40 @@ def find_fault(annotation: dict[str, Any], size: tuple[int, int] | None = None) 
     if isinstance(segmentation, dict):
         fault = find_rle_fault(segmentation, size)
         return fault and f"has a mask that {fault}"
-    if not segmentation:
+    if segmentation is None:
         return None
     if not isinstance(segmentation, list) or not all(map(_is_sequence, segmentation)):
         return f"has the segmentation {reprlib.repr(segmentation)}; expected polygons or RLE"
     return next(filter(None, (_find_polygon_fault(polygon, size) for polygon in segmentation)), None)
+
+
+def drawn_part(segmentation: Any) -> Any:
+    """The part of an annotated mask that draws something, as Detectron2's loader takes it.
+
+    Args:
+        segmentation: polygons or RLE without a fault.
+
+    Returns:
+        RLE with a pixel, or the polygons of three corners or more: of two, pycocotools would make a box. None where
+        nothing is left: such an annotation is no object.
+    """
+    if isinstance(segmentation, dict):
+        runs = read_runs(segmentation["counts"])
+        return segmentation if runs is not None and runs[1::2].any() else None
+    return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0] or None
+
+
+def mask_area(segmentation: Any) -> float:
+    """The area that COCO and Detectron2 give a mask, in pixels: what polygons enclose, what run lengths count.
+
+    Args:
+        segmentation: polygons or RLE that draw something.
+    """
+    if isinstance(segmentation, dict):
+        runs = read_runs(segmentation["counts"])
+        assert runs is not None
+        return float(runs[1::2].sum())
+    return float(PolygonMasks([segmentation]).area()[0])
 
 
 def _find_polygon_fault(polygon: Sequence[Any], size: tuple[int, int] | None) -> str | None:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 
-from maskformer.data.annotations import find_fault
-from maskformer.data.json_files import check_segments
+from maskformer.data.json_files import check_annotation, check_segments
 from maskformer.data.reading import (
     check_declared_size,
     check_same_size,
@@ -79,13 +78,19 @@ class Inspection:
             return count_panoptic(record, image)
         if "sem_seg_file_name" in record:
             return count_semantic(record, image, self.ignore_label)
+        return self._count_instances(record, image.shape[:2])
+
+    def _count_instances(self, record: Record, size: tuple[int, int]) -> tuple[dict[int, int], int]:
+        faults: list[str] = []
+        classes: Counter[int] = Counter()
         for annotation in record.get("annotations", []):
-            fault = find_fault(annotation, image.shape[:2])
-            if fault:
-                raise BadImageError(
-                    f"An annotation of image {record['file_name']} {fault}: correct the dataset's JSON."
-                )
-        classes = Counter(int(a["category_id"]) for a in record.get("annotations", []) if not a.get("iscrowd", 0))
+            try:
+                check_annotation(annotation, f"An annotation of image {record['file_name']}", size)
+            except InputError as error:
+                faults.append(str(error))
+            if isinstance(annotation, dict) and not annotation.get("iscrowd", 0):
+                classes[annotation.get("category_id", -1)] += 1
+        self.problems += faults[:1]
         return dict(classes), classes.total()
 
 
@@ -113,7 +118,7 @@ def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], i
         BadImageError: the map cannot be read, has another size than the image, or does not agree with the JSON.
     """
     label_file = record["pan_seg_file_name"]
-    check_segments(record["segments_info"], f"The JSON's entry of {label_file}", BadImageError)
+    check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
     ids = read_segment_ids(label_file)
     check_same_size(image, record["file_name"], ids, label_file)
     found = dict(zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True))

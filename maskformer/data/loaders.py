@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 
+from maskformer.data.classes import check_classes, ignore_label_of, read_classes
 from maskformer.data.factors import sampling_factors
 from maskformer.data.mappers import build_mapper
 from maskformer.data.resampling import prepare_resizing
@@ -36,13 +37,16 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
 
     Raises:
         InputError: see ``verify_dataset``, ``build_mapper`` and ``sampling_factors``; or a batch that the processes
-            cannot share evenly.
+            cannot share evenly; or datasets whose classes differ.
     """
     mapper = build_mapper(cfg, is_train=True)
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     datasets = {name: verify_dataset(name, num_classes, is_train=True) for name in cfg.DATASETS.TRAIN}
     records = [record for of_dataset in datasets.values() for record in of_dataset]
-    _check_same_ignore_label(datasets)
+    _check_same_ignore_label(datasets, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE)
+    classes = read_classes(cfg.DATASETS.TRAIN[0], num_classes)
+    for name in cfg.DATASETS.TRAIN[1:]:
+        check_classes(name, "DATASETS.TRAIN", num_classes, classes)
     world_size = comm.get_world_size()
     _check_batch_size(cfg.SOLVER.IMS_PER_BATCH, world_size)
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
@@ -104,8 +108,8 @@ def _check_batch_size(images_per_step: int, num_processes: int) -> None:
         )
 
 
-def _check_same_ignore_label(names: Iterable[str]) -> None:
-    ignore_labels = {name: MetadataCatalog.get(name).get("ignore_label") for name in names}
+def _check_same_ignore_label(names: Iterable[str], default: int) -> None:
+    ignore_labels = {name: ignore_label_of(MetadataCatalog.get(name), default) for name in names}
     if len(set(ignore_labels.values())) > 1:
         raise InputError(
             f"The datasets of DATASETS.TRAIN ignore different label values, {ignore_labels}; expected one value: name "

@@ -13,7 +13,9 @@ What comes of a picture that is not plain 8-bit RGB:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,42 @@ def read_picture(file_name: str, remedy: str = _OF_DATASET) -> Image.Image:
         BadImageError: the file is missing, empty, truncated, too large, no image, or of no known range of values.
     """
     return _read(file_name, "Image", remedy, _to_rgb)
+
+
+def to_rgb(picture: Image.Image, name: str, remedy: str) -> Image.Image:
+    """What ``read_picture`` gives of a picture that Pillow has opened, and which stays as it is.
+
+    Args:
+        picture: of any mode.
+        name: what to call it in a message.
+        remedy: as for ``read_picture``.
+
+    Raises:
+        BadImageError: as for ``read_picture``.
+    """
+    limit = _max_pixels()
+    with _named(name, "Image", remedy):
+        _check_safe(picture, limit)
+        picture.load()
+        return _to_rgb(_turn_upright(picture, in_place=False))
+
+
+def refuse_what_is_no_file(path: str) -> None:
+    """Refuse a folder, and what could keep a reader waiting for ever: a FIFO, a socket, a device.
+
+    What is not there, or an address that ``PathManager`` knows, is left to whoever opens it.
+
+    Raises:
+        BadImageError: it is one of these.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise BadImageError(f"{path} cannot be read: it is a {kind}; expected a file. Leave it out, or restore it.")
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -254,13 +292,20 @@ def _read(
 ) -> Image.Image:
     """Decode a file, upright; ``convert`` it or, without that, keep the file's own mode."""
     limit = _max_pixels()
+    refuse_what_is_no_file(file_name)
+    with _named(file_name, kind, remedy), PathManager.open(file_name, "rb") as file:
+        decoded = Image.open(file)
+        _check_safe(decoded, limit)
+        decoded.load()
+        image = _turn_upright(decoded)
+        return image if convert is None else convert(image)
+
+
+@contextmanager
+def _named(file_name: str, kind: str, remedy: str) -> Iterator[None]:
+    """Turn what decoding raises into one sentence about a file."""
     try:
-        with PathManager.open(file_name, "rb") as file:
-            decoded = Image.open(file)
-            _check_safe(decoded, limit)
-            decoded.load()
-            image = _turn_upright(decoded)
-            return image if convert is None else convert(image)
+        yield
     except (_UnusableError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{kind} file {file_name} cannot be used: {_explain(error)}.") from error
     except Exception as error:  # Pillow raises whatever its parsers of damaged files meet
@@ -318,12 +363,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _turn_upright(image: Image.Image) -> Image.Image:
+def _turn_upright(image: Image.Image, in_place: bool = True) -> Image.Image:
     try:
-        ImageOps.exif_transpose(image, in_place=True)
+        return ImageOps.exif_transpose(image, in_place=in_place) or image  # type: ignore[call-overload]
     except Exception:  # Pillow raises whatever its parser of a damaged tag meets; the pixels are good
         return image
-    return image
 
 
 def _reason(file_name: str, error: Exception) -> str:

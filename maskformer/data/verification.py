@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from maskformer.data.json_files import is_inside
+from maskformer.data.annotations import drawn_part, find_fault
+from maskformer.data.json_files import (
+    check_annotation,
+    check_segments,
+    is_inside,
+    read_instance_json,
+    read_panoptic_json,
+)
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
 
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
 _FOLDER_OF_FILE = {
@@ -32,7 +43,7 @@ _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it read
 }
 
 
-_LOADING_ERRORS = (OSError, AssertionError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
+LOADING_ERRORS = (OSError, AssertionError, LookupError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[str, Any]]:
@@ -51,8 +62,11 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
             classes is another.
     """
     records = load_dataset(name, "DATASETS.TRAIN" if is_train else "DATASETS.TEST")
-    _check_num_classes(name, MetadataCatalog.get(name), records[0], num_classes, is_train=is_train)
-    if MetadataCatalog.get(name).get("own_key") is None:  # which is paired by name already, with subfolders
+    metadata = MetadataCatalog.get(name)
+    check_num_classes(name, metadata, records[0], num_classes, is_train=is_train)
+    if _json_file(metadata) is None:
+        _check_labels(name, records)
+    if metadata.get("own_key") is None:  # which is paired by name already, with subfolders
         _check_pairs(name, records)
     return records
 
@@ -65,22 +79,76 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
         config_key: where the user gave it, for messages.
 
     Returns:
-        Detectron2's dataset dicts, one at least.
+        Detectron2's dataset dicts, one at least. An annotation whose mask is empty is left out: it is no object.
 
     Raises:
-        InputError: it is not registered, a file or folder is missing or not prepared, or it is empty.
+        InputError: it is not registered, a file or folder is missing or not prepared, its JSON lacks something, or it
+            is empty.
     """
     check_registered(name, config_key)
     metadata = MetadataCatalog.get(name)
     _check_files(name, metadata)
+    json_file = _json_file(metadata)
+    if json_file is not None and not metadata.get("own_key"):  # first: Detectron2's loaders trust it
+        status = os.stat(json_file)
+        _check_json(json_file, json_file == metadata.get("panoptic_json"), (status.st_size, status.st_mtime_ns))
     records = _load(name)
     if not records:
         raise InputError(
             f"Dataset {name} is empty: no image has a label of the same name; expected at least one. Look into "
             f"{_roots(metadata)} or change {config_key}."
         )
+    for record in records:
+        if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+            raise InputError(
+                f"Dataset {name} gives the entry {reprlib.repr(record)}; expected Detectron2's dataset dicts, with the "
+                "path of the image as file_name: correct the function that is registered."
+            )
     _check_places(name, metadata, records)
-    return records
+    return [_with_drawn_masks(record, from_json=json_file is not None) for record in records]
+
+
+def _json_file(metadata: Metadata) -> str | None:
+    """What the entries of a dataset are read from."""
+    return metadata.get("panoptic_json") or metadata.get("json_file")
+
+
+@functools.lru_cache
+def _check_json(path: str, is_panoptic: bool, _state: tuple[int, int]) -> None:
+    """Read a JSON, once while it stays as it is, for the sentence that names what is wrong with it."""
+    if is_panoptic:
+        read_panoptic_json(path, with_images=False)
+    else:
+        read_instance_json(path)
+
+
+def _with_drawn_masks(record: Record, *, from_json: bool) -> Record:
+    """An entry without the annotations that draw nothing; in those of a JSON, Detectron2's loader leaves no mask."""
+    annotations = record.get("annotations")
+    if not isinstance(annotations, list) or not all(isinstance(annotation, dict) for annotation in annotations):
+        return record
+    drawn = []
+    for annotation in annotations:
+        segmentation = annotation.get("segmentation")
+        if not from_json and (segmentation is None or find_fault(annotation) is not None):
+            drawn.append(annotation)  # what is wrong with it is told where it is needed
+            continue
+        part = None if segmentation is None else drawn_part(segmentation)
+        if part is not None:
+            drawn.append(annotation if part == segmentation else {**annotation, "segmentation": part})
+    return {**record, "annotations": drawn}
+
+
+def _check_labels(name: str, records: list[Record]) -> None:
+    """Check what a Python function says of segments and instances."""
+    for record in records:
+        where = f"image {record['file_name']} (dataset {name})"
+        if "pan_seg_file_name" in record:
+            check_segments(record.get("segments_info"), f"The entry of {where}")
+        elif _has_only_things(record):
+            size = (record["height"], record["width"]) if {"height", "width"} <= record.keys() else None
+            for annotation in record["annotations"]:
+                check_annotation(annotation, f"An annotation of {where}", size)
 
 
 def class_names(metadata: Metadata, record: dict[str, Any]) -> list[str] | None:
@@ -142,7 +210,7 @@ def _load(name: str) -> list[dict[str, Any]]:
         return DatasetCatalog.get(name)
     except InputError:
         raise
-    except _LOADING_ERRORS as error:  # what loaders of Detectron2 and of users raise
+    except LOADING_ERRORS as error:  # what loaders of Detectron2 and of users raise
         raise InputError(
             f"Dataset {name} cannot be loaded: {type(error).__name__}: {error}. Compare its files with "
             "datasets/README.md and prepare them again."
@@ -179,10 +247,21 @@ def _roots(metadata: Metadata) -> str:
     return " and ".join(metadata.get(key) for key in _FOLDER_KEYS if metadata.get(key)) or "its files"
 
 
-def _check_num_classes(
+def check_num_classes(
     name: str, metadata: Metadata, record: dict[str, Any], num_classes: int, *, is_train: bool
 ) -> None:
-    """Compare with ``class_names``; a model with things first may be evaluated on instances of the things alone."""
+    """Compare K of a model with a dataset's.
+
+    Args:
+        name: of the dataset.
+        metadata: its own.
+        record: one of its entries.
+        num_classes: K, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
+        is_train: else, a model with things first may be evaluated on instances of the things alone.
+
+    Raises:
+        InputError: they differ.
+    """
     only_things = _has_only_things(record)
     names = class_names(metadata, record)
     if names is None:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from torch import distributed
 
 from maskformer.kernels import MALLOC_VARIABLES, give_back_unused_memory, keep_freed_memory
@@ -90,6 +91,18 @@ def resolve_device(name: str) -> str:
     if index and int(index) >= count:
         raise InputError(f"MODEL.DEVICE is {name!r}, but this machine has {count} such devices, counted from 0.")
     return name
+
+
+def with_device(cfg: CfgNode) -> CfgNode:
+    """A configuration whose MODEL.DEVICE is resolved: itself, or a copy where that changes it."""
+    device = resolve_device(cfg.MODEL.DEVICE)
+    if device == cfg.MODEL.DEVICE:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    cfg.freeze()
+    return cfg
 
 
 def device_count(device_type: str) -> int:
@@ -203,16 +216,16 @@ class Accelerator:
                 else float16.
 
         Raises:
-            InputError: the name is unknown, or the device has no bfloat16.
+            InputError: the name is unknown, or the device does not compute in that type.
         """
         if name == "auto":
-            return torch.bfloat16 if self._has_bfloat16() else torch.float16
+            name = "bfloat16" if self._computes_in(torch.bfloat16) else "float16"
         if name not in PRECISIONS:
             raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, expected one of auto, {', '.join(PRECISIONS)}.")
-        if name == "bfloat16" and not self._has_bfloat16():
-            raise InputError(
-                f"SOLVER.AMP.PRECISION is 'bfloat16', which {self.type} does not compute in; set it to float16 or auto."
-            )
+        if not self._computes_in(PRECISIONS[name]):
+            others = [other for other, dtype in PRECISIONS.items() if self._computes_in(dtype)]
+            change = f"it to {' or '.join([*others, 'auto'])}" if others else "SOLVER.AMP.ENABLED to False"
+            raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, which {self.type} does not compute in; set {change}.")
         return PRECISIONS[name]
 
     def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
@@ -275,13 +288,15 @@ class Accelerator:
     def _function(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._module, name, None)
 
-    def _has_bfloat16(self) -> bool:
-        if self.type == "cpu":
-            return True
-        if (is_supported := self._function("is_bf16_supported")) is not None:
-            return bool(is_supported())
+    def _computes_in(self, dtype: torch.dtype) -> bool:
+        """Whether ``autocast`` takes a type: PyTorch's only warns of one that it does not, and leaves float32."""
         supported = self._function("get_amp_supported_dtype")
-        return supported is not None and torch.bfloat16 in supported()
+        if supported is not None and dtype not in supported():
+            return False
+        if dtype != torch.bfloat16 or self.type == "cpu":
+            return True
+        is_supported = self._function("is_bf16_supported")
+        return supported is not None if is_supported is None else bool(is_supported())
 
     def _device_name(self) -> str:
         get_name = self._function("get_device_name")
@@ -328,8 +343,15 @@ def _find_accelerator() -> str | None:
 
 def _import_vendor_package(device_type: str) -> None:
     package = ACCELERATORS.get(device_type, Vendor()).package
-    if package is not None and importlib.util.find_spec(package) is not None:
+    if package is None or importlib.util.find_spec(package) is None:
+        return
+    try:
         importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:  # a driver or its libraries, missing or of another version
+        raise InputError(
+            f"The package {package} of the device {device_type} is installed, but cannot be imported ({error}). Mend "
+            "or uninstall it, or set MODEL.DEVICE to cpu."
+        ) from error
 
 
 def _what_is_missing(device_type: str) -> str:

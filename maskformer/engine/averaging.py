@@ -1,4 +1,4 @@
-"""A moving average of the weights (EMA): often better than the weights themselves, and measured beside them."""
+"""Averages of a training's state: of the weights over steps (EMA), and of batch norm's statistics over processes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maskformer.checkpoint.files import save_checkpoint
+from maskformer.engine.optimizer import NORM_MODULES
 from maskformer.engine.output_folder import tell
 from maskformer.structures import InputError
 
@@ -110,3 +112,54 @@ def build_average(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimiz
     if not 0 <= ema.DECAY < 1:
         raise InputError(f"SOLVER.EMA.DECAY is {ema.DECAY}, expected 0 or more and below 1.")
     return WeightAverage(model, optimizer, decay=ema.DECAY, folder=cfg.OUTPUT_DIR)
+
+
+@torch.no_grad()
+def agree_on_state(model: nn.Module) -> None:
+    """Give all processes the same weights and buffers, to be evaluated or saved; each of them has to ask.
+
+    Running means and variances, which each process keeps of its own images, become their mean over processes: what one
+    process would have of that many times more batches. It is linear as their updates are, so that it does not matter
+    when and how often it is taken, and a run that was stopped has the statistics of one that was not. A pooled variance
+    would depend on it; and it is not what batch norm divides by in training, the variance within a process's images. Of
+    everything else, rank 0's is taken, which is what checkpoints hold.
+
+    Args:
+        model: its floating-point buffers in ``NORM_MODULES`` are the statistics.
+    """
+    if comm.get_world_size() == 1:
+        return
+    norms = [module for module in model.modules() if isinstance(module, NORM_MODULES)]
+    statistics = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Process groups ask for contiguous tensors, and gloo has no booleans.
+        sent = tensor.int() if tensor.dtype == torch.bool else tensor.detach()
+        value = sent.clone(memory_format=torch.contiguous_format)
+        distributed.broadcast(value, src=0)
+        if id(tensor) in statistics:
+            difference = tensor - value  # exactly 0 where processes agree already
+            distributed.all_reduce(difference)
+            value += difference / comm.get_world_size()
+        tensor.copy_(value)
+
+
+def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
+    """Say in the log that several processes train otherwise than one, where batch norm sees the images of one alone.
+
+    Args:
+        cfg: the whole config; the key that names the norm is looked for in ``MODEL``.
+        model: as it is trained.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # nn.SyncBatchNorm and frozen ones are none of these
+    names = [name for name, module in model.named_modules() if isinstance(module, kinds) and module.training]
+    names = [name for name in names if not isinstance(model.get_submodule(name), NaiveSyncBatchNorm)]
+    if comm.get_world_size() == 1 or not names:
+        return
+    parts = [part for part, node in cfg.MODEL.items() if isinstance(node, CfgNode) and node.get("NORM") == "BN"]
+    synchronised = "naiveSyncBN" if cfg.MODEL.DEVICE == "cpu" else "SyncBN"  # PyTorch's own is for accelerators alone
+    logger.warning(
+        "Batch norm in %d layers (%s, ...) sees the images of its process alone, so that losses and scores of %d "
+        "processes differ from those of one. To normalise over the images of all, set %s to %s.",
+        len(names), names[0], comm.get_world_size(),
+        " and ".join(f"MODEL.{part}.NORM" for part in parts) or "these layers", synchronised,
+    )  # fmt: skip

@@ -17,17 +17,69 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from maskformer.data.classes import check_classes
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.testing import innermost
 from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
 from maskformer.kernels import import_loops
+from maskformer.meta_arch import MaskFormer
+from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
 _WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the whole config.
+        model: with ``classes``, or of a user's own kind.
+
+    Raises:
+        InputError: they differ, or results need to know more of them than is known.
+    """
+    model = innermost(model)
+    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+        model.check_classes()
+    for name in cfg.DATASETS.TEST:
+        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))
+
+
+def check_evaluation(
+    cfg: CfgNode,
+    build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
+    build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
+) -> None:
+    """Build all that evaluating needs, and let go of it, so that what is wrong is known before hours of training.
+
+    Every process does, for each reads the truth later. Images and labels are looked for but not opened.
+
+    Args:
+        cfg: the whole config.
+        build_loader: see ``evaluate_datasets``.
+        build_evaluator: likewise.
+
+    Raises:
+        InputError: a dataset of ``DATASETS.TEST`` cannot be loaded or measured.
+    """
+    for name in cfg.DATASETS.TEST:
+        build_evaluator(cfg, name)
+        build_loader(cfg, name)
+        # A subclass of the trainer may evaluate what is not registered.
+        for record in DatasetCatalog.get(name) if name in DatasetCatalog else ():
+            for key in ("file_name", "sem_seg_file_name", "pan_seg_file_name"):
+                if key in record and not PathManager.isfile(record[key]):
+                    raise InputError(
+                        f"{record[key]} ({key}) does not exist but the dataset {name} names it; restore it, or change "
+                        "DATASETS.TEST."
+                    )
 
 
 def evaluate_datasets(

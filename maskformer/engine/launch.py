@@ -21,6 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from maskformer.checkpoint import refuse_unknown_weights
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
@@ -30,7 +31,7 @@ from maskformer.engine.interruption import REQUESTS, Interrupted
 from maskformer.engine.output_folder import keep_logging, lock_output_folder
 from maskformer.engine.processes import run_in_processes
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError, RunError
+from maskformer.structures import ESCAPING, InputError, RunError
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
@@ -100,6 +101,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _check_names(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
+    if args.resume:
+        refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
@@ -221,6 +224,7 @@ def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
         lock_output_folder(cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in _LOGGERS:
+        logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
     logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ NORM_MODULES = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
+logger = logging.getLogger(__name__)
 _EPSILON = 1e-6  # added to the norm before gradients are divided by it, as PyTorch's clipping does
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # Swin's; they never decay
 
@@ -59,6 +60,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )
     optimizer = OPTIMIZERS[solver.OPTIMIZER](groups, solver)
+    _obey_configuration(optimizer)
     return _with_gradient_clipping(optimizer, cfg)
 
 
@@ -87,7 +89,7 @@ def scaled_learning_rate(base_lr: float, *, rule: str, batch_size: int, referenc
             "SOLVER.BASE_LR was chosen for."
         )
     lr = base_lr * LR_SCALING[rule](batch_size / reference_batch_size)
-    logging.getLogger(__name__).info(
+    logger.info(
         "Learning rate %g, chosen for %d images a step, becomes %g for %d (SOLVER.LR_SCALING is %s)",
         base_lr,
         reference_batch_size,
@@ -146,12 +148,6 @@ def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimiz
     fused = True if all(_is_on_cpu(group) for group in groups) else None
     optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
     optimizer._step_supports_amp_scaling = False  # then a loss scaler skips a step by not calling it: ``StepTrainer``
-
-    def keep_fused(_: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:  # a checkpoint of another device brings its own
-            group["fused"] = fused
-
-    optimizer.register_load_state_dict_post_hook(keep_fused)
     return optimizer
 
 
@@ -164,6 +160,63 @@ def _sgd(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer
 
 
 OPTIMIZERS = {"ADAMW": _adamw, "SGD": _sgd}
+
+
+def _obey_configuration(optimizer: torch.optim.Optimizer) -> None:
+    """Let a checkpoint bring what the optimiser has gathered (moments), but no hyperparameter: those are configured.
+
+    A checkpoint of another optimiser, or of other groups, is an ``InputError``: there its state has no meaning.
+    """
+    configured = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+    def check(_: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        groups = state["param_groups"]
+        saved = "ADAMW" if "betas" in groups[0] else "SGD"
+        here = "ADAMW" if "betas" in configured[0] else "SGD"
+        if saved != here:
+            raise InputError(
+                f"SOLVER.OPTIMIZER is {here}, but the run that is resumed has {saved}: set it to that, or start anew "
+                "without --resume, with MODEL.WEIGHTS set to the checkpoint."
+            )
+        sizes = [[len(group["params"]) for group in parts] for parts in (groups, optimizer.param_groups)]
+        if sizes[0] != sizes[1]:
+            raise InputError(
+                f"The run that is resumed has groups of {sizes[0]} parameters that learn and decay alike, here there "
+                f"are {sizes[1]}: set SOLVER.BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM and "
+                "WEIGHT_DECAY_EMBED so that the same are equal, MODEL.BACKBONE.FREEZE_AT as there, or start anew "
+                "without --resume, with MODEL.WEIGHTS set to the checkpoint."
+            )
+
+    def restore(_: torch.optim.Optimizer) -> None:
+        for group, own in zip(optimizer.param_groups, configured):
+            changes = {key: (group.get(key), value) for key, value in own.items() if group.get(key, value) != value}
+            for key in changes.keys() - {"fused", "lr"}:  # the device's business, and the schedule's
+                logger.info("The resumed run's %s changes from %s to %s, as configured.", key, *changes[key])
+            group.update(own)
+
+    optimizer.register_load_state_dict_pre_hook(check)
+    optimizer.register_load_state_dict_post_hook(restore)
+
+
+def configured_schedule(scheduler: Any) -> dict[str, Any]:
+    """What a schedule has of the configuration; the rest is progress."""
+    state = scheduler.state_dict()
+    return {key: state[key] for key in state if key != "last_epoch" and not key.startswith("_")}
+
+
+def go_on_as_configured(scheduler: Any, configured: dict[str, Any]) -> None:
+    """After a checkpoint was loaded, follow the configured schedule from the checkpoint's iteration.
+
+    Args:
+        scheduler: with what the checkpoint brought; its optimiser, too.
+        configured: what ``configured_schedule`` gave before.
+    """
+    saved = scheduler.state_dict()
+    for key in (key for key in configured if saved[key] != configured[key]):
+        logger.info("The resumed run's %s changes from %s to %s, as configured.", key, saved[key], configured[key])
+    scheduler.load_state_dict(configured)
+    for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
+        group["lr"] = lr
 
 
 def _with_gradient_clipping(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from detectron2.utils.events import TensorboardXWriter
 
-from maskformer.structures import InputError
+from maskformer.structures import InputError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class KeptFile:
 def tell(sentence: str) -> None:
     """A warning on the standard error itself, for the log may be what cannot be written."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"warning: {sentence}\n")
+        sys.stderr.write(f"warning: {printable(sentence)}\n")
         sys.stderr.flush()
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.averaging import agree_on_state
 from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
 from maskformer.engine.failures import explained_memory
 from maskformer.engine.optimizer import gradients_of, known_norm, total_norm
@@ -191,10 +192,13 @@ class StepTrainer(SimpleTrainer):
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, with the scaler's state under the name that ``AMPTrainer`` gives it.
 
+        It is asked for in all processes when a checkpoint is saved; they have the same model from then on.
+
         Raises:
             RunError: a weight, a statistic or the optimiser's state is not finite. So it is never saved.
         """
         model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        agree_on_state(model)
         if (poison := find_poison(model, self.optimizer)) is not None:
             raise RunError(
                 f"Nothing is saved after iteration {self.iter}: {poison} is not finite. The last checkpoint is from "

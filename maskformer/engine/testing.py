@@ -25,6 +25,7 @@ from maskformer.inference import (
     smaller_bands,
 )
 from maskformer.meta_arch import MaskFormer
+from maskformer.model_inputs import check_images, output_size
 from maskformer.structures import InputError, RunError
 
 logger = logging.getLogger(__name__)
@@ -256,12 +257,13 @@ class TestTimeModel(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Segment images one by one; inputs and results are those of the model."""
+        check_images(batched_inputs, len(self.model.get_buffer("pixel_mean")))
         return [self._segment(example) for example in batched_inputs]
 
     def _segment(self, example: dict[str, Any]) -> dict[str, Any]:
         image: Tensor = example["image"]
         rows, columns = image.shape[-2:]
-        output = {"height": example.get("height", rows), "width": example.get("width", columns)}
+        output = dict(zip(("height", "width"), output_size(example, (rows, columns))))
         views = self._plan_views((rows, columns))
         if not isinstance(self.model, MaskFormer) or self.window is not None:
             return self._segment_semantically(image, views, output)

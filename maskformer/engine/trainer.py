@@ -22,26 +22,29 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.checkpoint import Checkpointer, remove_partial_files
+from maskformer.config_values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.train_loader import TrainLoader
-from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.averaging import build_average
+from maskformer.engine.accelerator import Accelerator, with_device
+from maskformer.engine.averaging import agree_on_state, build_average, explain_batch_norm
 from maskformer.engine.best import BestCheckpoint
 from maskformer.engine.determinism import DeterminismReport
-from maskformer.engine.evaluation import evaluate_datasets
+from maskformer.engine.evaluation import check_evaluation, check_test_classes, evaluate_datasets
 from maskformer.engine.histories import HistoryHook
 from maskformer.engine.hooks import AcceleratorHook
 from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
 from maskformer.engine.libraries import loading_libraries
 from maskformer.engine.loss_watch import LossWatch
-from maskformer.engine.optimizer import build_optimizer
+from maskformer.engine.optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from maskformer.engine.output_folder import EventFileWriter
 from maskformer.engine.run_state import BadImageReport, Resumable, RunState
 from maskformer.engine.saving import SavingHook
 from maskformer.engine.step import build_step_trainer
 from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.engine.writers import MetricsWriter, TcappdllWriter
-from maskformer.evaluation import append_scores, build_evaluator, format_scores
+from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.meta_arch import know_classes
+from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +53,27 @@ class Trainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with MaskFormer's optimiser, schedule, data, evaluators, checkpointer and step.
 
     Args:
-        cfg: the whole config, with ``MODEL.DEVICE`` resolved.
+        cfg: the whole config. Datasets of ours that nobody has registered yet are registered.
     """
 
     def __init__(self, cfg: CfgNode):
         # DefaultTrainer's own constructor builds steps and process groups for CUDA alone; its parts are made here.
         super(DefaultTrainer, self).__init__()
+        check_values(cfg)  # it may have been changed since it was loaded
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = self.auto_scale_workers(with_device(cfg), comm.get_world_size())
         self.cfg = cfg
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
         with loading_libraries():
             model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        check_test_classes(cfg, model)
+        apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
+        check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         if comm.get_world_size() > 1:
+            explain_batch_norm(cfg, model)
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -80,9 +88,17 @@ class Trainer(DefaultTrainer):
         self._last_finished = -1
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] = {}
         self.average = build_average(cfg, model, optimizer)
         self.agreement = Agreement()
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Detectron2's; the model knows its classes."""
+        model = super().build_model(cfg)
+        know_classes(model, cfg)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -115,13 +131,18 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Detectron2's evaluation, with the test-time options of the configuration and a table of the scores.
 
-        What it times as inference has really been done by the device. Our own evaluators are shown semantic labels
-        instead of scores; ``evaluators`` that are given see what the model gives. Outside a training, whose hooks do
-        it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After an interruption, our own evaluators
-        go on with the next image: see ``evaluate_datasets``.
+        All processes evaluate the same model. What it times as inference has really been done by the device. Our own
+        evaluators are shown semantic labels instead of scores; ``evaluators`` that are given see what the model gives.
+        Outside a training, whose hooks do it, a line with the scores is appended to ``OUTPUT_DIR/metrics.json``. After
+        an interruption, our own evaluators go on with the next image: see ``evaluate_datasets``.
         """
+        cfg = with_device(cfg)
+        check_test_classes(cfg, model)
         accelerator = Accelerator(cfg.MODEL.DEVICE)
+        agree_on_state(model)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
+        if evaluators is None and not has_event_storage():  # in a training, all has been checked
+            check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
@@ -152,12 +173,17 @@ class Trainer(DefaultTrainer):
 
         Raises:
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
+            RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
         """
         with REQUESTS.listening(), REQUESTS.left_to(self.agreement):
-            try:
-                return super().train()
+            try:  # DefaultTrainer's own ends the process without a word where TEST.EXPECTED_RESULTS are not met
+                super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
             finally:
                 self._trainer.release_data()
+        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+            return None
+        check_expected_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results)
+        return self._last_eval_results
 
     def _evaluate(self) -> dict[str, Any]:
         """Scores of the weights and, under "ema", of their average."""
@@ -264,6 +290,17 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "iteration": self._last_finished}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Detectron2's."""
+        """Detectron2's, but schedule and hyperparameters stay as they are configured.
+
+        Raises:
+            InputError: the checkpoint is of another optimiser, or of an iteration after the last.
+        """
+        configured = configured_schedule(self.scheduler)
         super().load_state_dict(state_dict)
+        if self.iter >= self.max_iter:
+            raise InputError(
+                f"SOLVER.MAX_ITER is {self.max_iter}, but {self.iter + 1} iterations of the run that is resumed are "
+                "done: set it to as many or more, or start anew without --resume."
+            )
+        go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter

@@ -6,7 +6,7 @@ from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
 from maskformer.evaluation.journal import Journal, tidy_partial_results
 from maskformer.evaluation.panoptic import PanopticEvaluator
-from maskformer.evaluation.report import append_scores, format_scores
+from maskformer.evaluation.report import append_scores, check_expected_results, format_scores
 from maskformer.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SemanticEvaluator",
     "append_scores",
     "build_evaluator",
+    "check_expected_results",
     "format_scores",
     "tidy_partial_results",
 ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
-from maskformer.data.verification import check_registered
+from maskformer.data.verification import check_registered, load_dataset
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
 from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
@@ -19,6 +20,8 @@ from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.semantic import SemanticEvaluator
 from maskformer.structures import InputError
 
+Records = Sequence[dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -26,13 +29,13 @@ class Measure:
 
     Attributes:
         switch: the key under ``MODEL.MASK_FORMER.TEST`` that has the model give this result.
-        has_truth: whether a dataset, by its name, holds what the result is compared with.
+        has_truth: whether a dataset, by its metadata and entries, holds what the result is compared with.
         build: dataset name and output folder -> evaluator.
     """
 
     switch: str
-    has_truth: Callable[[str], bool]
-    build: Callable[[str, str | None], DatasetEvaluator]
+    has_truth: Callable[[Metadata, Records], bool]
+    build: Callable[[str, str | None], Any]
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> ImageByImageEvaluators:
@@ -40,21 +43,25 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
 
     Args:
         cfg: the whole config; ``MODEL.MASK_FORMER.TEST`` is read.
-        dataset_name: registered, with ``evaluator_type`` in its metadata.
+        dataset_name: registered. ``evaluator_type`` in its metadata says how it is measured; without one, all that its
+            entries have labels for.
         output_folder: where predictions are written; None: nowhere.
 
     Raises:
-        InputError: there is no such dataset, its type is unknown, a package is missing, nothing applies, or model and
-            dataset have another number of classes.
+        InputError: the dataset cannot be loaded, its type is unknown, a package is missing, nothing applies, the truth
+            lacks something that measuring needs, or model and dataset have another number of classes.
     """
+    check_registered(dataset_name, "DATASETS.TEST")
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    if evaluator_type not in MEASURES:
-        check_registered(dataset_name, "DATASETS.TEST")
+    if evaluator_type is not None and evaluator_type not in MEASURES:
         raise InputError(
             f"Dataset {dataset_name} has evaluator_type {evaluator_type!r} in its metadata, expected one of "
             f"{', '.join(MEASURES)}; change DATASETS.TEST, or the type where the dataset is registered."
         )
-    possible = [measure for measure in MEASURES[evaluator_type] if measure.has_truth(dataset_name)]
+    records = load_dataset(dataset_name, "DATASETS.TEST")
+    metadata = MetadataCatalog.get(dataset_name)
+    measures = _ALL if evaluator_type is None else MEASURES[evaluator_type]
+    possible = [measure for measure in measures if measure.has_truth(metadata, records)]
     if not possible:
         raise InputError(
             f"Dataset {dataset_name} ({evaluator_type}) holds no labels to compare with; change DATASETS.TEST."
@@ -68,21 +75,27 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         )
     evaluators = [measure.build(dataset_name, output_folder) for measure in wanted]
     for evaluator in evaluators:
+        evaluator.check(records)
         if isinstance(evaluator, (SemanticEvaluator, CityscapesSemanticEvaluator)):
             check_num_classes(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, evaluator.num_classes)
     return ImageByImageEvaluators(evaluators, output_folder)
 
 
-def _always(_dataset_name: str) -> bool:
+def _always(_metadata: Metadata, _records: Records) -> bool:
     return True
 
 
-def _has_semantic_labels(dataset_name: str) -> bool:
-    return "sem_seg_file_name" in next(iter(DatasetCatalog.get(dataset_name)), {})
+def _has_semantic_labels(_metadata: Metadata, records: Records) -> bool:
+    return any("sem_seg_file_name" in record for record in records)
 
 
-def _has_instance_json(dataset_name: str) -> bool:
-    return os.path.isfile(MetadataCatalog.get(dataset_name).get("json_file") or "")
+def _has_panoptic_labels(metadata: Metadata, records: Records) -> bool:
+    return metadata.get("panoptic_json") is not None or any("pan_seg_file_name" in record for record in records)
+
+
+def _has_instances(metadata: Metadata, records: Records) -> bool:
+    json_file = metadata.get("json_file")
+    return any("annotations" in record for record in records) if json_file is None else os.path.isfile(json_file)
 
 
 def _cityscapes_semantic(dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
@@ -93,17 +106,18 @@ def _cityscapes_instance(dataset_name: str, _output_folder: str | None) -> Datas
     return CityscapesInstanceEvaluator(dataset_name)
 
 
-_PANOPTIC = Measure("PANOPTIC_ON", _always, PanopticEvaluator)
-_INSTANCE = Measure("INSTANCE_ON", _has_instance_json, InstanceEvaluator)
+_PANOPTIC = Measure("PANOPTIC_ON", _has_panoptic_labels, PanopticEvaluator)
+_INSTANCE = Measure("INSTANCE_ON", _has_instances, InstanceEvaluator)
 _SEMANTIC = Measure("SEMANTIC_ON", _has_semantic_labels, SemanticEvaluator)
 _CITYSCAPES_SEMANTIC = Measure("SEMANTIC_ON", _always, _cityscapes_semantic)
 _CITYSCAPES_INSTANCE = Measure("INSTANCE_ON", _always, _cityscapes_instance)
 
+_ALL = (_SEMANTIC, _PANOPTIC, _INSTANCE)
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "sem_seg": (_SEMANTIC,),
     "coco": (_INSTANCE,),
-    "coco_panoptic_seg": (_SEMANTIC, _PANOPTIC, _INSTANCE),
-    "ade20k_panoptic_seg": (_SEMANTIC, _PANOPTIC, _INSTANCE),
+    "coco_panoptic_seg": _ALL,
+    "ade20k_panoptic_seg": _ALL,
     "cityscapes_sem_seg": (_CITYSCAPES_SEMANTIC,),
     "cityscapes_instance": (_CITYSCAPES_INSTANCE,),
     "cityscapes_panoptic_seg": (_PANOPTIC, _CITYSCAPES_SEMANTIC, _CITYSCAPES_INSTANCE),

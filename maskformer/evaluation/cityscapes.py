@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import io
 import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
+from maskformer.data.classes import require
 from maskformer.data.reading import read_class_map
 from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
@@ -37,6 +39,8 @@ class CityscapesEvaluator(DatasetEvaluator):
         dataset_name: registered, with ``gt_dir`` and the id tables in its metadata.
     """
 
+    id_table: str
+
     def __init__(self, dataset_name: str):
         if importlib.util.find_spec("cityscapesscripts") is None:
             raise InputError(
@@ -44,7 +48,13 @@ class CityscapesEvaluator(DatasetEvaluator):
             )
         self._name = dataset_name
         self._metadata = MetadataCatalog.get(dataset_name)
+        for key in ("gt_dir", self.id_table):
+            require(self._metadata, key)
         self._seen: dict[str, Any] = {}
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise an ``InputError`` unless the dataset has an image for each label: whole splits are measured."""
+        self._check_all({image_name(record["file_name"]) for record in records}, "entry in the dataset")
 
     def reset(self) -> None:
         """Forget all images."""
@@ -75,21 +85,24 @@ class CityscapesEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         seen = {name: value for part in parts for name, value in part.items()}
+        self._check_all(seen.keys(), "prediction")
+        return seen
+
+    def _check_all(self, names: Collection[str], what: str) -> None:
         expected = {path.name for path in Path(self._metadata.gt_dir).glob("*/*_gtFine_instanceIds.png")}
-        missing = sorted(expected - {f"{name}_gtFine_instanceIds.png" for name in seen})
-        if missing or not seen:
+        missing = sorted(expected - {f"{name}_gtFine_instanceIds.png" for name in names})
+        if missing or not names:
             raise InputError(
-                f"{len(missing)} images of {self._name} have a label but no prediction, first {missing[:1]}; expected "
+                f"{len(missing)} images of {self._name} have a label but no {what}, first {missing[:1]}; expected "
                 "one for each: cityscapesScripts measures whole splits."
             )
-        return seen
 
     def _ground_truth(self, name: str, kind: str) -> Path:
         return Path(self._metadata.gt_dir, name.split("_")[0], f"{name}_gtFine_{kind}.png")
 
     def _read_truth(self, image_file: str, kind: str, size: tuple[int, int]) -> tuple[str, np.ndarray]:
         """The image's name and its label (height,width); raises where the prediction's size is another."""
-        name = Path(image_file).name.removesuffix(_IMAGE_END)
+        name = image_name(image_file)
         label_file = self._ground_truth(name, kind)
         label = read_class_map(str(label_file))
         if label.shape != size:
@@ -100,8 +113,15 @@ class CityscapesEvaluator(DatasetEvaluator):
         return name, label
 
 
+def image_name(image_file: str) -> str:
+    """The part of a file's name that images and labels share."""
+    return Path(image_file).name.removesuffix(_IMAGE_END)
+
+
 class CityscapesSemanticEvaluator(CityscapesEvaluator):
     """IoU and iIoU of classes and of categories ("sup"), in percent."""
+
+    id_table = "stuff_dataset_id_to_contiguous_id"
 
     @property
     def num_classes(self) -> int:
@@ -140,6 +160,8 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
 
 class CityscapesInstanceEvaluator(CityscapesEvaluator):
     """AP over overlaps .5, .55, .. .95, and AP50, in percent."""
+
+    id_table = "thing_dataset_id_to_contiguous_id"
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The name of one image, and its matches.

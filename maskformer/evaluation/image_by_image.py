@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
@@ -15,6 +15,10 @@ from maskformer.evaluation.journal import Journal
 
 class ImageEvaluator(Protocol):
     """What an evaluator has besides Detectron2's methods; ``process`` measures and adds each image."""
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise an ``InputError`` where the truth lacks something that measuring the entries of the dataset needs."""
+        raise NotImplementedError
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> Any:
         """All that is to be known of one image: plain numbers, text, lists and dicts with text as keys."""

@@ -2,67 +2,153 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import json
+import logging
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from maskformer.data.json_files import read_instance_json
+from maskformer.data.classes import require
+from maskformer.data.json_files import instances_of_records, read_instance_json
+from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import InputError
 
+logger = logging.getLogger(__name__)
 
-class InstanceEvaluator(COCOEvaluator):
-    """Detectron2's evaluator of mask AP, for datasets whose things may lie anywhere among their classes.
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of pycocotools' ``stats``
 
-    Detectron2 expects things to be the contiguous classes 0..T-1, and names of things only. Here, the class of every
-    instance becomes the id that the dataset's JSON has before Detectron2 sees it.
+
+class InstanceEvaluator(DatasetEvaluator):
+    """Mask AP as pycocotools computes it and Detectron2 names it, of things anywhere among a dataset's classes.
 
     Args:
-        dataset_name: registered, with ``json_file`` (COCO instances), ``thing_classes`` and
-            ``thing_dataset_id_to_contiguous_id``.
+        dataset_name: registered, with ``thing_classes`` and, where its classes are not 0, 1, ..,
+            ``thing_dataset_id_to_contiguous_id``. The truth is its ``json_file`` (COCO instances) or, without one, the
+            ``annotations`` of its entries.
         output_folder: where predictions are written; None: nowhere.
     """
 
     def __init__(self, dataset_name: str, output_folder: str | None = None):
         metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("thing_dataset_id_to_contiguous_id") is None:
-            DatasetCatalog.get(dataset_name)  # Detectron2 fills it in when it first reads a dataset's JSON
-        contiguous_ids = metadata.thing_dataset_id_to_contiguous_id
-        self.dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in contiguous_ids.items()}
-        if os.path.isfile(metadata.get("json_file") or ""):
-            read_instance_json(metadata.json_file)  # Detectron2 and pycocotools trust it
-        names = [metadata.thing_classes[contiguous_ids[dataset_id]] for dataset_id in sorted(contiguous_ids)]
-        things = f"{dataset_name} (things)"
-        if things in MetadataCatalog.list():
-            MetadataCatalog.remove(things)
-        MetadataCatalog.get(things).set(json_file=metadata.json_file, thing_classes=names)
-        super().__init__(things, tasks=("segm",), output_dir=output_folder, use_fast_impl=False)
+        records = DatasetCatalog.get(dataset_name)  # first: Detectron2 completes the metadata as it reads
+        self._json_file = metadata.get("json_file")
+        self._output_folder = output_folder
+        names = metadata.get("thing_classes")
+        if self._json_file is not None:
+            self._content = read_instance_json(self._json_file)
+            self.dataset_ids = match_ids(
+                metadata.get("thing_dataset_id_to_contiguous_id"), names, self._content["categories"], self._json_file
+            )
+        else:
+            names = require(metadata, "thing_classes")
+            self._content = instances_of_records(records, names, f"dataset {dataset_name}")
+            self.dataset_ids = {index: index for index in range(len(names))}
+        self._use_categories(names)
+        self._predictions: list[dict[str, Any]] = []
+
+    def _use_categories(self, names: Sequence[str] | None) -> None:
+        """Have the things of the dataset as the categories of the truth, which may list others that it does not use."""
+        used = {annotation["category_id"] for annotation in self._content["annotations"]}
+        foreign = sorted(used - set(self.dataset_ids.values()))
+        if foreign:
+            raise InputError(
+                f"{self._json_file} has instances of the category {foreign[0]}, which is none of the "
+                f"{len(self.dataset_ids)} things of the dataset (thing_dataset_id_to_contiguous_id of its metadata); "
+                "expected those alone."
+            )
+        of_id = {category["id"]: category["name"] for category in self._content["categories"]}
+        of_id.update({id_: names[index] for index, id_ in self.dataset_ids.items() if names and index < len(names)})
+        ids = sorted(self.dataset_ids.values())
+        self._names = [of_id.get(id_, str(id_)) for id_ in ids]
+        self._content["categories"] = [{"id": id_, "name": name} for id_, name in zip(ids, self._names)]
+        # From 1: pycocotools writes the id of what it matched into an array, where 0 stands for nothing.
+        for number, annotation in enumerate(self._content["annotations"], start=1):
+            annotation["id"] = number
+        self._images = {image["id"] for image in self._content["images"]}
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise an ``InputError`` where the truth has nothing of an image of the dataset."""
+        if self._json_file is not None:
+            check_image_ids(records, self._images, self._json_file)
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._predictions = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Take the instances of some images.
 
         Args:
             inputs: entries of the dataset; ``image_id`` is read.
-            outputs: ``instances`` of each, with contiguous ``pred_classes``, and what Detectron2 wants besides.
+            outputs: ``instances`` of each, with contiguous ``pred_classes``, ``scores``, ``pred_boxes`` and
+                ``pred_masks``.
         """
         for example, output in zip(inputs, outputs, strict=True):
             self.add(self.measure(example, output))
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Encode the instances of one image as COCO's JSON has them; see ``ImageEvaluator``."""
+        self.check([example])
+        image_id = image_id_of(example, self._content)
         instances = self._with_dataset_ids(output["instances"]).to("cpu")
-        return {
-            "image_id": example["image_id"],
-            "instances": instances_to_coco_json(instances, example["image_id"]),
-        }
+        return {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
 
     def add(self, measured: dict[str, Any]) -> None:
         """Take an image; see ``ImageEvaluator``."""
         self._predictions.append(measured)
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """AP over overlaps and by size, and of each class, in percent, of the images shown; on the main process only.
+
+        Where nothing is predicted, or nothing annotated, a score is nan.
+        """
+        parts = comm.gather(self._predictions)
+        if not comm.is_main_process():
+            return None
+        predictions = list(itertools.chain(*parts))
+        found = [entry for prediction in predictions for entry in prediction["instances"]]
+        if self._output_folder is not None:
+            os.makedirs(self._output_folder, exist_ok=True)
+            with open(os.path.join(self._output_folder, "coco_instances_results.json"), "w", encoding="utf-8") as file:
+                json.dump(found, file)
+        if not found:
+            logger.warning("The model predicts no instance in %d images: mask AP is undefined.", len(predictions))
+            return {"segm": dict.fromkeys(_METRICS, float("nan"))}
+        # Without boxes: else pycocotools takes theirs as the areas of the masks.
+        masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
+        return {"segm": self._score(masks, sorted({prediction["image_id"] for prediction in predictions}))}
+
+    def _score(self, masks: list[dict[str, Any]], image_ids: list[Any]) -> dict[str, float]:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            truth = COCO()
+            truth.dataset = self._content
+            truth.createIndex()
+            evaluation = COCOeval(truth, truth.loadRes(masks), "segm")
+            evaluation.params.imgIds = image_ids
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        logger.info("Evaluation results for mask AP:\n%s", printed.getvalue())
+        scores = {name: _percent(score) for name, score in zip(_METRICS, evaluation.stats)}
+        if len(self._names) > 1:
+            precision = evaluation.eval["precision"]  # (overlaps, recalls, classes, sizes, limits); -1: undefined
+            for index, name in enumerate(self._names):
+                of_class = precision[:, :, index, 0, -1]
+                of_class = of_class[of_class > -1]
+                scores[f"AP-{name}"] = _percent(of_class.mean() if of_class.size else -1)
+        return scores
 
     def _with_dataset_ids(self, instances: Instances) -> Instances:
         classes = instances.pred_classes.tolist()
@@ -75,3 +161,7 @@ class InstanceEvaluator(COCOEvaluator):
         renamed = Instances(instances.image_size, **instances.get_fields())
         renamed.pred_classes = torch.tensor([self.dataset_ids[index] for index in classes], dtype=torch.int64)
         return renamed
+
+
+def _percent(score: float) -> float:
+    return 100 * float(score) if score > -1 else float("nan")

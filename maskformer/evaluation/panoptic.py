@@ -6,18 +6,20 @@ import itertools
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-from detectron2.evaluation import COCOPanopticEvaluator
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from maskformer.data.json_files import join_inside, read_panoptic_json
+from maskformer.data.classes import require
+from maskformer.data.json_files import join_inside, panoptic_of_records, read_panoptic_json
 from maskformer.data.reading import read_segment_ids
 from maskformer.evaluation.panoptic_quality import (
     VOID,
@@ -28,6 +30,7 @@ from maskformer.evaluation.panoptic_quality import (
     count_pairs,
     match_segments,
 )
+from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import BadImageError, InputError
 
 logger = logging.getLogger(__name__)
@@ -35,16 +38,40 @@ logger = logging.getLogger(__name__)
 _METRICS = ("PQ", "SQ", "RQ")
 
 
-class PanopticEvaluator(COCOPanopticEvaluator):
-    """Detectron2's evaluator, which compares each image when it is predicted, instead of all at the end from files.
+class PanopticEvaluator(DatasetEvaluator):
+    """Panoptic quality as panopticapi defines it, of each image when it is predicted, instead of all at the end.
 
-    It has the scores and writes the files of Detectron2's, and also survives a dataset where no thing, or no stuff, is
-    annotated or predicted.
+    It has the scores of Detectron2's evaluator and writes its file. Areas are counted, whatever the JSON says of them;
+    and where no thing, or no stuff, is annotated or predicted, that part alone is undefined.
 
     Args:
-        dataset_name: registered, with ``panoptic_json`` and ``panoptic_root`` and the id tables in its metadata.
+        dataset_name: registered. The truth is ``panoptic_json`` with ``panoptic_root`` or, without them,
+            ``pan_seg_file_name`` and ``segments_info`` of its entries.
         output_dir: where predictions are written; None: nowhere.
     """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None):
+        self._name = dataset_name
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._output_dir = output_dir
+        self._predictions: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self._predictions = []
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Read the truth, and raise an ``InputError`` where it does not fit the images and classes of the dataset."""
+        table = self._dataset_ids
+        unknown = sorted({*table[0].values(), *table[1].values()} - self._things_and_stuff.keys())
+        if unknown:
+            raise InputError(
+                f"Dataset {self._name} has a class of the category {unknown[0]} in its metadata, which is none of the "
+                f"{len(self._things_and_stuff)} of {self._source}; expected those of the JSON."
+            )
+        if self._json_file is not None:
+            check_image_ids(records, self._annotations, self._json_file)
+            self._check_all({record["image_id"] for record in records}, "entry in the dataset")
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Compare some images with their labels.
@@ -67,10 +94,10 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         if segments is None:
             segments = self._decode_segments(id_map)
             id_map = id_map + 1
-        segments = [self._convert_category_id(dict(segment)) for segment in segments]
+        segments = [self._with_dataset_id(dict(segment), example["file_name"]) for segment in segments]
         counts = self._compare(example, id_map, segments)
         return {
-            "image_id": example["image_id"],
+            "image_id": image_id_of(example, self._truth),
             "file_name": os.path.splitext(os.path.basename(example["file_name"]))[0] + ".png",
             "segments_info": segments,
             "counts": [[category, *astuple(count)] for category, count in counts.items()],
@@ -88,22 +115,35 @@ class PanopticEvaluator(COCOPanopticEvaluator):
             return None
         predictions = list(itertools.chain(*parts))
         if self._output_dir is not None:
-            self._write(predictions)
+            self._write(predictions, self._output_dir)
         totals = self._sum({prediction["image_id"]: prediction["counts"] for prediction in predictions})
-        things = {category["id"] for category in self._truth["categories"] if category["isthing"] == 1}
+        things = {category for category, is_thing in self._things_and_stuff.items() if is_thing}
         groups = {
             "All": average_quality(totals.values()),
             "Things": average_quality(count for category, count in totals.items() if category in things),
             "Stuff": average_quality(count for category, count in totals.items() if category not in things),
         }
-        return OrderedDict(panoptic_seg=_report(groups))
+        return {"panoptic_seg": _report(groups)}
+
+    @property
+    def _json_file(self) -> str | None:
+        return self._metadata.get("panoptic_json")
+
+    @property
+    def _source(self) -> str:
+        return self._json_file or f"dataset {self._name}"
 
     @cached_property
     def _truth(self) -> dict[str, Any]:
-        """What the dataset's JSON holds."""
-        content = read_panoptic_json(PathManager.get_local_path(self._metadata.panoptic_json), image_fields=())
+        """What the dataset's JSON holds, or would hold; file names are whole paths."""
+        if self._json_file is None:
+            return panoptic_of_records(DatasetCatalog.get(self._name), self._metadata, self._source)
+        content = read_panoptic_json(PathManager.get_local_path(self._json_file), with_images=False)
         if "categories" not in content:
-            raise InputError(f"{self._metadata.panoptic_json} has no categories; expected COCO's format.")
+            raise InputError(f"{self._json_file} has no categories; expected COCO's format.")
+        folder = str(PathManager.get_local_path(require(self._metadata, "panoptic_root")))
+        for annotation in content["annotations"]:
+            annotation["file_name"] = join_inside(folder, annotation["file_name"], self._json_file)
         return content
 
     @cached_property
@@ -111,25 +151,58 @@ class PanopticEvaluator(COCOPanopticEvaluator):
         return {annotation["image_id"]: annotation for annotation in self._truth["annotations"]}
 
     @cached_property
-    def _folder(self) -> str:
-        return str(PathManager.get_local_path(self._metadata.panoptic_root))
+    def _things_and_stuff(self) -> dict[int, bool]:
+        """Whether each category is one of things."""
+        return {category["id"]: category["isthing"] == 1 for category in self._truth["categories"]}
+
+    @cached_property
+    def _dataset_ids(self) -> tuple[dict[int, int], dict[int, int]]:
+        """The category id of each class, of stuff and of things; where one table lacks a class, the other may have it.
+
+        They are two for datasets that number things and stuff apart.
+        """
+        if self._json_file is None:
+            identity = {index: index for index in self._things_and_stuff}
+            return identity, identity
+        tables = [self._metadata.get(f"{kind}_dataset_id_to_contiguous_id") for kind in ("stuff", "thing")]
+        if tables == [None, None]:
+            names = self._metadata.get("stuff_classes")
+            by_name = match_ids(None, names, self._truth["categories"], self._json_file)
+            return by_name, by_name
+        stuff, things = ({index: id_ for id_, index in (table or {}).items()} for table in tables)
+        return {**things, **stuff}, {**stuff, **things}
+
+    def _with_dataset_id(self, segment: dict[str, Any], file_name: str) -> dict[str, Any]:
+        is_thing = segment.pop("isthing", None)
+        if is_thing is None:  # the model gives ids of the dataset
+            return segment
+        table = self._dataset_ids[bool(is_thing)]
+        if segment["category_id"] not in table:
+            self._refuse_category(file_name, segment["category_id"])
+        return {**segment, "category_id": table[segment["category_id"]]}
+
+    def _refuse_category(self, file_name: str, category: int) -> NoReturn:
+        raise InputError(
+            f"The prediction for {file_name} has a segment of category {category}, which is none of the "
+            f"{len(self._things_and_stuff)} of {self._source}: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
+        )
 
     def _decode_segments(self, id_map: np.ndarray) -> list[dict[str, Any]]:
         """``segments_info`` of a map of category id x ``label_divisor`` + number, for ids that are one higher."""
-        things = self._metadata.thing_dataset_id_to_contiguous_id.values()
+        is_thing = {index: self._things_and_stuff.get(id_, False) for index, id_ in self._dataset_ids[1].items()}
         classes = {value: value // self._metadata.label_divisor for value in np.unique(id_map).tolist() if value != -1}
-        return [{"id": value + 1, "category_id": index, "isthing": index in things} for value, index in classes.items()]
+        return [
+            {"id": value + 1, "category_id": index, "isthing": is_thing.get(index, False)}
+            for value, index in classes.items()
+        ]
 
     def _compare(
         self, example: dict[str, Any], id_map: np.ndarray, segments: list[dict[str, Any]]
     ) -> dict[int, CategoryCounts]:
-        annotation = self._annotations.get(example["image_id"])
-        if annotation is None:
-            raise InputError(
-                f"{self._metadata.panoptic_json} has no annotation of image {example['image_id']!r} "
-                f"({example['file_name']}); expected one for each image of DATASETS.TEST."
-            )
-        label_file = join_inside(self._folder, annotation["file_name"], self._metadata.panoptic_json)
+        if self._json_file is not None:
+            check_image_ids([example], self._annotations, self._json_file)
+        annotation = self._annotations[image_id_of(example, self._truth)]
+        label_file = annotation["file_name"]
         label = read_segment_ids(label_file)
         if label.shape != id_map.shape:
             raise BadImageError(
@@ -149,42 +222,40 @@ class PanopticEvaluator(COCOPanopticEvaluator):
                 f"The prediction for {file_name} has the segment {min(different)} in only one of its map of ids and "
                 "its list of segments; expected each in both."
             )
-        unknown = sorted(set(predicted.values()) - {category["id"] for category in self._truth["categories"]})
+        unknown = sorted(set(predicted.values()) - self._things_and_stuff.keys())
         if unknown:
-            raise InputError(
-                f"The prediction for {file_name} has a segment of category {unknown[0]}, which is none of the "
-                f"{len(self._truth['categories'])} of {self._metadata.panoptic_json}: check "
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
-            )
+            self._refuse_category(file_name, unknown[0])
 
     def _sum(self, counts: dict[Any, dict[int, CategoryCounts]]) -> dict[int, CategoryCounts]:
         """Those of all images, by the categories of the dataset's JSON."""
-        missing = [image_id for image_id in self._annotations if image_id not in counts]
-        if missing:
-            raise InputError(
-                f"{len(missing)} images of {self._metadata.panoptic_json} have no prediction, first {missing[0]!r}; "
-                "expected one for each: DATASETS.TEST and the JSON must list the same images."
-            )
-        totals = {category["id"]: CategoryCounts() for category in self._truth["categories"]}
+        self._check_all(counts.keys(), "prediction")
+        totals = {category: CategoryCounts() for category in self._things_and_stuff}
         for image_id in self._annotations:
             for category, count in counts[image_id].items():
-                if category in totals:  # panopticapi too passes over labels of a category that is not listed
-                    totals[category].add(count)
+                totals[category].add(count)
         return totals
 
-    def _write(self, predictions: list[dict[str, Any]]) -> None:
+    def _check_all(self, image_ids: Collection[Any], what: str) -> None:
+        missing = [image_id for image_id in self._annotations if image_id not in image_ids]
+        if missing:
+            raise InputError(
+                f"{len(missing)} images of {self._source} have no {what}, first {missing[0]!r}; "
+                "expected one for each: DATASETS.TEST and the JSON must list the same images."
+            )
+
+    def _write(self, predictions: list[dict[str, Any]], folder: str) -> None:
         keys = ("image_id", "file_name", "segments_info")
         annotations = [{key: prediction[key] for key in keys} for prediction in predictions]
-        with PathManager.open(os.path.join(self._output_dir, "predictions.json"), "w") as file:
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "predictions.json"), "w", encoding="utf-8") as file:
             file.write(json.dumps({**self._truth, "annotations": annotations}))
 
 
 def _report(groups: dict[str, Quality]) -> dict[str, float]:
     """The scores by name, which are also logged as a table."""
-    if not all(quality.categories for quality in groups.values()):
-        logger.warning("Panoptic quality is undefined: no image has a thing, or none has stuff.")
-        names = [f"{metric}{suffix}" for suffix in ("", "_th", "_st") for metric in _METRICS]
-        return dict.fromkeys(names, float("nan"))
+    undefined = [name for name, quality in groups.items() if not quality.categories]
+    if undefined:
+        logger.warning("Undefined (nan), for no image has any, labelled or predicted: %s.", ", ".join(undefined))
     rows = [
         (name, *(getattr(quality, metric) for metric in _METRICS), quality.categories)
         for name, quality in groups.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,28 +85,30 @@ def match_segments(
 
     Args:
         pairs: see ``count_pairs``.
-        annotated: ``segments_info`` of the label; ``id``, ``category_id``, ``iscrowd`` and ``area`` are read.
+        annotated: ``segments_info`` of the label; ``id``, ``category_id`` and ``iscrowd`` are read. Areas are counted,
+            and a segment without a pixel is none.
         predicted: category of each predicted id; each occurs in ``pairs``.
 
     Returns:
         Counts of the categories that occur.
 
-    Source: Panoptic Segmentation (arXiv 1801.00868), section 4; panopticapi where the paper is silent: crowds, and
-    areas that are the label's own word.
+    Source: Panoptic Segmentation (arXiv 1801.00868), section 4; panopticapi where the paper is silent: crowds.
     """
-    truth = {segment["id"]: segment for segment in annotated}
-    areas = dict.fromkeys(predicted, 0)
-    for (_, predicted_id), pixels in pairs.items():
-        if predicted_id in areas:
-            areas[predicted_id] += pixels
+    true_areas: Counter[int] = Counter()
+    areas: Counter[int] = Counter()
+    for (true_id, predicted_id), pixels in pairs.items():
+        true_areas[true_id] += pixels
+        areas[predicted_id] += pixels
+    truth = {segment["id"]: {**segment, "area": true_areas[segment["id"]]} for segment in annotated}
+    truth = {segment_id: segment for segment_id, segment in truth.items() if segment["area"]}
     ious = _matches(pairs, truth, predicted, areas)
-    categories = {segment["category_id"] for segment in annotated} | set(predicted.values())
+    categories = {segment["category_id"] for segment in truth.values()} | set(predicted.values())
     counts = {category: CategoryCounts() for category in sorted(categories)}
     for (true_id, _), iou in ious.items():
         counts[truth[true_id]["category_id"]].add(CategoryCounts(iou=iou, matched=1))
     for true_id in truth.keys() - {true_id for true_id, _ in ious}:
         counts[truth[true_id]["category_id"]].missed += truth[true_id]["iscrowd"] != 1
-    crowds = {segment["category_id"]: segment["id"] for segment in annotated if segment["iscrowd"] == 1}
+    crowds = {segment["category_id"]: segment["id"] for segment in truth.values() if segment["iscrowd"] == 1}
     for predicted_id in predicted.keys() - {predicted_id for _, predicted_id in ious}:
         category = predicted[predicted_id]
         excused = pairs.get((VOID, predicted_id), 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.evaluation.testing import flatten_results_dict
 from tabulate import tabulate
+
+from maskformer.structures import RunError
 
 
 def format_scores(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -36,3 +38,23 @@ def append_scores(path: str, results: Mapping[str, Any]) -> None:
     scores = {name: float(score) for name, score in flatten_results_dict(results).items()}
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(scores, sort_keys=True) + "\n")
+
+
+def check_expected_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:
+    """Hold scores to ``TEST.EXPECTED_RESULTS``.
+
+    Args:
+        expected: rows of [task, metric, score, tolerance]; with several datasets a task is "DATASET/task".
+        results: as for ``append_scores``.
+
+    Raises:
+        RunError: a score is missing, not finite, or further away than the tolerance.
+    """
+    scores = flatten_results_dict(results)
+    for task, metric, score, tolerance in expected:
+        actual = scores.get(f"{task}/{metric}")
+        if actual is None or not abs(actual - score) <= tolerance:
+            raise RunError(
+                f"TEST.EXPECTED_RESULTS expects {task} {metric} to be {score} within {tolerance}, but the evaluation "
+                f"gave {'none' if actual is None else actual} (scores: {', '.join(scores) or 'none'})."
+            )

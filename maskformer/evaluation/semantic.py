@@ -1,40 +1,68 @@
-"""Mean intersection over union."""
+"""Mean intersection over union, of classes and of their boundaries."""
 
 from __future__ import annotations
 
-from functools import partial
+import itertools
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from detectron2.data import MetadataCatalog
-from detectron2.evaluation import SemSegEvaluator
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
 
+from maskformer.data.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
 from maskformer.data.reading import read_label_map
 from maskformer.data.run_lengths import encode_segments
 from maskformer.evaluation.label_map import read_labels
-from maskformer.structures import BadImageError
+from maskformer.structures import BadImageError, InputError
+
+logger = logging.getLogger(__name__)
+
+BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 
-class SemanticEvaluator(SemSegEvaluator):
-    """Detectron2's evaluator, faster, which also explains a label or a model that does not fit the dataset.
-
-    It has the scores and writes the files of Detectron2's. Only the work on an image is done in another way.
+class SemanticEvaluator(DatasetEvaluator):
+    """Scores and files of Detectron2's ``SemSegEvaluator``, with a boundary IoU that compares mask by mask.
 
     Args:
-        dataset_name: registered, with ``stuff_classes`` and ``ignore_label``, and ``sem_seg_file_name`` in its entries.
+        dataset_name: registered, with ``stuff_classes`` in its metadata and ``sem_seg_file_name`` in its entries.
         output_folder: where predictions and scores are written; None: nowhere.
+        ignore_label: where the metadata names none.
     """
 
-    def __init__(self, dataset_name: str, output_folder: str | None = None):
+    def __init__(self, dataset_name: str, output_folder: str | None = None, ignore_label: int = DEFAULT_IGNORE_LABEL):
         metadata = MetadataCatalog.get(dataset_name)
-        self.num_classes = len(metadata.stuff_classes)
-        self._read_label = partial(
-            read_label_map,
-            num_classes=self.num_classes,
-            ignore_label=metadata.ignore_label,
-            label_values=metadata.get("label_values"),
-        )
-        super().__init__(dataset_name, output_dir=output_folder)
+        self._names = require(metadata, "stuff_classes")
+        self.num_classes = len(self._names)
+        self._ignore_label = ignore_label_of(metadata, ignore_label)
+        self._label_values = metadata.get("label_values")
+        self._dataset_ids = dataset_ids(dataset_name, self.num_classes)
+        self._output_folder = output_folder
+        records = DatasetCatalog.get(dataset_name)
+        self._label_of_image = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
+        self.reset()
+
+    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Raise an ``InputError`` where an image of the dataset has no label."""
+        for record in records:
+            if record.get("sem_seg_file_name") is None:
+                raise InputError(
+                    f"Image {record['file_name']} has no sem_seg_file_name, which others of its dataset have; expected "
+                    "one for each image of DATASETS.TEST."
+                )
+
+    def reset(self) -> None:
+        """Forget all images."""
+        side = self.num_classes + 1  # "ignored" is the class after the last
+        self._pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
+        self._boundaries = np.zeros((3, side), dtype=np.int64)  # see ``count_boundaries``
+        self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels of some images.
@@ -53,50 +81,119 @@ class SemanticEvaluator(SemSegEvaluator):
         """Compare one image with its label; see ``ImageEvaluator``."""
         file_name = example["file_name"]
         predicted = read_labels(output["sem_seg"], self.num_classes)
-        label_file = self.input_file_to_gt_file[file_name]
-        label = self._read_label(label_file)
+        label_file = self._label_of_image[file_name]
+        label = read_label_map(label_file, self.num_classes, self._ignore_label, self._label_values)
         _check_size(file_name, predicted.shape, label_file, label.shape)
-        predictions = [] if self._output_dir is None else self.encode_json_sem_seg(predicted, file_name)
-        return {**self._count(predicted, label), "predictions": predictions}
+        ignored = label == self._ignore_label
+        # One type for both, which OpenCV knows too.
+        dtype = np.uint8 if self.num_classes < 256 else np.uint16
+        truth = np.where(ignored, self.num_classes, label).astype(dtype)
+        shown = np.where(ignored, self.num_classes, predicted).astype(dtype)
+        return {
+            "pixels": _sparse(predicted.astype(np.int64) * (self.num_classes + 1) + truth.astype(np.int64)),
+            "boundaries": [_sparse(classes) for classes in boundary_classes(shown, truth)],
+            "predictions": [] if self._output_folder is None else self._encode(predicted, file_name),
+        }
 
     def add(self, measured: dict[str, Any]) -> None:
         """Count an image; see ``ImageEvaluator``."""
-        for matrix, key in ((self._conf_matrix, "pairs"), (self._b_conf_matrix, "boundary_pairs")):
-            codes, pixels = measured[key]
-            matrix.ravel()[codes] += np.asarray(pixels, dtype=np.int64)
+        all_counts = [self._pixels.reshape(-1), *self._boundaries]
+        for counts, (values, pixels) in zip(all_counts, [measured["pixels"], *measured["boundaries"]], strict=True):
+            counts[values] += np.array(pixels, dtype=np.int64)
         self._predictions.extend(measured["predictions"])
 
-    def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict[str, Any]]:
-        """Encode each class of an image as COCO's JSON has it.
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """IoU of each class and its boundary, accuracies, and their means, in percent; on the main process only.
 
-        Args:
-            sem_seg: (height,width) integers 0..K-1.
-            input_file_name: of the image.
-
-        Returns:
-            An entry for each class that occurs, in rising order.
+        A class that no label has is nan, and in no mean. Pixels that a label ignores count for nobody.
         """
-        classes = np.flatnonzero(np.bincount(sem_seg.ravel())).tolist()
-        dataset_ids = self._contiguous_id_to_dataset_id or {index: index for index in classes}
+        parts = comm.gather((self._pixels, self._boundaries, self._predictions))
+        if not comm.is_main_process():
+            return None
+        scores = self._score(np.sum([part[0] for part in parts], axis=0), np.sum([part[1] for part in parts], axis=0))
+        if self._output_folder is not None:
+            os.makedirs(self._output_folder, exist_ok=True)
+            predictions = list(itertools.chain(*(predictions for _, _, predictions in parts)))
+            with open(os.path.join(self._output_folder, "sem_seg_predictions.json"), "w", encoding="utf-8") as file:
+                file.write(json.dumps(predictions))
+            torch.save(scores, os.path.join(self._output_folder, "sem_seg_evaluation.pth"))
+        logger.info("Semantic scores: %s", scores)
+        return {"sem_seg": scores}
+
+    def _score(self, pixels: np.ndarray, boundaries: np.ndarray) -> dict[str, float]:
+        pixels = pixels[:-1, :-1].astype(float)
+        hits, labelled, predicted = pixels.diagonal(), pixels.sum(0), pixels.sum(1)
+        iou = _ratio(hits, labelled + predicted - hits, labelled)
+        accuracy = _ratio(hits, labelled, labelled)
+        labelled_boundary, predicted_boundary, common = boundaries[:, :-1].astype(float)
+        boundary_iou = _ratio(common, labelled_boundary + predicted_boundary - common, labelled)
+        total = labelled.sum() or float("nan")  # not one labelled pixel
+        seen = labelled > 0
+        scores = {
+            "mIoU": _mean(iou[seen]),
+            "fwIoU": (iou[seen] * (labelled / total)[seen]).sum() if seen.any() else float("nan"),
+            "mBoundaryIoU": _mean(boundary_iou[seen]),
+        }
+        for name, of_class, of_boundary in zip(self._names, iou, boundary_iou):
+            scores[f"IoU-{name}"] = of_class
+            scores[f"BoundaryIoU-{name}"] = of_boundary
+            scores[f"min(IoU, B-Iou)-{name}"] = min(of_class, of_boundary)
+        scores["mACC"] = _mean(accuracy[seen])
+        scores["pACC"] = hits.sum() / total
+        scores.update({f"ACC-{name}": of_class for name, of_class in zip(self._names, accuracy)})
+        return {name: 100 * score for name, score in scores.items()}
+
+    def _encode(self, labels: np.ndarray, file_name: str) -> list[dict[str, Any]]:
+        """Each class that occurs, in rising order, as COCO's JSON has it."""
+        classes = np.flatnonzero(np.bincount(labels.ravel())).tolist()
         return [
-            {"file_name": input_file_name, "category_id": dataset_ids[index], "segmentation": segmentation}
-            for index, segmentation in encode_segments(sem_seg, classes).items()
+            {"file_name": file_name, "category_id": self._dataset_ids[index], "segmentation": segmentation}
+            for index, segmentation in encode_segments(labels, classes).items()
         ]
 
-    def _count(self, predicted: np.ndarray, label: np.ndarray) -> dict[str, list[list[int]]]:
-        """Count the pixels of an image by predicted x true class, where "ignored" is the class after the last."""
-        truth = np.where(label == self._ignore_label, self.num_classes, label)
-        pairs = _count_values((self.num_classes + 1) * predicted.astype(np.int64) + truth)
-        if not self._compute_boundary_iou:
-            return {"pairs": pairs, "boundary_pairs": [[], []]}
-        predicted_boundary = self._mask_to_boundary(predicted)
-        true_boundary = self._mask_to_boundary(truth.astype(np.uint8))
-        # Detectron2 computes this in eight bits, so that pairs above 255 wrap: the scores are to be the same.
-        boundary_pairs = _count_values(np.uint8(self.num_classes + 1) * predicted_boundary + true_boundary)
-        return {"pairs": pairs, "boundary_pairs": boundary_pairs}
+
+def boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels that the boundary IoU of each class is computed from.
+
+    A pixel is in the boundary region of its class where another class, or the image's border, is at most 2 % of the
+    diagonal away, in rows and in columns. So the regions of all classes come from one map of edges, instead of from a
+    mask of each class.
+
+    Args:
+        predicted: (height,width) uint8 or uint16: classes; where the label is ignored, what the label has.
+        label: likewise.
+
+    Returns:
+        The classes of the pixels in the label's boundary regions, in the prediction's, and in both of one class.
+
+    Source: Boundary IoU (arXiv 2103.16562), section 4. Outside of the image there is no mask, so its border bounds one.
+    """
+    of_label, of_predicted = _is_near_boundary(label), _is_near_boundary(predicted)
+    common = of_label & of_predicted & (label == predicted)
+    return label[of_label], predicted[of_predicted], label[common]
 
 
-def _count_values(values: np.ndarray) -> list[list[int]]:
+def _is_near_boundary(labels: np.ndarray) -> np.ndarray:
+    """(height,width) bool: whether a pixel is in the boundary region of its class."""
+    neighbours = np.ones((3, 3), dtype=np.uint8)
+    edges = cv2.erode(labels, neighbours) != cv2.dilate(labels, neighbours)  # a neighbour has another class
+    edges[[0, -1]], edges[:, [0, -1]] = True, True
+    width = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*labels.shape))))
+    # The way to another class leads over a pixel that has it as a neighbour, one step before.
+    square = np.ones((2 * width - 1, 2 * width - 1), dtype=np.uint8)
+    return cv2.dilate(edges.astype(np.uint8), square) > 0
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """(K,) quotients, nan for a class that is not labelled."""
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=labelled > 0)
+
+
+def _mean(scores: np.ndarray) -> float:
+    return scores.sum() / len(scores) if len(scores) else float("nan")
+
+
+def _sparse(values: np.ndarray) -> list[list[int]]:
     """The values that occur, rising, and how often each does."""
     counts = np.bincount(values.ravel())
     occurring = np.flatnonzero(counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,8 @@ from maskformer.structures import MaskPredictions, Match, Targets
 from .matched_masks import MatchedMaskLosses
 from .matcher import HungarianMatcher
 from .precision import without_autocast
+
+logger = logging.getLogger(__name__)
 
 
 class SetCriterion(nn.Module):
@@ -50,6 +53,7 @@ class SetCriterion(nn.Module):
         self.class_weight = class_weight
         self.mask_weight = mask_weight
         self.dice_weight = dice_weight
+        self._told_of_queries = False
         class_weights = torch.ones(num_classes + 1)
         class_weights[-1] = no_object_weight
         self.register_buffer("empty_weight", class_weights)  # named as in the released weights
@@ -66,6 +70,7 @@ class SetCriterion(nn.Module):
             ``_1``, ... Each is a scalar already multiplied by its weight; NaN, as its gradient, where a cost of
             matching is not finite.
         """
+        self._compare_numbers(predictions.class_logits.shape[2], max(len(target.labels) for target in targets))
         matches = self.matcher(predictions, targets)
         self._pairs_on_host = _index_pairs(matches, targets)  # kept: the device may read it when this has returned
         pairs = self._pairs_on_host.to(predictions.mask_logits.device, non_blocking=True)
@@ -83,6 +88,16 @@ class SetCriterion(nn.Module):
         if not all(match.has_finite_costs for layer in matches for match in layer):
             losses = {name: values * torch.nan for name, values in losses.items()}
         return _name_by_layer(losses)
+
+    def _compare_numbers(self, num_queries: int, most_targets: int) -> None:
+        """Say once that an image has more segments than there are queries."""
+        if most_targets > num_queries and not self._told_of_queries:
+            self._told_of_queries = True
+            logger.warning(
+                "An image has %d segments, the model %d queries: the %d that fit worst stay without one, and so with "
+                "every such image. Raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES.",
+                most_targets, num_queries, most_targets - num_queries,
+            )  # fmt: skip
 
     def _class_losses(self, class_logits: Tensor, pairs: Tensor, targets: list[Targets]) -> Tensor:
         """(L,): cross-entropy of (L,B,Q,K+1) logits over all queries of a layer, a weighted mean."""

@@ -63,5 +63,14 @@ def normalise_in_place(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     size = groups * (norm.num_channels // norm.num_groups)
     for part, weight, bias in zip(x.split(size, dim=1), norm.weight.split(size), norm.bias.split(size)):
         num_groups = part.shape[1] * norm.num_groups // norm.num_channels
-        part.copy_(F.group_norm(part, num_groups, weight, bias, norm.eps))
+        part.copy_(F.group_norm(in_row_order(part), num_groups, weight, bias, norm.eps))
     return x
+
+
+def in_row_order(x: Tensor) -> Tensor:
+    """A feature (B, channels, rows, columns) that norms can view as they like; on a CPU, which copes, as it is.
+
+    PyTorch's group norm for devices that have none of their own views its input, and nothing but contiguous tensors can
+    be viewed so: neither features in channels-last order, as transformers give, nor slices of a batch's channels.
+    """
+    return x if x.device.type == "cpu" else x.contiguous()

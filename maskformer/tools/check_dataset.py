@@ -11,18 +11,21 @@ import sys
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
 from maskformer.data.catalog import register_all
 from maskformer.data.catalog.own import register_own
+from maskformer.data.classes import ignore_label_of
 from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
-from maskformer.data.verification import class_names, load_dataset
+from maskformer.data.verification import check_num_classes, class_names, load_dataset
 from maskformer.own_datasets import read_own_datasets
-from maskformer.structures import InputError
+from maskformer.structures import InputError, printable
 from maskformer.tools.progress import track
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
+_CONFIG = "the dataset is checked for its model; its DATASETS.OWN may describe the dataset"
 EXAMPLES = 5  # how many of many equal findings are printed
 
 
@@ -33,10 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument("--all", action="store_true", help="look at every image")
     amount.add_argument("--images", type=int, default=200, help="how many to look at, evenly spread (%(default)s)")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="whose DATASETS.OWN describes the dataset")
+    parser.add_argument("--config-file", default="", metavar="FILE", help=_CONFIG)
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help=_ROOT)
-    parser.add_argument("--queries", type=int, default=100, help="MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (%(default)s)")
+    parser.add_argument("--queries", type=int, help="MODEL.MASK_FORMER.NUM_OBJECT_QUERIES (the configuration's)")
     return parser
 
 
@@ -61,6 +64,25 @@ def find_problems(seen: Inspection, unpaired: list[str], queries: int) -> list[s
             f"raise MODEL.MASK_FORMER.NUM_OBJECT_QUERIES to {count} or more."
         )
     return problems
+
+
+def find_misfits(cfg: CfgNode, name: str, record: dict[str, Any]) -> list[str]:
+    """Compare the classes of a dataset with the model of a configuration, where that has one: of 0 or 1 sentence.
+
+    Args:
+        cfg: the whole config.
+        name: of the dataset.
+        record: one of its entries.
+    """
+    if cfg.MODEL == load_config("").MODEL:
+        return []
+    only_tested = name in cfg.DATASETS.TEST and name not in cfg.DATASETS.TRAIN
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    try:
+        check_num_classes(name, MetadataCatalog.get(name), record, num_classes, is_train=not only_tested)
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def shorten(sentences: list[str]) -> list[str]:
@@ -88,7 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         register_all(args.root)
-        register_own(read_own_datasets(load_config(args.config_file).DATASETS.OWN))
+        cfg = load_config(args.config_file)
+        register_own(read_own_datasets(cfg.DATASETS.OWN))
         records = load_dataset(args.name, "NAME")
         metadata = MetadataCatalog.get(args.name)
         names = class_names(metadata, records[0])
@@ -100,14 +123,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     chosen = choose(records, len(records) if args.all else args.images)
-    seen = Inspection(len(names), metadata.get("ignore_label"))
+    seen = Inspection(len(names), ignore_label_of(metadata))
     for record in track(chosen, f"checking {args.name}", len(chosen), unit="images"):
         seen.add(record)
     unit = "pixels" if {"sem_seg_file_name", "pan_seg_file_name"} & records[0].keys() else "instances"
     print(f"{args.name}: {len(chosen)} of {len(records)} images looked at, {len(names)} classes")
-    print("\n".join(describe(seen, names, unit)))
-    problems = find_problems(seen, find_unpaired(metadata, records), args.queries)
-    print("\n".join(f"FOUND: {problem}" for problem in problems) or "nothing wrong was found")
+    print("\n".join(map(printable, describe(seen, names, unit))))
+    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES if args.queries is None else args.queries
+    problems = find_misfits(cfg, args.name, records[0]) + find_problems(seen, find_unpaired(metadata, records), queries)
+    print("\n".join(f"FOUND: {printable(problem)}" for problem in problems) or "nothing wrong was found")
     return 1 if problems else 0
 
 

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from torch import nn
 
 from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
 from maskformer.checkpoint.hugging_face import to_hugging_face
 from maskformer.config import load_config
-from maskformer.data.catalog import register_all
 from maskformer.engine.launch import EXIT_INPUT_ERROR
-from maskformer.structures import InputError
+from maskformer.meta_arch import know_classes
+from maskformer.structures import Classes, InputError
 from maskformer.tools.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.whole_files import unfinished
 
@@ -68,14 +69,18 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         raise InputError("Hugging Face's format describes the model too: give its --config-file.")
     if not os.path.isfile(path):
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
-    conversion = convert_weights(read_weights(path)["model"], path)
+    content = read_weights(path)
+    conversion = convert_weights(content["model"], path)
     report = [_describe(conversion, path)]
+    classes = Classes.from_plain(content.get("classes"), path)
     if cfg is not None:
-        report += _check_against_model(path, conversion, cfg, complete=to == "hugging-face")
+        model = build_model(cfg)
+        know_classes(model, cfg)
+        report += _check_against_model(path, conversion, model, complete=to == "hugging-face")
     if to == "detectron2" or cfg is None:
-        _write_state(out, conversion.state)
+        _write_state(out, conversion.state, classes)
     else:
-        report += _write_hugging_face(out, conversion.state, cfg)
+        report += _write_hugging_face(out, conversion.state, cfg, model.classes)
     return [*report, f"Written: {out}"]
 
 
@@ -95,8 +100,7 @@ def _describe(conversion: Conversion, path: str) -> str:
     )
 
 
-def _check_against_model(path: str, conversion: Conversion, cfg: CfgNode, *, complete: bool) -> list[str]:
-    model = build_model(cfg)
+def _check_against_model(path: str, conversion: Conversion, model: nn.Module, *, complete: bool) -> list[str]:
     expected = model.state_dict().keys()
     Checkpointer(model).load(path)
     missing = expected - conversion.state.keys()
@@ -116,15 +120,15 @@ def _summary(names: Iterable[str]) -> str:
     return ", ".join(f"{beginning} ({count})" for beginning, count in counts.items()) or "none"
 
 
-def _write_state(out: Path, state: StateDict) -> None:
-    _write(out, functools.partial(WRITERS[out.suffix], state))
+def _write_state(out: Path, state: StateDict, classes: Classes | None = None) -> None:
+    _write(out, functools.partial(WRITERS[out.suffix], state, classes))
 
 
-def _write_torch(state: StateDict, path: str) -> None:
-    torch.save({"model": state}, path)
+def _write_torch(state: StateDict, classes: Classes | None, path: str) -> None:
+    torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
 
 
-def _write_safetensors(state: StateDict, path: str) -> None:
+def _write_safetensors(state: StateDict, _classes: Classes | None, path: str) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
@@ -132,7 +136,10 @@ def _write_safetensors(state: StateDict, path: str) -> None:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
 
 
-WRITERS: dict[str, Callable[[StateDict, str], None]] = {".safetensors": _write_safetensors, ".pth": _write_torch}
+WRITERS: dict[str, Callable[[StateDict, Classes | None, str], None]] = {
+    ".safetensors": _write_safetensors,
+    ".pth": _write_torch,
+}
 
 
 def _write(out: Path, write: Callable[[str], None]) -> None:
@@ -144,16 +151,19 @@ def _write(out: Path, write: Callable[[str], None]) -> None:
         raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
 
 
-def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode) -> list[str]:
+def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode, classes: Classes | None) -> list[str]:
     files: dict[str, dict[str, Any]] = {
-        "config.json": describe_model(cfg),
+        "config.json": describe_model(cfg, classes),
         "preprocessor_config.json": describe_preprocessing(cfg),
     }
     renamed, without_place = to_hugging_face(state)
     _write_state(folder / "model.safetensors", renamed)
     for name, content in files.items():
         _write(folder / name, functools.partial(_write_json, content))
-    return [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
+    report = [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
+    if classes is None:
+        report.append("Class names are not known, neither by the weights nor of a dataset of DATASETS: LABEL_0, ...")
+    return report
 
 
 def _write_json(content: dict[str, Any], path: str) -> None:
@@ -167,7 +177,6 @@ def main(arguments: list[str] | None = None) -> int:
         cfg = None
         if args.config_file:
             cfg = load_config(args.config_file, [*args.options, "MODEL.DEVICE", "cpu"])
-            register_all(os.environ.get("DETECTRON2_DATASETS", "datasets"))
         elif args.options:
             raise InputError(f"{args.options[0]} changes a configuration, but there is no --config-file.")
         for line in convert(args.source, Path(args.out), to=args.to, cfg=cfg):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset
@@ -34,7 +35,7 @@ from maskformer.data.shapes import generate_shapes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
 from maskformer.engine.trainer import Trainer
-from maskformer.structures import InputError
+from maskformer.structures import ESCAPING, InputError
 from maskformer.tools import gallery
 from maskformer.tools.console import console_to_log
 from maskformer.tools.drawing import ClassTable
@@ -297,8 +298,8 @@ def draw_gallery(demo: Demo, scores: dict[str, dict[str, float]]) -> None:
     if _is_newer(demo.page, demo.metrics):
         demo.say(f"[4/4] Reusing the gallery {demo.page}")
         return
-    classes = ClassTable.from_metadata(MetadataCatalog.get(demo.val_dataset), demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     segment = Predictor.from_config(_trained(demo))
+    classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     records = DatasetCatalog.get(demo.val_dataset)[:NUM_PICTURES]
     rows = []
     with demo.progress("[4/4] Drawing the gallery", len(records), "images") as line:
@@ -358,6 +359,7 @@ def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     for name in ("detectron2", "fvcore", "maskformer"):
+        logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
     seed_all_rng(cfg.SEED)
     datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))

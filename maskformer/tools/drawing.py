@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
-from maskformer.structures import InputError, PanopticResult
+from maskformer.structures import Classes, PanopticResult
 
 Color = tuple[float, float, float]  # red, green, blue in 0..1
 
@@ -54,28 +53,11 @@ class ClassTable:
     colors: tuple[Color, ...]
 
     @classmethod
-    def from_metadata(cls, metadata: Metadata, num_classes: int) -> ClassTable:
-        """The classes of a dataset; numbers and made-up colours where it does not name any.
-
-        Args:
-            metadata: Detectron2's, with ``stuff_classes`` or ``thing_classes`` and perhaps their colours.
-            num_classes: K, what the model was built for.
-
-        Raises:
-            InputError: the dataset names classes, but not K of them.
-        """
-        named = {kind: metadata.get(f"{kind}_classes") for kind in ("stuff", "thing")}
-        for kind, names in named.items():
-            if names and len(names) == num_classes:
-                colors = metadata.get(f"{kind}_colors")
-                return cls(tuple(names), _to_unit(colors) if colors else _made_up_colors(num_classes))
-        if any(named.values()):
-            counts = " and ".join(f"{len(names)} {kind} classes" for kind, names in named.items() if names)
-            raise InputError(
-                f"The model has {num_classes} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES), but dataset {metadata.name} "
-                f"(DATASETS.TEST) has {counts}."
-            )
-        return cls(tuple(f"class {index}" for index in range(num_classes)), _made_up_colors(num_classes))
+    def of(cls, classes: Classes | None, num_classes: int) -> ClassTable:
+        """What a model knows of its K classes; numbers and made-up colours where it knows none."""
+        names = tuple(f"class {index}" for index in range(num_classes)) if classes is None else classes.names
+        colors = None if classes is None else classes.colors
+        return cls(names, _made_up_colors(num_classes) if colors is None else _to_unit(colors))
 
     def __len__(self) -> int:
         return len(self.names)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections import defaultdict
 from typing import Any
@@ -18,7 +17,9 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from maskformer.data.catalog import register_all
+from maskformer.config import load_config
+from maskformer.data.catalog import register_missing
+from maskformer.data.classes import dataset_ids, ignore_label_of, require
 from maskformer.data.reading import read_label_map
 from maskformer.data.run_lengths import find_rle_fault
 from maskformer.engine.launch import EXIT_INPUT_ERROR
@@ -73,12 +74,12 @@ def evaluate(regions: Regions, dataset_name: str) -> RegionCounts:
     records = _read_records(dataset_name)
     _check_images(regions, records, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
-    num_classes = len(metadata.stuff_classes)
-    contiguous_ids = metadata.get("stuff_dataset_id_to_contiguous_id") or {i: i for i in range(num_classes)}
+    num_classes, ignore_label = len(require(metadata, "stuff_classes")), ignore_label_of(metadata)
+    contiguous_ids = {number: index for index, number in dataset_ids(dataset_name, num_classes).items()}
     counts = RegionCounts.none(num_classes)
     for file_name, label_file in records.items():
-        label = read_label_map(label_file, num_classes, metadata.ignore_label).astype(np.int64)
-        label[label == metadata.ignore_label] = NO_CLASS
+        label = read_label_map(label_file, num_classes, ignore_label, metadata.get("label_values")).astype(np.int64)
+        label[label == ignore_label] = NO_CLASS
         predicted = draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
         counts += count_regions(predicted, label, num_classes)
     return counts
@@ -150,14 +151,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json")
     parser.add_argument("--dataset-name", default="ade20k_sem_seg_val", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="whose DATASETS.OWN describes the dataset")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the scores; returns the exit code."""
     args = build_parser().parse_args(arguments)
-    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
     try:
+        register_missing(load_config(args.config_file).DATASETS.OWN)
         counts = evaluate(read_predictions(args.json_file), args.dataset_name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

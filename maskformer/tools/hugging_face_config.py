@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 
 # DEPTH -> blocks a stage, kind of block
 _RESNETS = {
@@ -20,11 +19,12 @@ _RESNETS = {
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
-def describe_model(cfg: CfgNode) -> dict[str, Any]:
+def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
     """What goes into ``config.json``.
 
     Args:
         cfg: of the model.
+        classes: the model's; None: not known, so they have the names that Hugging Face makes up.
 
     Raises:
         InputError: Hugging Face's MaskFormer has no such model.
@@ -44,7 +44,7 @@ def describe_model(cfg: CfgNode) -> dict[str, Any]:
             "INPUT.FORMAT": "RGB",
         },
     )
-    names = dict(enumerate(_class_names(cfg)))
+    names = dict(enumerate(_class_names(cfg, classes)))
     backbone = _describe_backbone(cfg)
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
@@ -82,7 +82,8 @@ def describe_preprocessing(cfg: CfgNode) -> dict[str, Any]:
         "image_processor_type": "MaskFormerImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
-        "size_divisor": max(cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY, 1),
+        # Theirs stretches images to a multiple of it, where ours pads them: 0 leaves the pixels as they are.
+        "size_divisor": 0,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -105,13 +106,13 @@ def _require(cfg: CfgNode, values: dict[str, Any]) -> None:
             )
 
 
-def _class_names(cfg: CfgNode) -> list[str]:
-    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        names = MetadataCatalog.get(dataset).get("stuff_classes", [])
-        if len(set(names)) == num_classes:
-            return list(names)
-    return [f"LABEL_{index}" for index in range(num_classes)]
+def _class_names(cfg: CfgNode, classes: Classes | None) -> list[str]:
+    if classes is None:
+        return [f"LABEL_{index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    # Names are keys there: of equal ones, the later get their number.
+    return [
+        name if name not in classes.names[:index] else f"{name} ({index})" for index, name in enumerate(classes.names)
+    ]
 
 
 def _describe_backbone(cfg: CfgNode) -> dict[str, Any]:

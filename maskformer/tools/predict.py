@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,18 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
-from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.accelerator import is_out_of_memory, resolve_device
 from maskformer.engine.evaluation import fingerprint
 from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import BadImageError, InputError, printable
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.progress import ProgressLine
 from maskformer.tools.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
-from maskformer.tools.sources import Source, Video, find_sources, plan_outputs, read_picture
-from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, with_threshold
+from maskformer.tools.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
+from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 
 WINDOW = "MaskFormer (Esc or q: close)"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
@@ -56,8 +56,12 @@ class Annotator:
     facts: dict[str, Any]
 
     def facts_of(self, source: Source) -> dict[str, Any]:
-        """What the JSON of one image says first."""
-        return {"image": source.name, "task": self.task.name, **self.facts}
+        """What the JSON of one image says first, and by which another one in its place is told.
+
+        Raises:
+            BadImageError: it cannot be read.
+        """
+        return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
@@ -73,13 +77,14 @@ def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     """Read one image, write its picture and ids, and last the JSON that says that they are complete.
 
     Raises:
-        BadImageError: it cannot be read.
+        BadImageError: it cannot be read, or has a name or a size that cannot be written.
         InputError: a file cannot be written.
     """
+    facts = annotator.facts_of(source)
     picture, ids = annotator.picture_and_ids(read_picture(source.name))
     forget_ids(output)
     write_picture(output, picture)
-    write_ids(output, ids, annotator.facts_of(source), annotator.classes)
+    write_ids(output, ids, facts, annotator.classes)
 
 
 def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
@@ -93,7 +98,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
     num_frames = 0
     with (
         VideoFile(output, video.frame_rate) as file,
-        ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
+        ProgressLine(printable(f"Drawing {source.name}"), video.num_frames, unit="frames", quiet=quiet) as progress,
     ):
         try:
             for frame in video:
@@ -111,13 +116,13 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
 
 def warn(sentence: str) -> None:
     """Tell something that does not stop the work."""
-    print(f"warning: {sentence}", file=sys.stderr)
+    print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def annotate_all(
     sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
 ) -> int:
-    """Write the pictures of all sources; of several, one that cannot be read is left out and named at the end.
+    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end.
 
     Args:
         sources: what is read.
@@ -135,34 +140,56 @@ def annotate_all(
     with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
         for source, output in zip(sources, outputs, strict=True):
             try:
-                if source.is_video:
-                    annotate_video(source, output, annotator, quiet=len(sources) > 1)
-                elif resume and has_ids(output, annotator.facts_of(source)):
-                    num_before += 1
-                else:
-                    annotate_image(source, output, annotator)
+                with _named(source):
+                    if source.is_video:
+                        annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                    elif resume and has_ids(output, annotator.facts_of(source)):
+                        num_before += 1
+                    else:
+                        annotate_image(source, output, annotator)
             except BadImageError as error:
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
-            progress.advance(note=os.path.basename(source.name))
+            progress.advance(note=printable(os.path.basename(source.name)))
     for failure in left_out:
         warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent
     before = f" ({num_before} of them before)" if num_before else ""
-    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {place}")
+    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
     return EXIT_SOME_LEFT_OUT if left_out else 0
 
 
+@contextmanager
+def _named(source: Source) -> Iterator[None]:
+    """Have the source in the sentence about what cannot be drawn, of which too large a picture is one."""
+    try:
+        yield
+    except BadImageError as error:
+        if source.name in str(error):
+            raise
+        raise BadImageError(f"{source.name}: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BadImageError(f"{source.name} needs more memory than there is: lower INPUT.MAX_SIZE_TEST.") from error
+
+
 def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
-    """Show images in a window, each until a key is pressed, and videos frame by frame."""
+    """Show images in a window, each until a key is pressed, and videos frame by frame; returns the exit code."""
+    exit_code = 0
     for source in sources:
-        if source.is_video:
-            _show(map(annotator.picture, Video.open(source)), wait=1)
-        else:
-            _show([annotator.picture(read_picture(source.name))], wait=0)
+        try:
+            with _named(source):
+                if source.is_video:
+                    _show(map(annotator.picture, Video.open(source)), wait=1)
+                else:
+                    _show([annotator.picture(read_picture(source.name))], wait=0)
+        except BadImageError as error:
+            warn(f"left out: {error}")
+            exit_code = EXIT_SOME_LEFT_OUT
     cv2.destroyAllWindows()
-    return 0
+    return exit_code
 
 
 def _show(pictures: Iterable[np.ndarray], wait: int) -> None:
@@ -258,11 +285,12 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     if args.confidence_threshold is not None:
         task = with_threshold(task, cfg, args.confidence_threshold)
     register_datasets(cfg)
-    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
-    if dataset not in MetadataCatalog:
-        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, so classes are numbered.")
-    classes = ClassTable.from_metadata(MetadataCatalog.get(dataset), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    give_only(task, cfg)
     predictor = Predictor.from_config(cfg)
+    dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
+    if predictor.classes is None:
+        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
+    classes = ClassTable.of(predictor.classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     facts = {
         "config_file": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
@@ -295,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return predict(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

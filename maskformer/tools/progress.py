@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TextIO, TypeVar
 
+from maskformer.structures import printable
+
 Item = TypeVar("Item")
 
 BAR_WIDTH = 16  # characters
@@ -75,7 +77,7 @@ class ProgressLine:
     def update(self, done: int, note: str = "") -> None:
         """Say how many units are done, and a word about them, such as the loss."""
         now = self._clock()
-        self._done, self._note = done, note
+        self._done, self._note = done, printable(note)
         if self._anchor is None:
             self._anchor = (done, now)
         interval = TERMINAL_INTERVAL if self._on_terminal else LOG_INTERVAL

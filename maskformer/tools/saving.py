@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,14 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from maskformer.structures import InputError, PanopticResult
+from maskformer.structures import BadImageError, InputError, PanopticResult
 from maskformer.tools.drawing import ClassTable
-from maskformer.tools.sources import ids_path
-from maskformer.whole_files import unfinished
+from maskformer.tools.sources import ids_path, name_for_opencv
+from maskformer.whole_files import folder_beside, unfinished
 
 JPEG_QUALITY = 92
+# A name that this file alone cannot have (too long, no text, a folder's), or a picture that its format cannot hold.
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, None)
 # Tried in this order, the ending asked for first: which codecs exist depends on how OpenCV was built.
 VIDEO_CODECS = ((".mp4", "mp4v"), (".avi", "XVID"), (".avi", "MJPG"))
 
@@ -100,13 +103,15 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an RGB, grey or 16-bit picture in the format that the name ends in; folders are created.
 
     Raises:
-        InputError: the file cannot be written.
+        BadImageError: this one cannot be written: its name, or the format's limits.
+        InputError: no file can be written there.
     """
     suffix = path.suffix.lower()
     options: dict[str, Any] = {"quality": JPEG_QUALITY} if suffix in (".jpg", ".jpeg", ".webp") else {}
-    with io.BytesIO() as content:
+    content = io.BytesIO()
+    with _explained(path):
         Image.fromarray(picture).save(content, format=Image.registered_extensions()[suffix], **options)
-        write_whole(path, content.getvalue())
+    write_whole(path, content.getvalue())
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -125,8 +130,9 @@ def write_whole(path: Path, content: bytes) -> None:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}. Check --output.") from error
+    except (OSError, ValueError) as error:  # the latter of a format's limits
+        kind = BadImageError if getattr(error, "errno", None) in _OF_ONE_FILE else InputError
+        raise kind(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Check --output.") from error
 
 
 def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: ClassTable) -> None:
@@ -189,7 +195,8 @@ class VideoFile:
         """Append an RGB frame; all frames have the size of the first.
 
         Raises:
-            InputError: no codec works, or the file cannot be written.
+            BadImageError: no codec works for it.
+            InputError: the file cannot be written.
         """
         if self._writer is None:
             self._writer = self._open(frame.shape[:2])
@@ -197,17 +204,20 @@ class VideoFile:
 
     def _open(self, frame_size: Sequence[int]) -> cv2.VideoWriter:
         height, width = frame_size
+        name_for_opencv(self.path)
         with _explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = folder_beside(self.path)
         for suffix, codec in sorted(VIDEO_CODECS, key=lambda pair: pair[0] != self.path.suffix.lower()):
             path = self.path.with_suffix(suffix)
-            aside = path.with_suffix(f".partial{suffix}")  # OpenCV chooses the format by the ending
+            aside = Path(self._folder.name, path.name)
             writer = cv2.VideoWriter(str(aside), cv2.VideoWriter.fourcc(*codec), self._frame_rate, (width, height))
             if writer.isOpened():
                 self.path, self._aside = path, aside
                 return writer
+        self._folder.cleanup()
         codecs = ", ".join(codec for _, codec in VIDEO_CODECS)
-        raise InputError(f"{self.path} cannot be written: check --output, or this OpenCV has no codec of {codecs}.")
+        raise BadImageError(f"{self.path} cannot be written: check --output, or this OpenCV has no codec of {codecs}.")
 
     def __enter__(self) -> VideoFile:
         return self
@@ -218,8 +228,6 @@ class VideoFile:
         if self._writer is None:
             return
         self._writer.release()
-        with _explained(self.path):
+        with _explained(self.path), self._folder:
             if kind is None:
                 self._aside.replace(self.path)
-            else:
-                self._aside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from maskformer.structures import BadImageError, InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 WRITABLE_VIDEO_SUFFIXES = (".mp4", ".avi")
+_CHUNK = 2**20  # bytes
 DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file or a camera does not say
 
 
@@ -46,7 +48,7 @@ class Source:
 
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
-    """The files that paths, folders and globs stand for, in order and each once.
+    """The files that paths, folders and globs stand for, in order and each once; whoever reads them finds bad ones.
 
     Args:
         patterns: files, folders (their images and videos, not those of subfolders) and globs (``**`` included).
@@ -65,9 +67,10 @@ def _expand(pattern: str) -> list[str]:
             endings = " ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
             raise InputError(f"Folder {pattern} given as input holds no image or video ({endings}).")
         return [os.path.join(pattern, name) for name in names]
-    if os.path.isfile(pattern):
+    if os.path.lexists(pattern):
         return [pattern]
-    matches = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    found = glob.glob(pattern, recursive=True)
+    matches = sorted(path for path in found if _has_known_ending(os.path.basename(path)) or not os.path.isdir(path))
     if not matches:
         raise InputError(
             f"No file matches the input {pattern}. Give images, folders, globs or videos; KEY VALUE options come last, "
@@ -87,6 +90,35 @@ def read_picture(path: str) -> np.ndarray:
         BadImageError: the file cannot be read or is not a whole image.
     """
     return np.asarray(reading.read_picture(path, "Give another file or leave it out."))
+
+
+def name_for_opencv(path: str | Path) -> str:
+    """The name of a video file, as text: OpenCV ends the process by a segmentation fault on one that is none.
+
+    Raises:
+        BadImageError: it is no UTF-8.
+    """
+    name = str(path)
+    if name != name.encode(errors="replace").decode():
+        raise BadImageError(f"{name} cannot be opened: its name is no UTF-8, which videos need; rename it.")
+    return name
+
+
+def digest(path: str) -> str:
+    """What a picture's file holds, as 32 hexadecimal digits.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    reading.refuse_what_is_no_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = hashlib.blake2b(digest_size=16)
+            while chunk := file.read(_CHUNK):
+                content.update(chunk)
+            return content.hexdigest()
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read: {error.strerror or error}. Restore it or leave it out.") from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +141,11 @@ class Video:
         Raises:
             BadImageError: it cannot be opened.
         """
-        capture = cv2.VideoCapture(source.name if source.camera is None else source.camera)
+        if source.camera is None:
+            reading.refuse_what_is_no_file(source.name)
+            capture = cv2.VideoCapture(name_for_opencv(source.name))
+        else:
+            capture = cv2.VideoCapture(source.camera)
         if not capture.isOpened():
             raise BadImageError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
         frame_rate = capture.get(cv2.CAP_PROP_FPS)

@@ -82,6 +82,15 @@ def choose_task(cfg: CfgNode, name: str | None = None) -> Task:
     raise InputError(f"The model gives no result: one of {', '.join(map(_switch_key, TASKS.values()))} must be True.")
 
 
+def give_only(task: Task, cfg: CfgNode) -> None:
+    """Switch off in a configuration what is not asked for; the results of the task stay the same."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    # Panoptic and instance output have it so for semantic output too.
+    test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE |= test.PANOPTIC_ON or test.INSTANCE_ON
+    for other in TASKS.values():
+        test[other.switch] = other.name == task.name
+
+
 def _switch_key(task: Task) -> str:
     return f"MODEL.MASK_FORMER.TEST.{task.switch}"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, CheckpointWriteError, rename_old_layout
-from maskformer.structures import InputError
+from maskformer.checkpoint.files import save_checkpoint
+from maskformer.structures import Classes, InputError
 
 REFERENCE = Path(__file__).parent.parent / "reference"
 
@@ -129,7 +132,8 @@ def test_missing_file_says_how_to_go_on(tmp_path: Path):
         Checkpointer(Toy()).load(str(tmp_path / "none.pth"))
 
 
-def test_unfetchable_weights_say_where_they_are(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("scheme", ["detectron2://", "https://dl.fbaipublicfiles.com/detectron2/"])
+def test_unfetchable_weights_say_where_they_are(scheme: str, monkeypatch: pytest.MonkeyPatch):
     checkpointer = Checkpointer(Toy())
 
     def offline(path: str) -> str:
@@ -138,7 +142,7 @@ def test_unfetchable_weights_say_where_they_are(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
     address = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision/R-50.pkl"
     with pytest.raises(InputError, match=f"Name or service not known.*download {address} and set MODEL.WEIGHTS"):
-        checkpointer.load("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
+        checkpointer.load(f"{scheme}ImageNetPretrained/torchvision/R-50.pkl")
 
 
 def test_no_weights_leave_the_model_as_it_is():
@@ -382,6 +386,83 @@ def test_checkpoint_that_was_renamed_before_the_tag_was_written_is_found(tmp_pat
     assert_all_are(resume(tmp_path), 1)
 
 
+def set_times(folder: Path, *names: str) -> None:
+    """Make the files as old as if they were written in this order."""
+    for seconds, name in enumerate(names):
+        os.utime(folder / name, (seconds, seconds))
+
+
+@pytest.mark.parametrize("tag", [None, b"", b"\xff\xfe", b"model\0.pth", b"\n"])
+def test_highest_iteration_is_resumed_where_the_tag_is_lost(tag: bytes | None, tmp_path: Path):
+    save_steps(tmp_path, 2, 10, 9)
+    set_times(tmp_path, "model_0000010.pth", "model_0000002.pth", "model_0000009.pth")
+    (tmp_path / "last_checkpoint").unlink() if tag is None else (tmp_path / "last_checkpoint").write_bytes(tag)
+    assert_all_are(resume(tmp_path), 10)
+
+
+class Progress:
+    """What a trainer saves of itself."""
+
+    def __init__(self, iteration: int = -1):
+        self.iteration = iteration
+
+    def state_dict(self) -> dict[str, int]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.iteration = state["iteration"]
+
+
+def test_iteration_of_a_named_checkpoint_is_in_it(tmp_path: Path):
+    for name, iteration in (("model_final", 4), ("model_0000008", 8), ("model_best", 9), ("model_0000002", 2)):
+        Checkpointer(Toy(), str(tmp_path), trainer=Progress(iteration)).save(name)
+    save_checkpoint({"model": Toy().state_dict()}, str(tmp_path / "model_ema.pth"))
+    (tmp_path / "last_checkpoint").unlink()
+    for name, iteration in (("model_best", 9), ("model_0000008", 8), ("model_final", 4), ("model_0000002", 2)):
+        progress = Progress()
+        Checkpointer(Toy(), str(tmp_path), trainer=progress).resume_or_load("", resume=True)
+        assert progress.iteration == iteration
+        (tmp_path / f"{name}.pth").unlink()
+    with pytest.raises(InputError, match=r"model_ema\.pth hold weights without a training's state.*MODEL\.WEIGHTS"):
+        Checkpointer(Toy(), str(tmp_path), trainer=Progress()).resume_or_load("", resume=True)
+
+
+def test_weights_alone_are_not_resumed(tmp_path: Path):
+    save_checkpoint({"model": Toy().state_dict()}, str(tmp_path / "model_ema.pth"))
+    (tmp_path / "last_checkpoint").write_text("model_ema.pth")
+    with pytest.raises(InputError, match=r"model_ema\.pth holds weights but no training's state"):
+        Checkpointer(Toy(), str(tmp_path), trainer=Progress()).resume_or_load("", resume=True)
+    Checkpointer(Toy(), str(tmp_path)).resume_or_load("", resume=True)  # evaluation needs no more
+
+
+@pytest.mark.parametrize("tag", [None, b"\xff"])
+def test_checkpoints_without_checksums_and_tag_are_not_passed_over(tag: bytes | None, tmp_path: Path):
+    save_steps(tmp_path, 1, 2)
+    for path in tmp_path.glob("*.sha256"):
+        path.unlink()
+    (tmp_path / "last_checkpoint").unlink() if tag is None else (tmp_path / "last_checkpoint").write_bytes(tag)
+    with pytest.raises(InputError, match=r"model_0000001\.pth, model_0000002\.pth but no last_checkpoint.*write"):
+        resume(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    assert_all_are(resume(tmp_path), 1)
+
+
+def test_renamed_checkpoint_is_not_passed_over(tmp_path: Path):
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "model_0000002.pth").rename(tmp_path / "backup.pth")
+    with pytest.raises(InputError, match=r"model_0000002\.pth does not exist; backup\.pth came without a checksum"):
+        resume(tmp_path)
+
+
+def test_weights_to_start_from_may_lie_in_the_folder(tmp_path: Path):
+    given = tmp_path / "given.pth"
+    torch.save({"model": state_of(Toy(), 5.0)}, given)
+    checkpointer = Checkpointer(Toy(), str(tmp_path))
+    checkpointer.resume_or_load(str(given), resume=True)
+    assert_all_are(checkpointer.model, 5.0)
+    assert not checkpointer.has_checkpoint()
+
+
 def test_damaged_checkpoint_without_a_checksum_is_passed_over(tmp_path: Path):
     save_steps(tmp_path, 1, 2)
     (tmp_path / "model_0000002.pth.sha256").unlink()
@@ -442,8 +523,61 @@ def test_negative_number_of_checkpoints_is_refused(tmp_path: Path):
 
 def test_failed_save_leaves_the_last_checkpoint_as_it_was(tmp_path: Path):
     checkpointer = save_steps(tmp_path, 1, keep_last=1)
-    (tmp_path / ".model_0000002.pth.partial").mkdir()  # where the file would be written aside
+    (tmp_path / "model_0000002.pth").mkdir()  # where the file would be
     with pytest.raises(CheckpointWriteError, match="cannot be written"):
         checkpointer.save("model_0000002")
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
     assert_all_are(resume(tmp_path), 1)
+
+
+# Classes
+
+
+def with_classes(names: str | None, source: str = "dataset toy_train", things: tuple[int, ...] | None = None) -> Toy:
+    model = Toy()
+    model.classes = (
+        None if names is None else Classes(source, tuple(names), None if things is None else frozenset(things))
+    )
+    return model
+
+
+def test_classes_travel_with_the_checkpoint(tmp_path: Path):
+    Checkpointer(with_classes("ab", things=(1,)), str(tmp_path)).save("model")
+    assert torch.load(tmp_path / "model.pth", weights_only=True)["classes"]["names"] == ["a", "b"]
+    model = with_classes(None)
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes == Classes(str(tmp_path / "model.pth"), ("a", "b"), frozenset({1}))
+    DetectionCheckpointer(Toy()).load(str(tmp_path / "model.pth"))  # as the original MaskFormer loads
+
+
+def test_checkpoint_tells_what_datasets_do_not(tmp_path: Path):
+    Checkpointer(with_classes("ab", things=(1,)), str(tmp_path)).save("model")
+    model = with_classes("ab", "dataset toy_val")
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes == Classes("dataset toy_val", ("a", "b"), frozenset({1}))
+
+
+def test_in_evaluation_the_weights_know_their_classes_better_than_the_training_set(tmp_path: Path):
+    Checkpointer(with_classes("ab"), str(tmp_path)).save("model")
+    model = with_classes("ba", "dataset other")
+    Checkpointer(model).load(str(tmp_path / "model.pth"))
+    assert model.classes.names == ("a", "b")
+
+
+def test_fine_tuning_on_other_classes_says_so_and_resuming_is_refused(tmp_path: Path, log: pytest.LogCaptureFixture):
+    Checkpointer(with_classes("ab"), str(tmp_path)).save("model")
+    model = with_classes("ba", "dataset other")
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert model.classes.names == ("b", "a")
+    assert any("'b' of dataset other" in message and "'a' of" in message for message in messages(log, logging.WARNING))
+    with pytest.raises(InputError, match=r"class 0 is 'b' of dataset other but 'a' of .*model.pth.*DATASETS.TRAIN"):
+        Checkpointer(model, str(tmp_path), fine_tuning=True).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("classes", [None, ["water"]])
+def test_checkpoint_without_classes_leaves_those_of_the_datasets(classes: list | None, tmp_path: Path):
+    content = {"model": Toy().state_dict(), **({} if classes is None else {"classes": classes})}
+    torch.save(content, tmp_path / "old.pth")
+    model = with_classes("ab")
+    Checkpointer(model).load(str(tmp_path / "old.pth"))
+    assert model.classes.names == ("a", "b")

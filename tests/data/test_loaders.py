@@ -211,3 +211,28 @@ def test_examples_leave_a_worker_in_at_most_six_bytes_a_pixel(
         assert len(instances) > 10 or name == "mask_former_semantic"
         assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) <= 5 * pixels  # no view of a larger image
         assert len(pickle.dumps(example)) <= 6 * pixels
+
+
+def test_datasets_whose_classes_stand_in_another_order_are_refused(
+    semantic_dataset: str, register_dataset: Callable, make_config: Callable[..., CfgNode]
+) -> None:
+    record = {"file_name": "a.jpg", "sem_seg_file_name": "a.png"}
+    other = register_dataset("tiny_more", [record], stuff_classes=["a", "c", "b"], ignore_label=255)
+    with pytest.raises(InputError, match=r"tiny_more \(DATASETS.TRAIN\).*class 1 is 'b'.*'c'.*a, b, c; a, c, b"):
+        build_train_loader(make_config("DATASETS.TRAIN", (semantic_dataset, other)))
+
+
+@pytest.mark.parametrize("names_it", [False, True])
+def test_dataset_that_names_no_label_to_ignore_has_the_usual_one(
+    names_it: bool, semantic_dataset: str, register_dataset: Callable, write_png: Write, make_config: Callable
+) -> None:
+    """Beside one that names it, too: they agree."""
+    pixels = [[255, 1], [1, 2]]
+    record = {"file_name": write_png("x.png", np.zeros((2, 2, 3))), "sem_seg_file_name": write_png("y.png", pixels)}
+    other = register_dataset("tiny_more", [record], stuff_classes=["a", "b", "c"])
+    names = (semantic_dataset, other) if names_it else (other,)
+    batches = islice(build_train_loader(make_config("DATASETS.TRAIN", names)), 6)
+    labels = [
+        e["instances"].gt_classes.tolist() for batch in batches for e in batch if e["file_name"].endswith("x.png")
+    ]
+    assert labels and all(of_image == [1, 2] for of_image in labels)

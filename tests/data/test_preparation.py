@@ -307,7 +307,7 @@ def test_panoptic_model_is_measured_on_the_prepared_instances(
     from maskformer.evaluation import build_evaluator
 
     copy_raw(samples_root / ADE, tmp_path / ADE)
-    for script in ("prepare_ade20k_pan_seg.py", "prepare_ade20k_ins_seg.py"):
+    for script in ("prepare_ade20k_sem_seg.py", "prepare_ade20k_pan_seg.py", "prepare_ade20k_ins_seg.py"):
         prepare(script, tmp_path)
     register_ade20k(tmp_path)
     cfg = load_config("")

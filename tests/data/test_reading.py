@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -28,6 +29,13 @@ def test_image_is_read_in_the_wanted_channel_order(write_png: Write) -> None:
     path = write_png("image.png", [[[1, 2, 3]]])
     assert read_image(path, "RGB").tolist() == [[[1, 2, 3]]]
     assert read_image(path, "BGR").tolist() == [[[3, 2, 1]]]
+
+
+@pytest.mark.parametrize("read", [read_segment_ids, lambda path: read_label_map(path, 3, 255)])
+def test_a_fifo_among_a_datasets_files_does_not_hang(tmp_path: Path, read: Callable[[str], Any]) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImageError, match=r"a\.png .* is a FIFO"):
+        read(str(tmp_path / "a.png"))
 
 
 def test_segment_id_is_red_plus_256_green_plus_65536_blue(write_png: Write) -> None:

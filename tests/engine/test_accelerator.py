@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -90,6 +91,14 @@ def test_vendor_package_is_imported_to_register_its_device(monkeypatch: pytest.M
     del torch.sdaa
 
 
+@pytest.mark.parametrize("name", ["auto", "sdaa"])
+def test_vendor_package_that_cannot_be_imported_is_named(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "torch_sdaa.py").write_text("raise OSError('libsdaart.so: cannot open shared object file')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"torch_sdaa .*libsdaart\.so.*MODEL\.DEVICE to cpu"):
+        resolve_device(name)
+
+
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
 def test_unknown_name_lists_the_valid_ones(name: str):
     with pytest.raises(
@@ -155,6 +164,7 @@ def test_memory_of_the_cpu_grows_with_what_is_held():
         ({"is_bf16_supported": lambda: False}, torch.float16),
         ({"get_amp_supported_dtype": lambda: [torch.float16]}, torch.float16),
         ({"get_amp_supported_dtype": lambda: [torch.float16, torch.bfloat16]}, torch.bfloat16),
+        ({"get_amp_supported_dtype": lambda: [torch.float16], "is_bf16_supported": lambda: True}, torch.float16),
         ({}, torch.float16),
     ],
 )
@@ -168,6 +178,14 @@ def test_half_precision_can_be_chosen(cuda):
         cuda(is_bf16_supported=lambda: False).half_precision("bfloat16")
     with pytest.raises(InputError, match=r"PRECISION is 'half', expected one of auto, float16, bfloat16"):
         Accelerator("cpu").half_precision("half")
+
+
+def test_type_that_autocast_would_leave_out_with_a_warning_is_refused(cuda):
+    device = cuda(get_amp_supported_dtype=lambda: [torch.bfloat16])
+    with pytest.raises(InputError, match=r"PRECISION is 'float16'.*cuda.*set it to bfloat16 or auto"):
+        device.half_precision("float16")
+    with pytest.raises(InputError, match=r"set SOLVER\.AMP\.ENABLED to False"):
+        cuda(get_amp_supported_dtype=list).half_precision()
 
 
 def test_loss_is_scaled_for_float16_alone():

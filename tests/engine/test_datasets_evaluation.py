@@ -77,7 +77,7 @@ def test_stopped_evaluation_goes_on_with_the_images_that_are_left(cfg: CfgNode, 
 def test_nothing_is_left_to_measure_after_a_stop_behind_the_last_image(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
     expected = Trainer.test(cfg, Stripes())
     with monkeypatch.context() as patch:
-        patch.setattr("detectron2.evaluation.SemSegEvaluator.evaluate", interrupt)
+        patch.setattr("maskformer.evaluation.SemanticEvaluator.evaluate", interrupt)
         with pytest.raises(KeyboardInterrupt):
             Trainer.test(cfg, Stripes())
     assert Trainer.test(cfg, rest := Stripes()) == expected

@@ -115,6 +115,21 @@ def test_checkpoint_of_another_device_does_not_change_how_the_update_is_made():
     step_with_gradients_of_ones(optimizer)
 
 
+def test_checkpoint_brings_moments_but_no_hyperparameters():
+    before, after = build_optimizer(config(), Toy()), build_optimizer(config(WEIGHT_DECAY=0.5, BASE_LR=0.2), Toy())
+    step_with_gradients_of_ones(before)
+    after.load_state_dict(before.state_dict())
+    assert sorted((group["lr"], group["weight_decay"]) for group in after.param_groups) == [
+        (0.1, 0.0), (0.1, 0.5), (0.2, 0.0), (0.2, 0.5)
+    ]  # fmt: skip
+    assert all(after.state[parameter]["step"] == 1 for group in after.param_groups for parameter in group["params"])
+
+
+def test_checkpoint_of_other_groups_is_refused_by_the_keys_that_make_them():
+    with pytest.raises(InputError, match=r"BACKBONE_MULTIPLIER, WEIGHT_DECAY.*FREEZE_AT"):
+        build_optimizer(config(WEIGHT_DECAY=0.0), Toy()).load_state_dict(build_optimizer(config(), Toy()).state_dict())
+
+
 def step_with_gradients_of_ones(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -125,7 +125,7 @@ def test_views_of_different_sizes_give_segments_at_the_images_own_size(panoptic_
     assert results["panoptic_seg"][0].shape == ORIGINAL_SIZE == results["instances"].pred_masks.shape[1:]
     ids = set(results["panoptic_seg"][0].unique().tolist()) - {0}
     assert ids == {segment["id"] for segment in results["panoptic_seg"][1]} != set()
-    most = min(100, 8 * len(panoptic_model.inference.thing_class_ids))
+    most = min(100, 8 * len(panoptic_model.thing_class_ids))
     assert len(results["instances"]) == most  # of one set of 8 queries, not of six
 
 
@@ -167,6 +167,14 @@ def test_windows_of_views_are_averaged_like_views(semantic_model, image):
     expected = (segment(windowed, image)["sem_seg"] + mirrored) / 2
     both = augmented(semantic_model, "(50,)", True, *window)
     torch.testing.assert_close(segment(both, image)["sem_seg"], expected)
+
+
+@pytest.mark.parametrize("model", ["semantic_model", "per_pixel_model"])
+def test_what_is_no_image_is_named_by_a_model_with_views_too(model: str, request: pytest.FixtureRequest):
+    tested = augmented(request.getfixturevalue(model), "(64,)", flip=False)
+    for batch in ([], [{"height": 3}], [{"image": torch.zeros(3, 8, 8), "width": 0}]):
+        with pytest.raises(InputError, match="expected"):
+            tested(batch)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -16,7 +16,7 @@ from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
 from maskformer.engine import trainer as trainer_module
 from maskformer.engine.trainer import Trainer
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
 
 
 @META_ARCH_REGISTRY.register()
@@ -166,6 +166,28 @@ def test_evaluation_alone_appends_its_scores_to_metrics_json(tested: CfgNode, tm
     assert scores["sem_seg/mIoU"] == 44.5 and math.isnan(scores["panoptic_seg/PQ"])
 
 
+def test_expected_results_are_held_to_after_a_training(tested: CfgNode):
+    tested.TEST.EXPECTED_RESULTS = [["sem_seg", "mIoU", 44.0, 0.5]]
+    results = trained_results(tested)
+    assert results["sem_seg"]["mIoU"] == 44.5
+    for row in (["sem_seg", "mIoU", 44.0, 0.4], ["panoptic_seg", "PQ", 1.0, 99.0], ["segm", "AP", 1.0, 99.0]):
+        tested.TEST.EXPECTED_RESULTS = [row]
+        with pytest.raises(RunError, match=rf"expects {row[0]} {row[1]} to be {row[2]} within"):
+            trained_results(tested)
+
+
+def trained_results(cfg: CfgNode) -> dict[str, dict[str, float]]:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    return trainer.train()
+
+
+def test_config_that_was_changed_after_loading_is_looked_at_again(cfg: CfgNode):
+    cfg.SOLVER.MAX_ITER = -5
+    with pytest.raises(InputError, match=r"SOLVER\.MAX_ITER is -5"):
+        Trainer(cfg)
+
+
 def test_scores_of_several_datasets_have_their_names(tested: CfgNode, tmp_path: Path):
     tested.DATASETS.TEST = ("a_val", "b_val")
     Trainer.test(tested, Trainer.build_model(tested))
@@ -191,3 +213,43 @@ def test_only_the_main_process_tells_scores(tested: CfgNode, tmp_path: Path, mon
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     Trainer.test(tested, Trainer.build_model(tested))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def resumed_after_two_steps(cfg: CfgNode, tmp_path: Path, **solver: object) -> Trainer:
+    """Train, then go on from the checkpoint after two steps with other keys of SOLVER."""
+    trained(cfg)
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    cfg.merge_from_list([word for key, value in solver.items() for word in (f"SOLVER.{key}", str(value))])
+    return trained(cfg, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("solver", "last_steps"),
+    [
+        ({"BASE_LR": 10.0}, 10 * (0.5 + 0.25)),
+        ({"MAX_ITER": 6}, 4 / 6 + 3 / 6 + 2 / 6 + 1 / 6),
+        ({"POLY_LR_POWER": 2.0}, 0.25 + 0.0625),
+        ({"LR_SCHEDULER_NAME": "WarmupMultiStepLR", "STEPS": (3,)}, 1 + 0.1),
+        ({"WEIGHT_DECAY": 1.0}, None),
+        ({"MOMENTUM": 0.5}, 0.5 + (0.25 + 0.5 * 0.25)),
+    ],
+)
+def test_resumed_run_obeys_other_rates_and_schedules(
+    cfg: CfgNode, tmp_path: Path, solver: dict[str, object], last_steps: float | None
+):
+    weight = resumed_after_two_steps(cfg, tmp_path, **solver).model.weight.item()
+    if last_steps is None:  # of decay: gradient 1 plus the weight itself
+        expected = -1.75 - 0.5 * (1 - 1.75)
+        expected -= 0.25 * (1 + expected)
+    else:
+        expected = -1.75 - last_steps
+    assert weight == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("solver", "key"),
+    [({"OPTIMIZER": "ADAMW"}, r"SOLVER\.OPTIMIZER is ADAMW.* has SGD"), ({"MAX_ITER": 1}, r"SOLVER\.MAX_ITER is 1")],
+)
+def test_resumed_run_refuses_what_it_cannot_obey(cfg: CfgNode, tmp_path: Path, solver: dict[str, object], key: str):
+    with pytest.raises(InputError, match=key):
+        resumed_after_two_steps(cfg, tmp_path, **solver)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_dataset
 from detectron2.data import MetadataCatalog
+from PIL import Image
 from tiny_dataset import INPUTS, NAME, perfect_output
 
 from maskformer.config import load_config
@@ -101,4 +104,61 @@ def test_a_dataset_can_be_measured_again_after_it_moved(tmp_path: Path):
         (tmp_path / folder).mkdir()
         tiny_dataset.register(tmp_path / folder)
         assert measured("INSTANCE_ON") == {"segm"}
-        assert folder in MetadataCatalog.get(f"{NAME} (things)").json_file
+        (tmp_path / folder / "instances.json").unlink()  # nobody reads it again
+
+
+@pytest.mark.parametrize(
+    ("switch", "key"),
+    [
+        ("SEMANTIC_ON", "stuff_classes"),
+        ("PANOPTIC_ON", "panoptic_root"),
+    ],
+)
+def test_metadata_that_are_needed_are_named_when_the_evaluator_is_built(tmp_path: Path, switch: str, key: str):
+    tiny_dataset.register(tmp_path)
+    delattr(MetadataCatalog.get(NAME), key)
+    with pytest.raises(InputError, match=f"{NAME} has no {key} in its metadata"):
+        build_evaluator(config(switch), NAME)
+
+
+def test_metadata_that_have_a_default_are_not_needed(tmp_path: Path):
+    """Pixels of 255 are ignored; ids of classes are their numbers."""
+    tiny_dataset.register(tmp_path, evaluator_type="sem_seg")
+    for key in ("ignore_label", "stuff_dataset_id_to_contiguous_id", "thing_dataset_id_to_contiguous_id"):
+        delattr(MetadataCatalog.get(NAME), key)
+    label = np.asarray(Image.open(tmp_path / "label.png")).copy()
+    label[0] = 255
+    Image.fromarray(label).save(tmp_path / "label.png")
+    evaluator = build_evaluator(config("SEMANTIC_ON"), NAME, str(tmp_path))
+    evaluator.reset()
+    evaluator.process(INPUTS, [perfect_output()])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == 100
+    written = json.loads((tmp_path / "sem_seg_predictions.json").read_text())
+    assert {entry["category_id"] for entry in written} == {0, 1, 2}
+
+
+def test_ids_of_things_are_written_where_the_table_of_stuff_holds_stuff_alone(tmp_path: Path):
+    """As Detectron2 registers panoptic COCO."""
+    tiny_dataset.register(tmp_path, evaluator_type="sem_seg")
+    del MetadataCatalog.get(NAME).stuff_dataset_id_to_contiguous_id[9]
+    evaluator = build_evaluator(config("SEMANTIC_ON"), NAME, str(tmp_path))
+    evaluator.reset()
+    evaluator.process(INPUTS, [perfect_output()])
+    evaluator.evaluate()
+    written = json.loads((tmp_path / "sem_seg_predictions.json").read_text())
+    assert {entry["category_id"] for entry in written} == {3, 5, 9}
+
+
+def test_instances_without_a_table_of_ids_have_the_classes_for_ids(tmp_path: Path):
+    """As Detectron2's evaluator has it: here the JSON calls the cats 2, which is their class."""
+    tiny_dataset.register(tmp_path, evaluator_type="coco")
+    content = json.loads((tmp_path / "instances.json").read_text())
+    for entry in content["annotations"]:
+        entry["category_id"] = 2
+    content["categories"] = [{"id": index, "name": name} for index, name in enumerate(("grass", "sky", "cat"))]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    del MetadataCatalog.get(NAME).thing_dataset_id_to_contiguous_id
+    evaluator = build_evaluator(config("INSTANCE_ON"), NAME)
+    evaluator.reset()
+    evaluator.process(INPUTS, [perfect_output()])
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100)

@@ -86,7 +86,7 @@ def test_empty_panoptic_prediction_has_pq_0():
     assert scores(PanopticEvaluator(NAME), output)["PQ"] == 0
 
 
-def test_panoptic_quality_without_any_thing_is_nan(tmp_path: Path):
+def test_panoptic_quality_without_any_thing_is_undefined_for_things_alone(tmp_path: Path):
     annotated = (tmp_path / "panoptic.json").read_text().replace('"category_id": 9', '"category_id": 3')
     (tmp_path / "panoptic.json").write_text(annotated)
     output = {
@@ -95,7 +95,9 @@ def test_panoptic_quality_without_any_thing_is_nan(tmp_path: Path):
             [{"id": GRASS, "isthing": False, "category_id": 0}],
         )
     }
-    assert math.isnan(scores(PanopticEvaluator(NAME), output)["PQ"])
+    result = scores(PanopticEvaluator(NAME), output)
+    assert math.isnan(result["PQ_th"])
+    assert result["PQ"] == result["PQ_st"] == 0  # grass has 8 of 24 pixels
 
 
 def test_perfect_instances_have_ap_100():

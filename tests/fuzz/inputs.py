@@ -195,6 +195,71 @@ def pickles(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
     return pickle.dumps(content, protocol=draw(st.integers(2, 5)))
 
 
+# What a state may be made of: what stands in good ones, and what does not.
+_STATES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 2**31, 2**62, -(2**70), 0.5, "", "|", ">", "<", "F", "f8", "O8", "V8", "U3", "f16", "M8"),
+    *(
+        "latin1",
+        "hex",
+        "storage",
+        "cpu",
+        "0",
+        b"",
+        b"\0" * 8,
+        b"\0" * 48,
+        (),
+        (2, 3),
+        (2**40,),
+        (-1, 2),
+        [None],
+        {"a": (1, 2)},
+    ),
+    *(
+        (3, "<", None, None, None, -1, -1, 0),
+        (3, "|", None, ("a",), {"a": 1}, 8, 1, 27),
+        (1, (6,), 0, False, b"\0" * 48),
+    ),
+)
+
+
+def _operations(value: Any) -> bytes:
+    """The operations of a pickle that make a value, without the first (protocol) and the last (stop)."""
+    return pickle.dumps(value, protocol=3)[2:-1]
+
+
+_ALLOWED = (
+    *("numpy ndarray", "numpy dtype", "numpy.core.multiarray _reconstruct", "numpy._core.multiarray scalar"),
+    *("numpy._core.numeric _frombuffer", "_codecs encode", "builtins bytearray", "builtins set", "builtins complex"),
+    *("collections OrderedDict", "collections Counter", "torch Size", "torch device", "torch FloatStorage"),
+    *("torch FloatTensor", "torch float32", "torch.nn.parameter Parameter", "torch.storage _load_from_bytes"),
+    *("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"),
+    *("torch._tensor _rebuild_from_type_v2", "torch._utils _rebuild_sparse_tensor", "torch.storage UntypedStorage"),
+)
+
+
+@st.composite
+def states(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
+    """Pickles that hand to names that are allowed, in calls and as states, what other good ones and none have."""
+    made = [_operations(value) for value in _STATES]
+    if draw(st.booleans()):  # a good pickle of which single values are others
+        content = draw(st.sampled_from(seeds))
+        operations = list(pickletools.genops(content))
+        ends = [*(place for _, _, place in operations[1:]), len(content)]
+        parts = [content[place:end] for (_, _, place), end in zip(operations, ends)]
+        values = [index for index, (info, *_) in enumerate(operations) if info.stack_after and not info.stack_before]
+        for index in draw(st.lists(st.sampled_from(values), min_size=1, max_size=3)):
+            parts[index] = draw(st.sampled_from(made))
+        return b"".join(parts)
+    for _ in range(draw(st.integers(1, 6))):
+        function = b"c" + draw(st.sampled_from(_ALLOWED)).replace(" ", "\n").encode() + b"\n"
+        tuples = st.lists(st.sampled_from(made), max_size=8).map(lambda chosen: b"(" + b"".join(chosen) + b"t")
+        call = function + draw(tuples) + draw(st.sampled_from((b"R", b"\x81")))
+        made += [function, call, *[call + draw(st.one_of(tuples, st.sampled_from(made))) + b"b"] * 3]
+    entries = draw(st.lists(st.sampled_from(made[len(_STATES) :]), min_size=1, max_size=3))
+    keys = [_operations(key) for key in ("weight", "bias", "model")]
+    return b"\x80\x03}(" + b"".join(key + entry for key, entry in zip(keys, entries)) + b"u."
+
+
 WORDS = (
     *(
         "--config-file",

@@ -258,4 +258,5 @@ READERS = {
         f"checkpoint {ending}": Reader(functools.partial(use_checkpoint, ending), seeds, {})
         for ending, seeds in WEIGHTS.items()
     },
+    "states in a .pkl": Reader(functools.partial(use_checkpoint, ".pkl"), WEIGHTS[".pkl"], {}),
 }

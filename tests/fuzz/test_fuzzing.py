@@ -43,6 +43,7 @@ def _strategy(kind: str) -> st.SearchStrategy[bytes]:
         "instance JSON": inputs.json_files,
         "configuration": inputs.yaml_files,
         "checkpoint .pkl": inputs.pickles,
+        "states in a .pkl": inputs.states,
     }
     if kind in makers:
         return makers[kind](seeds)

@@ -105,6 +105,15 @@ def test_no_targets_at_all_gives_zero_mask_losses_and_gradients_everywhere():
     assert predictions.mask_logits.grad.abs().sum() == 0
 
 
+def test_more_targets_than_queries_are_told_once(caplog: pytest.LogCaptureFixture):
+    losses_of = criterion()
+    for targets in ((5, 1), (2, 6), (7, 0), (8, 9)):
+        losses_of(*random_problem(num_queries=5 if targets == (5, 1) else 4, targets=targets))
+    (message,) = caplog.messages  # not for as many as there are queries
+    assert "6 segments, the model 4 queries: the 2 that" in message
+    assert "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES" in message
+
+
 def test_more_targets_than_queries_counts_all_targets():
     # Two of three targets find a query; the losses are still divided by three.
     predictions, targets = random_problem(num_layers=1, num_queries=2, targets=(3,))

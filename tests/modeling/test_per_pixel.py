@@ -127,6 +127,24 @@ def test_images_of_any_size_train_and_infer_under_the_segmentor(name):
     assert [result["sem_seg"].shape for result in results] == [(5, 70, 90), (5, 61, 33)]
 
 
+@pytest.mark.parametrize(
+    ("sem_seg", "message"),
+    [
+        (torch.full((64, 96), 5), r"label 5; expected 0\.\.4 .*or 255"),
+        (torch.full((64, 96), -1), "label -1"),
+        (torch.zeros(64, 96), "torch.float32"),
+        (torch.zeros(32, 96, dtype=torch.long), r"\(32, 96\) rows and columns with its padding, the images \(64, 96\)"),
+        (torch.zeros(128, 96, dtype=torch.long), r"\(128, 96\)"),
+        (None, "no 'sem_seg'"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(sem_seg: torch.Tensor | None, message: str):
+    model = build_case("per_pixel", torch.float32).model
+    target = {} if sem_seg is None else {"sem_seg": sem_seg}
+    with pytest.raises(InputError, match=message):
+        model([{"image": torch.zeros(3, 64, 96, dtype=torch.uint8), **target}])
+
+
 def test_swin_carries_the_per_pixel_baselines_too():
     cfg = reference_config("swin")
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NAME = "SemanticSegmentor", "PerPixelBaselinePlusHead"

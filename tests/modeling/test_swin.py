@@ -286,3 +286,22 @@ def test_every_key_reaches_the_network():
     assert model.absolute_pos_embed.shape == (1, 12, 16, 16)
     assert isinstance(model.patch_embed.norm, torch.nn.Identity)
     assert list(model.output_shape()) == ["res3"]
+
+
+@pytest.mark.parametrize(
+    ("freeze_at", "trained"),
+    [(0, {"patch_embed", "layers.0", "layers.1", "norm0", "norm1"}), (1, {"layers.0", "layers.1", "norm0", "norm1"}),
+     (2, {"layers.1", "norm1"}), (3, set()), (5, set())],
+)  # fmt: skip
+def test_frozen_stages_are_not_trained(freeze_at: int, trained: set[str]):
+    model = D2SwinTransformer(
+        embed_dim=4, depths=(1, 1), num_heads=(1, 1), out_features=("res2", "res3"), freeze_at=freeze_at
+    )
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {".".join(name.split(".")[: 2 if name.startswith("layers") else 1]) for name in names} == trained
+
+
+def test_configured_stages_are_frozen():
+    cfg = load_config("", ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.BACKBONE.FREEZE_AT", "5"])
+    model = D2SwinTransformer(cfg, ShapeSpec(channels=3))
+    assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import transforms as T
+from PIL import Image
 from reference_cases import CONFIGS, read_json
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.hugging_face import to_hugging_face
 from maskformer.config import load_config
 from maskformer.tools.convert import main as convert
+from maskformer.tools.hugging_face_config import describe_preprocessing
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
 
@@ -147,3 +151,28 @@ def test_swin_weights_there_and_back_are_the_same(tmp_path: Path):
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     state = peer.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+SIZES = [(64, 80), (101, 67), (333, 500), (480, 641), (99, 300), (75, 75), (200, 71)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_exported_image_processor_gives_the_models_pixels(size: tuple[int, int]):
+    """Resized alike and never stretched to a multiple; a grey level is 1/57 of a deviation.
+
+    Theirs cuts off the fraction of the longer side's length, ours rounds it: of other sizes it may be a pixel less.
+    """
+    from transformers import MaskFormerImageProcessor
+
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BILINEAR))
+    words = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "160", "MODEL.DEVICE", "cpu"]
+    cfg = load_config(CONFIG, words)
+    processor = MaskFormerImageProcessor.from_dict(describe_preprocessing(cfg))
+    theirs = torch.as_tensor(processor(images=[image], return_tensors="pt")["pixel_values"][0])
+    resized = T.ResizeShortestEdge(64, 160).get_transform(image).apply_image(image).transpose(2, 0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+    ours = (torch.from_numpy(resized.copy()) - mean) / std
+    assert theirs.shape == ours.shape
+    torch.testing.assert_close(theirs.float(), ours, rtol=0, atol=1.01 / 57)
+    assert (theirs - ours).abs().mean() < 0.002

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import toy_dataset
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from maskformer.data.catalog.registration import register
@@ -167,3 +170,41 @@ def test_own_dataset_is_checked_by_the_numbers_of_its_block(tmp_path: Path, caps
     assert "b.png holds the value 7; expected those of the 2 classes (1..2) or an ignored one (0)" in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ("MASK_FORMER: {NUM_OBJECT_QUERIES: 3}, SEM_SEG_HEAD: {NUM_CLASSES: 3}", "4 segments but there are 3 queries"),
+        ("SEM_SEG_HEAD: {NUM_CLASSES: 2}", "has 3 classes but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 2"),
+        ("SEM_SEG_HEAD: {NUM_CLASSES: 3}", None),
+    ],
+)
+def test_dataset_is_checked_for_the_model_of_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture, keys: str, found: str | None
+) -> None:
+    toy_dataset.build(tmp_path, count=2)
+    split = "{images: images, panoptic: panoptic.json, panoptic_masks: panoptic}"
+    block = f"classes: [water, box, ball], things: [box, ball], offset: 1, val: {split}"
+    (tmp_path / "own.yaml").write_text(f"DATASETS: {{OWN: {{checked_toy: {{{block}}}}}}}\nMODEL: {{{keys}}}\n")
+    code = main(["checked_toy_val", "--config-file", str(tmp_path / "own.yaml"), "--root", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert (code, "FOUND" in out) == ((1, True) if found else (0, False))
+    assert (found or "nothing wrong was found") in out
+
+
+def test_json_is_read_as_training_and_evaluation_read_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    toy_dataset.build(tmp_path, count=2, without=("iscrowd", "area"))
+    path = tmp_path / "instances.json"
+    files = {"json_file": str(path), "evaluator_type": "coco"}
+    register(NAME, lambda: load_coco_json(str(path), str(tmp_path / "images"), NAME), **files)
+    assert main([NAME, "--root", str(tmp_path)]) == 0
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 99, "segmentation": []})
+    path.write_text(json.dumps(content))
+    assert main([NAME, "--root", str(tmp_path)]) == 0
+    assert "most segments in an image: 3 " in capsys.readouterr().out  # an empty mask is no object
+    content["annotations"][2]["area"] = "12"
+    path.write_text(json.dumps(content))
+    assert main([NAME, "--root", str(tmp_path)]) == 2
+    assert f"Annotation 2 of {path} (id 3, image 1) has area '12'" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from reference_cases import CONFIGS, draw_weights, reference_config
 
 from maskformer.checkpoint import Checkpointer, read_weights
+from maskformer.structures import Classes
 from maskformer.tools.convert import main
 
 pytest.importorskip("safetensors", reason="a test-only dependency: pip install -e .[test]")
@@ -82,7 +83,7 @@ def test_hugging_face_folder_describes_the_model_and_its_preprocessing(source: P
     assert config["decoder_config"]["num_queries"] == 8 and config["decoder_config"]["decoder_layers"] == 3
     assert len(config["id2label"]) == 5
     processing = json.loads((out / "preprocessor_config.json").read_text())
-    assert processing["image_mean"][0] == pytest.approx(0.485) and processing["size_divisor"] == 32
+    assert processing["image_mean"][0] == pytest.approx(0.485) and processing["size_divisor"] == 0
     assert "class_predictor.weight" in read_weights(str(out / "model.safetensors"))["model"]
 
 
@@ -122,3 +123,30 @@ def test_model_that_hugging_face_has_not_is_refused_before_anything_is_written(
 def test_missing_source_is_named(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main([str(tmp_path / "none.pth"), str(tmp_path / "o.pth")]) == 2
     assert "none.pth does not exist" in capsys.readouterr().err
+
+
+def test_classes_go_along(source: Path, tmp_path: Path):
+    """Those of the checkpoint, and to Hugging Face else those of a dataset, be it of instances alone."""
+    content = torch.load(source, weights_only=True)
+    classes = Classes("", ("a", "b", "b", "c", "d"), frozenset({1}))
+    torch.save({**content, "classes": classes.to_plain()}, source)
+    assert main([str(source), str(tmp_path / "out.pth")]) == 0
+    assert torch.load(tmp_path / "out.pth", weights_only=True)["classes"] == classes.to_plain()
+    assert names_at_hugging_face(source, tmp_path) == ["a", "b", "b (2)", "c", "d"]
+    torch.save(content, source)
+    things = ["DATASETS.TRAIN", "('shapes_instance_train',)", "DATASETS.TEST", "('shapes_instance_val',)"]
+    assert names_at_hugging_face(source, tmp_path, *things) == ["ball", "box", "triangle", "star", "ring"]
+
+
+def test_names_that_nobody_knows_are_said_to_be_made_up(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert names_at_hugging_face(source, tmp_path) == [f"LABEL_{index}" for index in range(5)]
+    assert "Class names are not known" in capsys.readouterr().out
+
+
+def names_at_hugging_face(source: Path, folder: Path, *options: str) -> list[str]:
+    words = [str(source), str(folder / "hf"), "--to", "hugging-face", "--config-file", R50, *THIN, *options]
+    assert main(words) == 0
+    names = json.loads((folder / "hf" / "config.json").read_text())["id2label"]
+    return [names[str(index)] for index in range(5)]

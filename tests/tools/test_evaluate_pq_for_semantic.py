@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from maskformer.data.run_lengths import encode_segments
 from maskformer.evaluation import SemanticEvaluator
 from maskformer.tools.evaluate_pq_for_semantic import main
 
@@ -103,3 +104,41 @@ def test_files_and_datasets_that_are_none_are_named(predictions_of, error_of, tm
     assert "category_id, file_name, segmentation" in error_of(tmp_path / "other.json")
     file = predictions_of([[0, 0], [1, 1]], [[2, 2], [2, 2]])
     assert "'nothing', which is not registered" in error_of(file, "nothing")
+
+
+def test_ids_and_the_label_to_ignore_have_their_defaults(predictions_of, capsys):
+    for key in ("ignore_label", "stuff_dataset_id_to_contiguous_id"):
+        delattr(MetadataCatalog.get(NAME), key)
+    assert run(predictions_of([[0, 0], [1, 1]], [[2, 2], [2, 2]])) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PQ 100.000")
+
+
+def test_names_that_are_missing_are_told(predictions_of, error_of):
+    file = predictions_of([[0, 0], [1, 1]], [[2, 2], [2, 2]])
+    del MetadataCatalog.get(NAME).stuff_classes
+    assert f"{NAME} has no stuff_classes" in error_of(file)
+
+
+def test_labels_of_an_own_dataset_are_read_as_its_block_says(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.array([[1, 2], [2, 0]], np.uint8)).save(tmp_path / "labels" / "a.png")  # 0: ignored
+    block = {"classes": ["x", "y"], "offset": 1, "ignore": 0, "val": {"images": "images", "labels": "labels"}}
+    (tmp_path / "a.yaml").write_text(json.dumps({"DATASETS": {"OWN": {"pq": block}}}))
+    entries = [
+        {
+            "file_name": str(tmp_path / "images" / "a.png"),
+            "category_id": index + 1,
+            "segmentation": next(iter(encode_segments(np.array([[0, 1], [1, 1]]) == index, [1]).values())),
+        }
+        for index in range(2)
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    words = ["--json-file", str(tmp_path / "p.json"), "--dataset-name", "pq_val"]
+    try:
+        assert main([*words, "--config-file", str(tmp_path / "a.yaml")]) == 0
+    finally:
+        DatasetCatalog.remove("pq_val")
+        MetadataCatalog.remove("pq_val")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("PQ 100.000")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
 from PIL import Image
 
 from maskformer.config import load_config
-from maskformer.structures import InputError
+from maskformer.structures import Classes, InputError
 from maskformer.tools import predict, sources
 from maskformer.tools.predictor import Predictor
 from maskformer.tools.saving import VideoFile
@@ -177,6 +181,90 @@ def test_unreadable_image_among_others_is_left_out_and_named(
     assert sorted(path.name for path in (images.parent / "out").glob("*_ids.json")) == ["a_ids.json", "b_ids.json"]
 
 
+def test_whatever_else_lies_in_a_folder_is_named_and_the_pictures_are_drawn(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model resizes the shorter side to 64 pixels, the longer to MAX_SIZE_TEST at most."""
+    out, content = images.parent / "out", (images / "a.png").read_bytes()
+    Image.new("RGB", (5000, 1)).save(images / "strip.png")
+    Image.new("RGB", (1, 5000)).save(images / "pole.jpg")
+    fits, too_long = "l" * 240 + ".png", "m" * 248 + ".png"
+    for name in (fits, too_long, "odd\udcff.png"):
+        (images / name).write_bytes(content)
+    os.mkfifo(images / "fifo.png")
+    os.mkfifo(images / "pipe.mp4")
+    (images / "folder.jpg").mkdir()
+    (images / "device.png").symlink_to("/dev/zero")
+    (images / "dangling.png").symlink_to("nowhere.png")
+    for name in ("text.mp4", "bytes\udcff.mp4"):
+        (images / name).write_text("no video")
+    (out / "taken_ids.json").mkdir(parents=True)
+    (images / "taken.png").write_bytes(content)
+    assert run("--input", images, "--output", out) == 1
+    captured = capsys.readouterr()
+    drawn = {"a", "b", fits[:-4], "odd\udcff"}
+    assert {path.name.removesuffix("_ids.json") for path in out.glob("*_ids.json") if path.is_file()} == drawn
+    assert "4 of 15 inputs drawn" in captured.out
+    lines = captured.err.splitlines()
+    left_out = [line for line in lines if line.startswith("warning: left out: ")]
+    for name, reason in {
+        "strip.png": "INPUT.MAX_SIZE_TEST",
+        "pole.jpg": "INPUT.MAX_SIZE_TEST",
+        too_long: "File name too long",
+        "fifo.png": "FIFO",
+        "pipe.mp4": "FIFO",
+        "folder.jpg": "folder",
+        "device.png": "device",
+        "dangling.png": "No such file",
+        "text.mp4": "cannot be opened",
+        "bytes\\udcff.mp4": "no UTF-8",
+        "taken.png": "Is a directory",
+    }.items():
+        assert [line for line in left_out if f"{images / name}" in line and reason in line], name
+    assert len(left_out) == 11
+    assert not [path for path in out.iterdir() if path.name.startswith(".") or path.name.startswith(too_long[:-4])]
+
+
+def test_names_are_printed_without_control_characters(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = images / "\x1b[31mred\udcff.png"
+    name.write_bytes((images / "a.png").read_bytes())
+    assert run("--input", name, "--output", f"{images.parent}/out/") == 0
+    name.write_bytes(b"")
+    assert run("--input", name, images / "a.png", "--output", images.parent / "out") == 1
+    assert run("--input", name, "--output", images.parent / "out") == 2
+    printed = "".join(capsys.readouterr())
+    assert printed.count("\\x1b[31mred\\udcff.png") >= 3
+    assert "\x1b" not in printed and "\udcff" not in printed
+
+
+def test_a_picture_without_memory_for_it_is_left_out(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str) -> np.ndarray:
+        if path.endswith("a.png"):
+            raise MemoryError
+        return sources.read_picture(path)
+
+    monkeypatch.setattr(predict, "read_picture", read)
+    assert run("--input", images, "--output", images.parent / "out") == 1
+    assert "a.png needs more memory than there is" in capsys.readouterr().err
+
+
+def test_window_shows_the_others_and_names_the_one_that_is_none(
+    run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+    monkeypatch.setattr(predict, "open_window", lambda: None)
+    monkeypatch.setattr(predict, "_show", lambda pictures, wait: shown.extend(pictures))
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    (images / "ab.png").write_bytes(b"no image")
+    assert run("--input", images, "--device", "cpu") == 1
+    assert [picture.shape for picture in shown] == [(64, 80, 3), (48, 96, 3)]
+    assert "ab.png cannot be read" in capsys.readouterr().err
+
+
 def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are read from now on."""
     read = []
@@ -237,6 +325,23 @@ def test_resume_draws_again_what_other_weights_of_the_same_name_have_drawn(
     run(*arguments)
     run(*arguments)
     assert read == 2 * ["a.png", "b.jpg"]
+
+
+def test_resume_draws_again_a_picture_that_was_replaced(
+    run: Run, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of the same name, size and time, as copying with times leaves it."""
+    out = images.parent / "out"
+    pixels = np.zeros((64, 80, 3), np.uint8)
+    for value in (10, 200):
+        Image.fromarray(pixels + np.uint8(value)).save(images / "c.bmp")
+        os.utime(images / "c.bmp", (1e9, 1e9))
+        read = count_images(monkeypatch)
+        assert run("--input", images, "--output", out, "--resume") == 0
+    assert read == ["c.bmp"]
+    (images / "c.bmp").unlink()
+    os.mkfifo(images / "c.bmp")
+    assert run("--input", images, "--output", out, "--resume") == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"image":', "\x80"])
@@ -357,3 +462,111 @@ def test_predictor_looks_at_the_views_of_the_original_that_the_configuration_ask
     result = Predictor.from_config(load_config(shapes_config, words))(image)
     torch.testing.assert_close(result["sem_seg"], predictor(image)["sem_seg"])
     assert torch.equal(result["panoptic_seg"][0], predictor(image)["panoptic_seg"][0])
+
+
+# --- what is known of the classes ---
+
+
+@pytest.fixture
+def _unregistered() -> Iterator[None]:
+    """Only what Detectron2 registers is there, as in a new process."""
+    kept = [(catalog, dict(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    for name in [name for name in DatasetCatalog if name.startswith("shapes_")]:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    yield
+    for catalog, content in kept:
+        catalog.clear()
+        catalog.update(content)
+
+
+@pytest.fixture
+def with_classes(tiny_weights: str, tmp_path: Path) -> Callable[[Classes], str]:
+    """Writes the tiny model's weights as a checkpoint that knows these classes."""
+
+    def write(classes: Classes) -> str:
+        torch.save({**torch.load(tiny_weights, weights_only=True), "classes": classes.to_plain()}, tmp_path / "w.pth")
+        return str(tmp_path / "w.pth")
+
+    return write
+
+
+UNKNOWN = ("DATASETS.TRAIN", "('moon_train',)", "DATASETS.TEST", "('moon_val',)")
+MOON = Classes("moon", tuple("abcdefghi"), frozenset({0, 8}))
+
+
+def kinds(segments: list[dict]) -> list[tuple[int, bool]]:
+    return [(segment["category_id"], segment["isthing"]) for segment in segments]
+
+
+@pytest.mark.usefixtures("_unregistered")
+def test_python_gives_what_the_command_gives(
+    run: Run, images: Path, shapes_config: str, tiny_options: list[str], tiny_weights: str
+) -> None:
+    """The first prediction of a process: nobody has registered a dataset."""
+    image = read(images / "a.png")
+    words = [*tiny_options, "MODEL.WEIGHTS", tiny_weights]
+    cfg = load_config(shapes_config, words)
+    _, segments = Predictor.from_config(cfg)(image)["panoptic_seg"]
+    out = images.parent / "out"
+    assert run("--input", images / "a.png", "--output", out) == 0
+    of_command = json.loads((out / "a_ids.json").read_text())["segments_info"]
+    assert kinds(segments) == kinds(of_command)
+    assert {index for index, is_thing in kinds(segments) if is_thing} <= set(range(5))
+    assert any(is_thing for _, is_thing in kinds(segments))
+    of_detectron2 = DefaultPredictor(cfg)(np.ascontiguousarray(image[:, :, ::-1]))  # which takes BGR
+    assert kinds(of_detectron2["panoptic_seg"][1]) == kinds(segments)
+    assert {*of_detectron2["instances"].pred_classes.tolist()} <= set(range(5))
+
+
+def test_weights_tell_the_classes_of_a_dataset_that_is_unknown_here(
+    run: Run, images: Path, with_classes: Callable[[Classes], str]
+) -> None:
+    out = images.parent / "out"
+    arguments = ("--input", images / "a.png", "--output", out, "--weights", with_classes(MOON))
+    assert run(*arguments, options=UNKNOWN) == 0
+    segments = json.loads((out / "a_ids.json").read_text())["segments_info"]
+    assert {segment["category_name"] for segment in segments} <= set("abcdefghi")
+    assert all(segment["isthing"] == (segment["category_id"] in (0, 8)) for segment in segments)
+    assert segments
+
+
+def test_dataset_that_the_users_python_registers_is_used(
+    shapes_config: str, tiny_options: list[str], tiny_weights: str
+) -> None:
+    words = [*tiny_options, "MODEL.WEIGHTS", tiny_weights, *UNKNOWN]
+    ids = {10: 0, 80: 8}
+    MetadataCatalog.get("moon_val").set(stuff_classes=[*MOON.names], thing_dataset_id_to_contiguous_id=ids)
+    try:
+        classes = Predictor.from_config(load_config(shapes_config, words)).classes
+    finally:
+        MetadataCatalog.remove("moon_val")
+    assert classes is not None and (classes.names, classes.things) == (MOON.names, MOON.things)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_without_things_there_is_no_panoptic_or_instance_result(
+    run: Run, images: Path, task: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--input", images / "a.png", "--output", images.parent / "out", "--task", task)
+    assert run(*arguments, options=UNKNOWN) == 2
+    error = capsys.readouterr().err
+    assert "DATASETS.TRAIN" in error and "MODEL.MASK_FORMER.TEST.PANOPTIC_ON" in error and error.count("\n") == 1
+
+
+@torch.no_grad()
+def test_model_that_detectron2_builds_says_so_too(shapes_config: str, tiny_options: list[str]) -> None:
+    model = build_model(load_config(shapes_config, [*tiny_options, *UNKNOWN])).eval()
+    with pytest.raises(InputError, match="thing_dataset_id_to_contiguous_id"):
+        model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8)}])
+
+
+def test_weights_of_classes_in_another_order_are_refused(
+    run: Run, images: Path, with_classes: Callable[[Classes], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = list(MetadataCatalog.get("shapes_panoptic_val").stuff_classes)
+    names[1], names[2] = names[2], names[1]
+    weights = with_classes(Classes("", tuple(names), frozenset(range(5))))
+    assert run("--input", images / "a.png", "--output", images.parent / "out", "--weights", weights) == 2
+    error = capsys.readouterr().err
+    assert weights in error and "shapes_panoptic_val" in error and "class 1" in error

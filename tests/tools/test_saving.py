@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from maskformer.structures import InputError, PanopticResult
+from maskformer.structures import BadImageError, InputError, PanopticResult
 from maskformer.tools.drawing import ClassTable
 from maskformer.tools.saving import (
     VideoFile,
@@ -129,6 +129,35 @@ def test_video_comes_back_with_its_frames_in_order_and_its_colours(tmp_path: Pat
     assert video.num_frames == 3
     for read, written in zip(list(video), colored_frames(), strict=True):
         assert np.abs(read.astype(int) - written).mean() < 12  # lossy, but red stays red
+
+
+def test_video_is_not_written_through_a_planted_link(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "out"
+    outside.write_text("theirs")
+    folder.mkdir()
+    for name in ("clip.mp4", "clip.partial.mp4", ".clip.mp4.partial"):
+        (folder / name).symlink_to(outside)
+    with VideoFile(folder / "clip.mp4", frame_rate=10) as file:
+        file.write(colored_frames()[0])
+    assert outside.read_text() == "theirs"
+    assert len(list(Video.open(Source.of_file(str(folder / "clip.mp4"))))) == 1
+
+
+def test_nothing_is_left_of_a_video_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), VideoFile(tmp_path / "clip.mp4", frame_rate=10) as file:
+        file.write(colored_frames()[0])
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_video_of_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadImageError, match="no UTF-8"):
+        VideoFile(tmp_path / "clip\udcff.mp4", frame_rate=10).write(colored_frames()[0])
+
+
+def test_picture_that_its_format_cannot_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadImageError, match=r"wide\.webp cannot be written"):
+        write_picture(tmp_path / "wide.webp", np.zeros((1, 20000, 3), np.uint8))
 
 
 def take_codecs_away(monkeypatch: pytest.MonkeyPatch, *suffixes: str) -> None:

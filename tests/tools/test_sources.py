@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def test_globs_expand_and_a_file_named_twice_is_read_once(tmp_path: Path) -> Non
 
 def test_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:
     assert names([save(tmp_path / "scan[1].png")]) == ["scan[1].png"]
+
+
+def test_what_cannot_be_read_is_found_too_so_that_it_is_named_later(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "dangling.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder").mkdir()
+    everything = ["a.png", "dangling.png", "fifo.png", "folder.png"]
+    assert names([tmp_path]) == names([tmp_path / "*"]) == everything
+    assert names([tmp_path / "fifo.png", tmp_path / "dangling.png"]) == ["fifo.png", "dangling.png"]
 
 
 def test_pattern_that_matches_nothing_is_named(tmp_path: Path) -> None:

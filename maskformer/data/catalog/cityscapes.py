@@ -160,7 +160,7 @@ def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_
     """
     images = {_image_entry(image)["image_id"]: image for image in _find_images(image_root)}
     records = []
-    for annotation in read_panoptic_json(panoptic_json, image_fields=None)["annotations"]:
+    for annotation in read_panoptic_json(panoptic_json, with_images=False)["annotations"]:
         image = images.get(annotation["image_id"])
         if image is None:
             raise InputError(

@@ -11,8 +11,8 @@ import pycocotools.mask as rle
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from maskformer.data.annotations import find_fault
 from maskformer.data.augmentations import transform_map
+from maskformer.data.json_files import check_annotation
 from maskformer.data.mappers.example import Record
 from maskformer.data.mappers.training import TrainingMapper
 from maskformer.data.run_lengths import have_value, paint, read_runs
@@ -52,17 +52,8 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         return self._example(dataset_dict, original_size, labelled.picture, *targets)
 
     def _check(self, annotation: dict[str, Any], image_file: str, size: tuple[int, int]) -> None:
-        segmentation, category = annotation.get("segmentation"), annotation["category_id"]
-        if not isinstance(segmentation, (list, dict)):
-            raise InputError(
-                f"An annotation of image {image_file} has no mask (segmentation); expected polygons or RLE: train on "
-                "a dataset with masks (DATASETS.TRAIN)."
-            )
-        fault = find_fault(annotation, size)
-        if fault:
-            raise BadImageError(
-                f"An annotation of image {image_file} {fault}: correct the dataset's JSON or restore the image."
-            )
+        check_annotation(annotation, f"An annotation of image {image_file}", size, BadImageError)
+        category = annotation["category_id"]
         if not 0 <= category < self.num_classes:
             raise BadImageError(
                 f"An annotation of image {image_file} has the category {category}; expected 0..{self.num_classes - 1}: "

@@ -41,7 +41,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def _read_segments(self, record: Record, image: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Read the panoptic label: (H,W) segment numbers, and ``id`` and ``category_id`` of each that is no crowd."""
         label_file = self._required(record, "pan_seg_file_name")
-        check_segments(record["segments_info"], f"The JSON's entry of {label_file}", BadImageError)
+        check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
         segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
         for segment in segments:
             if not 0 <= segment["category_id"] < self.num_classes:

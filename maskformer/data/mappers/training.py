@@ -20,6 +20,7 @@ from maskformer.data.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
+from maskformer.data.classes import ignore_label_of
 from maskformer.data.mappers.example import Record, image_example, image_tensor
 from maskformer.data.movable import Picture
 from maskformer.data.reading import check_declared_size, read_picture
@@ -131,6 +132,5 @@ def _ignore_label(cfg: CfgNode) -> int:
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty; expected the name of a training dataset.")
     name = cfg.DATASETS.TRAIN[0]
-    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
     default = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-    return default if metadata is None else metadata.get("ignore_label", default)
+    return ignore_label_of(MetadataCatalog.get(name), default) if name in DatasetCatalog else default

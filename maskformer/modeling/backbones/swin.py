@@ -73,6 +73,8 @@ class D2SwinTransformer(Backbone):
         patch_norm: normalise embedded patches.
         out_features: which of "res2".."res5" to give.
         use_checkpoint: save memory in training by computing activations twice.
+        freeze_at: how much is not trained, as in Detectron2's ResNets: 0 nothing, 1 the patches' embedding and
+            position, 2 to 5 the stages of res2 to res5 too, each with the norm of its output.
 
     Source: Swin Transformer (arXiv 2103.14030), section 3; a LayerNorm on each output as the released weights have.
 
@@ -101,6 +103,7 @@ class D2SwinTransformer(Backbone):
         patch_norm: bool = True,
         out_features: Sequence[str] = _FEATURES,
         use_checkpoint: bool = False,
+        freeze_at: int = 0,
     ):
         super().__init__()
         dims = [embed_dim * 2**stage for stage in range(len(depths))]
@@ -135,10 +138,11 @@ class D2SwinTransformer(Backbone):
         self._out_feature_strides = {name: patch_size * 2**stage for stage, name in enumerate(_FEATURES)}
         for name in self._out_features:
             self.add_module(self._norm_name(name), nn.LayerNorm(self._out_feature_channels[name]))
+        self._freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Read ``MODEL.SWIN``."""
+        """Read ``MODEL.SWIN`` and ``MODEL.BACKBONE.FREEZE_AT``."""
         node = cfg.MODEL.SWIN
         return {
             "in_channels": input_shape.channels,
@@ -158,7 +162,16 @@ class D2SwinTransformer(Backbone):
             "patch_norm": node.PATCH_NORM,
             "out_features": node.OUT_FEATURES,
             "use_checkpoint": node.USE_CHECKPOINT,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
+
+    def _freeze(self, freeze_at: int) -> None:
+        frozen = ["patch_embed.", "absolute_pos_embed"] if freeze_at > 0 else []
+        for stage in range(freeze_at - 1):
+            frozen += [f"layers.{stage}.", f"norm{stage}."]
+        for name, parameter in self.named_parameters():
+            if name.startswith(tuple(frozen)):
+                parameter.requires_grad_(False)
 
     @property
     def size_divisibility(self) -> int:

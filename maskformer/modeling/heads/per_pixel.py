@@ -16,6 +16,8 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskformer.structures import InputError
+
 from ..pixel_decoders import BasePixelDecoder, build_pixel_decoder
 from .mask_former import choose_attended_feature, pick_attended_feature
 from .predictor import MaskFormerPredictor
@@ -73,12 +75,35 @@ class PerPixelBaselineHead(nn.Module):
         Returns:
             Training: None and the weighted losses by name, ``loss_sem_seg`` of the last layer and ``loss_sem_seg_0``,
             ... of earlier ones. Inference: logits (B, K, stride*h, stride*w) and no loss.
+
+        Raises:
+            InputError: in training, targets are missing, or labels of another image or model.
         """
         class_logits = self._class_logits(features)
         if self.training:
-            assert targets is not None
-            return None, self._losses(class_logits, targets)
+            return None, self._losses(class_logits, self._checked(targets, class_logits.shape))
         return self._upsample(class_logits[-1]), {}
+
+    def _checked(self, targets: Tensor | None, logits_shape: torch.Size) -> Tensor:
+        """The targets, if they fit (L,B,K,h,w) logits; values are looked at on a CPU alone: no device is waited for."""
+        *_, num_classes, rows, columns = logits_shape
+        if targets is None or targets.is_floating_point():
+            seen = "no 'sem_seg'" if targets is None else f"a 'sem_seg' of {targets.dtype}"
+            raise InputError(f"A training image has {seen}; expected (rows, columns) integers: the class of pixels.")
+        grid = tuple(self.common_stride * side for side in (rows, columns))
+        if any(not 0 <= whole - side < self.common_stride for whole, side in zip(grid, targets.shape[-2:])):
+            raise InputError(
+                f"'sem_seg' of a batch has {tuple(targets.shape[-2:])} rows and columns with its padding, the images "
+                f"{grid}; expected labels of their images' sizes: transform both alike."
+            )
+        if targets.device.type == "cpu":
+            foreign = targets[(targets != self.ignore_value) & ((targets < 0) | (targets >= num_classes))]
+            if len(foreign):
+                raise InputError(
+                    f"'sem_seg' of a batch holds the label {foreign[0].item()}; expected 0..{num_classes - 1} "
+                    f"(MODEL.SEM_SEG_HEAD.NUM_CLASSES) or {self.ignore_value} (IGNORE_VALUE)."
+                )
+        return targets
 
     def _class_logits(self, features: dict[str, Tensor]) -> Tensor:
         """(L,B,K,h,w), L supervised layers: one here."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d
 from fvcore.nn import weight_init
@@ -116,7 +115,7 @@ class MaskFormerPredictor(nn.Module):
         mask_embeddings = self.mask_embed(queries)
         return MaskPredictions(
             class_logits=self.class_embed(queries),
-            mask_logits=torch.einsum("lbqc,bchw->lbqhw", mask_embeddings, pixel_embeddings),
+            mask_logits=_multiply(mask_embeddings, pixel_embeddings),
             mask_embeddings=mask_embeddings,
             pixel_embeddings=pixel_embeddings,
         )
@@ -136,7 +135,7 @@ class MaskFormerPredictor(nn.Module):
 
     def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
         """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
-        return torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(self._decode(feature)), pixel_embeddings)
+        return _multiply(self.mask_embed(self._decode(feature)), pixel_embeddings)
 
     def _decode(self, feature: Tensor) -> Tensor:
         """(L,B,Q,D): the queries after each supervised layer."""
@@ -147,6 +146,16 @@ class MaskFormerPredictor(nn.Module):
         memory = self.transformer["encoder"](projected.flatten(2).mT, position)
         every_layer = self.training and self.deep_supervision
         return self.transformer["decoder"](self.query_embed.weight[None], memory, position, every_layer=every_layer)
+
+
+def _multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
+
+    ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
+    """
+    of_image = mask_embeddings.transpose(0, 1)  # one matrix product for each image, whatever L is
+    products = of_image.flatten(1, 2) @ pixel_embeddings.flatten(2)
+    return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
 
 
 def _input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:

@@ -17,7 +17,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..in_place import convolve_in_place, is_worth_in_place, normalise_in_place
+from ..in_place import convolve_in_place, in_row_order, is_worth_in_place, normalise_in_place
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -102,10 +102,11 @@ class BasePixelDecoder(nn.Module):
         Returns:
             The pyramid's finest level (B, channels, h, w), and the second result of ``forward``.
         """
-        pyramid = self._layer(len(self.feature_names))(features.pop(self.feature_names[-1]))
-        return self._top_down(pyramid, features, overwrite=overwrite), None
+        coarsest = [features.pop(self.feature_names[-1])]
+        return self._top_down(coarsest, features, overwrite=overwrite), None
 
-    def _top_down(self, pyramid: Tensor, features: dict[str, Tensor], *, overwrite: bool) -> Tensor:
+    def _top_down(self, coarsest: list[Tensor], features: dict[str, Tensor], *, overwrite: bool) -> Tensor:
+        pyramid = _apply_last(self._layer(len(self.feature_names)), coarsest, overwrite=False)
         for index in range(len(self.feature_names) - 1, 0, -1):
             finer = [features.pop(self.feature_names[index - 1])]
             lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer, overwrite=overwrite)
@@ -141,6 +142,7 @@ def _apply_last(layer: Conv2d, level: list[Tensor], *, overwrite: bool) -> Tenso
         x = convolve_in_place(level.pop(), layer)
     else:
         x = F.conv2d(level.pop(), layer.weight, layer.bias, padding=layer.padding)
+    x = in_row_order(x)
     if isinstance(layer.norm, nn.GroupNorm) and is_worth_in_place(x):
         x = normalise_in_place(x, layer.norm)
     elif layer.norm is not None:

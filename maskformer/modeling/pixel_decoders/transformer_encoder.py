@@ -78,8 +78,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
     def build_pyramid(self, features: dict[str, Tensor], *, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
         """As ``BasePixelDecoder.build_pyramid``; the second result is the encoder's output."""
         encoded = self._encode(features.pop(self.feature_names[-1]))
-        pyramid = self._layer(len(self.feature_names))(encoded)
-        return self._top_down(pyramid, features, overwrite=overwrite), encoded
+        return self._top_down([encoded], features, overwrite=overwrite), encoded
 
     def _encode(self, coarsest: Tensor) -> Tensor:
         projected = self.input_proj(coarsest)

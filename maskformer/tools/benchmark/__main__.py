@@ -12,7 +12,7 @@ from typing import Any
 from maskformer.engine.accelerator import resolve_device
 from maskformer.structures import InputError
 from maskformer.tools.benchmark.cases import build_cases
-from maskformer.tools.benchmark.contest import ALLOCATORS, run_case
+from maskformer.tools.benchmark.contest import PROCESSORS, run_case
 from maskformer.tools.benchmark.machine import describe_machine
 from maskformer.tools.benchmark.plot import write_pictures
 from maskformer.tools.benchmark.report import describe_results, format_numbers, format_table, write_json
@@ -41,9 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="groups or cases to run (default: all)")
     parser.add_argument("--rounds", type=int, help="units of each contender that count (default: the case's own)")
-    allocators = [*ALLOCATORS, "both"]
-    text = "thresholds of the C library's allocator (default: %(default)s)"
-    parser.add_argument("--allocator", choices=allocators, default="default", help=text)
+    text = "with this processor's own instructions, with AVX2 alone, or one after the other (default: %(default)s)"
+    parser.add_argument("--processor", choices=[*PROCESSORS, "both"], default="native", help=text)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, measures nothing")
     parser.add_argument("--list", action="store_true", help="list groups and cases, and stop")
     folder = Path("output/benchmark")
@@ -76,10 +75,10 @@ def _benchmark(args: argparse.Namespace) -> int:
         cases = [case for case in cases if not case.on_accelerators]
     machine = describe_machine(device)
     settings = {name: value for name, value in vars(args).items() if name != "output_dir"} | {"device": device}
-    allocators = list(ALLOCATORS) if args.allocator == "both" else [args.allocator]
+    processors = list(PROCESSORS) if args.processor == "both" else [args.processor]
     results: list[CaseResult] = []
     try:
-        for result in _run(cases, device=device, allocators=allocators, rounds=args.rounds):
+        for result in _run(cases, device=device, processors=processors, rounds=args.rounds):
             results.append(result)
             report = describe_results(results, machine, settings)
             write_json(report, args.output_dir / REPORT_NAME)  # after each: an interrupted run keeps what it has
@@ -89,16 +88,16 @@ def _benchmark(args: argparse.Namespace) -> int:
     return 1 if any(outcome.error for result in results for outcome in result.outcomes.values()) else 0
 
 
-def _run(cases: Sequence[Case], *, device: str, allocators: Sequence[str], rounds: int | None) -> Any:
-    total = sum(_count_steps(case, rounds) for case in cases) * len(allocators)
+def _run(cases: Sequence[Case], *, device: str, processors: Sequence[str], rounds: int | None) -> Any:
+    total = sum(_count_steps(case, rounds) for case in cases) * len(processors)
     with ProgressLine("Benchmark", total, unit="steps") as line:
         for case in cases:
-            for allocator in allocators:
+            for processor in processors:
 
                 def report(note: str, name: str = case.name) -> None:
                     line.advance(note=f"{name}: {note}")
 
-                yield run_case(case, device=device, allocator=allocator, rounds=rounds, report=report)
+                yield run_case(case, device=device, processor=processor, rounds=rounds, report=report)
 
 
 def _count_steps(case: Case, rounds: int | None) -> int:

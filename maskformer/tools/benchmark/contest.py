@@ -13,13 +13,18 @@ from typing import Any
 
 from maskformer.tools.benchmark.structures import Case, CaseResult, Contender, Outcome
 
-# glibc gives blocks of 32 MB and more back to the system when they are freed, and every new one faults in page by page.
-_ALWAYS_KEEP = str(1 << 32)
-ALLOCATORS: dict[str, dict[str, str]] = {
-    "default": {},
-    "raised": {"MALLOC_MMAP_THRESHOLD_": _ALWAYS_KEEP, "MALLOC_TRIM_THRESHOLD_": _ALWAYS_KEEP},
+# A newer processor with the instructions of one that has AVX2 alone: PyTorch's own kernels, oneDNN, MKL and Numba each
+# have a variable of their own.
+PROCESSORS: dict[str, dict[str, str]] = {
+    "native": {},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "",
+    },
 }
-_THRESHOLDS = tuple(ALLOCATORS["raised"])
 
 
 class ContenderError(Exception):
@@ -96,7 +101,7 @@ def run_case(
     case: Case,
     *,
     device: str = "cpu",
-    allocator: str = "default",
+    processor: str = "native",
     rounds: int | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> CaseResult:
@@ -105,7 +110,7 @@ def run_case(
     Args:
         case: see ``Case``.
         device: what ``resolve_device`` gave.
-        allocator: of ``ALLOCATORS``.
+        processor: of ``PROCESSORS``.
         rounds: instead of the case's own.
         report: told what happens, after each unit.
 
@@ -113,7 +118,7 @@ def run_case(
         What was measured; a contender that failed has its error there, and the others went on.
     """
     rounds = case.rounds if rounds is None else rounds
-    environment = make_environment(case, allocator)
+    environment = make_environment(case, processor)
     outcomes = {contender.name: Outcome() for contender in case.contenders}
     with contextlib.ExitStack() as stack:
         processes = {each.name: Process(each, device=device, environment=environment) for each in case.contenders}
@@ -131,17 +136,17 @@ def run_case(
                         sample = process.do_unit()
                         if index >= 0:
                             outcomes[name].samples.append(sample)
-    return CaseResult(case, allocator, outcomes)
+    return CaseResult(case, processor, outcomes)
 
 
-def make_environment(case: Case, allocator: str) -> dict[str, str]:
-    """The variables of a case's processes: this one's, but for the allocator's, and those of the case.
+def make_environment(case: Case, processor: str) -> dict[str, str]:
+    """The variables of a case's processes: this one's, but for the processor's, and those of the case.
 
     They import from where this process does.
     """
-    inherited = {name: value for name, value in os.environ.items() if name not in _THRESHOLDS}
+    inherited = {name: value for name, value in os.environ.items() if name not in PROCESSORS["avx2"]}
     path = os.pathsep.join(filter(None, sys.path))
-    return {**inherited, "PYTHONPATH": path, **ALLOCATORS[allocator], **case.environment}
+    return {**inherited, "PYTHONPATH": path, **PROCESSORS[processor], **case.environment}
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def draw_ratios(results: Sequence[CaseResult], quantity: str) -> Figure | None:
 
 def _bars(result: CaseResult, quantity: str) -> list[tuple[str, Ratio, float | None]]:
     targets = {target.other: target.limit for target in result.case.targets if target.quantity == quantity}
-    suffix = "" if result.allocator == "default" else f" [{result.allocator}]"
+    suffix = "" if result.processor == "native" else f" [{result.processor}]"
     bars = []
     for other in list(result.outcomes)[1:]:
         ratio = result.ratio(other, quantity)
@@ -83,7 +83,7 @@ def draw_curves(results: Sequence[CaseResult], quantity: str) -> Figure | None:
     curves: dict[str, list[CaseResult]] = {}
     for result in results:
         if result.case.curve is not None and result.ours.median(quantity):
-            curves.setdefault(f"{result.case.curve} [{result.allocator}]", []).append(result)
+            curves.setdefault(f"{result.case.curve} [{result.processor}]", []).append(result)
     if not curves:
         return None
     columns = min(_CURVES_IN_A_ROW, len(curves))

@@ -24,7 +24,7 @@ def format_table(results: Sequence[CaseResult]) -> str:
 
 
 def _rows(result: CaseResult) -> list[list[str]]:
-    title = result.case.name + (f" [{result.allocator}]" if result.allocator != "default" else "")
+    title = result.case.name + (f" [{result.processor}]" if result.processor != "native" else "")
     others = list(result.outcomes)[1:]
     verdicts = result.verdicts()
     rows = [
@@ -120,7 +120,7 @@ def describe_results(
 def _describe_case(result: CaseResult) -> dict[str, Any]:
     return {
         **asdict(result.case),
-        "allocator": result.allocator,
+        "processor": result.processor,
         "outcomes": {name: asdict(outcome) for name, outcome in result.outcomes.items()},
         "ratios": {
             other: {quantity: _describe_ratio(result.ratio(other, quantity)) for quantity in (SECONDS, MEMORY)}

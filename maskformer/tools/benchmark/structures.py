@@ -128,12 +128,12 @@ class CaseResult:
 
     Attributes:
         case: see ``Case``.
-        allocator: under which setting of the C library's allocator.
+        processor: with which instructions, of ``PROCESSORS``.
         outcomes: by the contenders' names, in the case's order.
     """
 
     case: Case
-    allocator: str
+    processor: str
     outcomes: dict[str, Outcome]
 
     @property

@@ -1,12 +1,11 @@
 """Stand-in for Tecorigin's ``torch_sdaa``, which is not on PyPI: the same names on an emulated device.
 
 Importing it registers the device "sdaa" and the process group "tccl" with PyTorch, as the vendor's package does. The
-device itself is in backend.cpp: a real PrivateUse1 device that lives in CPU memory. Environment variables:
+device itself is in backend.cpp: a real PrivateUse1 device that lives in CPU memory. It refuses what the real card does:
+views of non-contiguous tensors, histograms, and dynamic shapes under ``torch.compile``. Environment variables:
 
     SDAA_EMULATED_DEVICES   how many devices there are (default 4, as on one card)
-    SDAA_EMULATED_FORBID    operators that fail, separated by commas, such as aten::histc; and Tensor.view, which then
-                            fails for a program's own views of non-contiguous tensors (those that PyTorch makes inside
-                            its matrix products are the vendor's to solve)
+    SDAA_EMULATED_FORBID    further operators that fail, separated by commas, such as aten::bincount
     SDAA_EMULATED_COUNTS    a file: at exit, the number of calls of each operator is appended to it as one JSON line
 """
 
@@ -23,22 +22,18 @@ from torch_sdaa import sdaa
 from torch_sdaa.build import load_backend
 
 __version__ = "0.0.0+emulated"
+REFUSED = ("aten::histc", "aten::histc.out")
+_compile = torch.compile
 
 
 def _create_tccl(store, rank, size, timeout):
     return load_backend().wrap_gloo(torch.distributed.ProcessGroupGloo(store, rank, size, timeout))
 
 
-def _refuse_views_of_non_contiguous_tensors() -> None:
-    view = torch.Tensor.view
-
-    def contiguous_view(self, *args):
-        by_size = not isinstance(args[0], torch.dtype)
-        if by_size and self.device.type == "sdaa" and not self.is_contiguous():
-            raise NotImplementedError("a view of a non-contiguous tensor is not supported on the device sdaa")
-        return view(self, *args)
-
-    torch.Tensor.view = contiguous_view
+def _compile_static_shapes(model=None, *, dynamic=None, **options):
+    if dynamic:
+        raise NotImplementedError("dynamic shapes under torch.compile are not supported on the device sdaa")
+    return _compile(model, dynamic=False, **options)
 
 
 def _append_counts(path: str) -> None:
@@ -52,10 +47,8 @@ def _register() -> None:
     torch._register_device_module("sdaa", sdaa)
     torch.utils.generate_methods_for_privateuse1_backend()
     torch.distributed.Backend.register_backend("tccl", _create_tccl, devices=["sdaa"])
-    forbidden = set(filter(None, os.environ.get("SDAA_EMULATED_FORBID", "").split(",")))
-    if "Tensor.view" in forbidden:
-        _refuse_views_of_non_contiguous_tensors()
-    load_backend().forbid(forbidden - {"Tensor.view"})
+    load_backend().forbid({*REFUSED, *filter(None, os.environ.get("SDAA_EMULATED_FORBID", "").split(","))})
+    torch.compile = _compile_static_shapes
     if "SDAA_EMULATED_COUNTS" in os.environ:
         atexit.register(_append_counts, os.environ["SDAA_EMULATED_COUNTS"])
 

@@ -227,7 +227,10 @@ at::Tensor as_strided(
   return view;
 }
 
+// As on the real card: also where the strides would allow it, and also in PyTorch's own decompositions of operators.
 at::Tensor view(const at::Tensor& self, c10::SymIntArrayRef size) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      self.is_contiguous(), "a view of a non-contiguous tensor is not supported on the device sdaa");
   const auto sizes = at::infer_size_dv(C10_AS_INTARRAYREF_SLOW(size), self.numel());
   const auto strides = at::detail::computeStride(self.sizes(), self.strides(), sizes);
   TORCH_CHECK(strides.has_value(), "view size is not compatible with the input tensor's size and stride");
@@ -303,29 +306,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> batch_norm(
       epsilon);
   const auto device = input.device();
   return {on_device(output, device), on_device(mean, device), on_device(inverse_std, device)};
-}
-
-// PyTorch 2.7 hands it tensors in channels-last order, which its own decomposition cannot take.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(
-    const at::Tensor& input, const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
-    c10::SymInt batch, c10::SymInt channels, c10::SymInt pixels, int64_t groups, double epsilon) {
-  ledger().count("aten::native_group_norm");
-  auto [output, mean, inverse_std] = at::native_group_norm_symint(
-      on_host(input).contiguous(), on_host(weight), on_host(bias), batch, channels, pixels, groups, epsilon);
-  const auto device = input.device();
-  return {on_device(output, device), on_device(mean, device), on_device(inverse_std, device)};
-}
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
-    const at::Tensor& grad, const at::Tensor& input, const at::Tensor& mean, const at::Tensor& inverse_std,
-    const std::optional<at::Tensor>& weight, c10::SymInt batch, c10::SymInt channels, c10::SymInt pixels,
-    int64_t groups, std::array<bool, 3> wanted) {
-  ledger().count("aten::native_group_norm_backward");
-  auto [input_grad, weight_grad, bias_grad] = at::native_group_norm_backward_symint(
-      on_host(grad).contiguous(), on_host(input).contiguous(), on_host(mean), on_host(inverse_std), on_host(weight),
-      batch, channels, pixels, groups, wanted);
-  const auto device = input.device();
-  return {on_device(input_grad, device), on_device(weight_grad, device), on_device(bias_grad, device)};
 }
 
 // ---- Everything else: the boxed CPU fallback -------------------------------------------------------------------------
@@ -440,8 +420,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Storage_storage_offset", TORCH_FN(set_storage));
   m.impl("set_.source_Storage", TORCH_FN(set_whole_storage));
   m.impl("set_.source_Tensor", TORCH_FN(set_tensor));
-  m.impl("native_group_norm", TORCH_FN(group_norm));
-  m.impl("native_group_norm_backward", TORCH_FN(group_norm_backward));
   m.impl("native_batch_norm", TORCH_FN(batch_norm));
   m.impl("convolution_overrideable", TORCH_FN(convolution));
   m.impl("convolution_backward_overrideable", TORCH_FN(convolution_backward));

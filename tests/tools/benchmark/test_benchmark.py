@@ -36,7 +36,7 @@ def outcome(seconds: list[float], memory: float, **numbers: float) -> Outcome:
 def make_result(targets: tuple[Target, ...] = (), **options) -> CaseResult:
     case = Case("work", "group", (Contender("ours", "m:f"), Contender("peer", "m:g")), targets, **options)
     outcomes = {"ours": outcome([1.0, 2.0, 6.0], 3e8, share=0.2), "peer": outcome([4.0, 4.0, 3.0], 6e8)}
-    return CaseResult(case, "default", outcomes)
+    return CaseResult(case, "native", outcomes)
 
 
 def test_a_ratio_is_of_medians_with_the_spread_of_rounds_and_of_minima():

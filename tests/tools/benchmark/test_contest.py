@@ -39,7 +39,7 @@ def result(order: Path, told: list[str]) -> CaseResult:
     )
     targets = (Target(SECONDS, 0.5, "setup"), Target("size", 3, "B"))
     case = Case("case", "group", contenders, targets, environment={"OF_THE_CASE": "4"}, rounds=2)
-    return run_case(case, allocator="raised", report=told.append)
+    return run_case(case, processor="avx2", report=told.append)
 
 
 def test_contenders_take_turns(result: CaseResult, order: Path):
@@ -58,7 +58,6 @@ def test_time_is_taken_around_a_unit_unless_it_takes_its_own(result: CaseResult)
 
 
 def test_memory_is_the_peak_of_a_unit_above_what_the_set_up_holds(result: CaseResult):
-    # The least of the rounds: under raised thresholds the C library keeps what a unit has freed, beside the next's.
     assert 180 * MB < min(result.ours.values(MEMORY)) < 260 * MB
     assert 15 * MB < min(result.outcomes["B"].values(MEMORY)) < 80 * MB  # not the set-up's peak, nor the other's
 
@@ -79,14 +78,14 @@ def test_a_contender_that_fails_is_told_of_in_one_line_and_the_others_go_on(resu
     assert [(verdict.value, verdict.met) for verdict in result.verdicts()] == [(None, None)] * 2
 
 
-def test_contenders_get_the_device_the_allocators_settings_and_the_cases_environment(result: CaseResult):
+def test_contenders_get_the_device_the_processors_variables_and_the_cases_environment(result: CaseResult):
     sample = result.ours.samples[0]
-    assert (sample["is cpu"], sample["MALLOC_TRIM_THRESHOLD_"], sample["OF_THE_CASE"]) == (1, float(1 << 32), 4)
+    assert (sample["is cpu"], sample["has avx512"], sample["OF_THE_CASE"]) == (1, 0, 4)
 
 
-def test_the_default_allocator_is_the_c_librarys_whatever_this_process_has(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
-    assert "MALLOC_TRIM_THRESHOLD_" not in make_environment(Case("case", "group", ()), "default")
+def test_the_native_processor_has_its_own_instructions_whatever_this_process_has(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert "ATEN_CPU_CAPABILITY" not in make_environment(Case("case", "group", ()), "native")
 
 
 PARENT = """
@@ -100,7 +99,7 @@ run_case(Case("case", "group", (Contender("A", "tiny_workloads:lock", {"path": %
 def test_a_process_ends_with_its_parent_even_within_a_unit(tmp_path: Path):
     fcntl = pytest.importorskip("fcntl", reason="POSIX")
     path = tmp_path / "lock"
-    environment = make_environment(Case("case", "group", ()), "default")
+    environment = make_environment(Case("case", "group", ()), "native")
     parent = subprocess.Popen([sys.executable, "-c", PARENT % str(path)], env=environment)
     deadline = time.monotonic() + 100
     while not path.exists() or not path.read_text():

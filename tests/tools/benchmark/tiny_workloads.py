@@ -26,8 +26,9 @@ def work(
             file.write(f"{name}\n")
         time.sleep(seconds)
         assert torch.ones(max(megabytes, 1) << 20, dtype=torch.uint8)[-1] == model[0]
-        variables = {key: float(os.environ[key]) for key in ("MALLOC_TRIM_THRESHOLD_", "OF_THE_CASE")}
-        return {**variables, "is cpu": float(device == "cpu"), **(numbers or {})}
+        has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        seen = {"is cpu": device == "cpu", "has avx512": has_avx512, "OF_THE_CASE": os.environ["OF_THE_CASE"]}
+        return {**{key: float(value) for key, value in seen.items()}, **(numbers or {})}
 
     return unit
 

@@ -22,10 +22,15 @@ CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 PIXEL_VALUES = 256
 # A network that a test can afford.
 TINY = [
-    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
-    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
     *("MODEL.SEM_SEG_HEAD.MASK_DIM", "16", "MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.NHEADS", "2"),
     *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
+]
+TINY_RESNET = [
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
+    *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
+]
+TINY_SWIN = [
     *("MODEL.SWIN.EMBED_DIM", "12", "MODEL.SWIN.DEPTHS", "[1, 1, 1, 1]", "MODEL.SWIN.NUM_HEADS", "[1, 2, 2, 4]"),
 ]
 
@@ -44,7 +49,8 @@ def load_recipe(recipe: str, device: str, *, tiny: bool = False, options: Sequen
     """
     if not CONFIGS.is_dir():
         raise InputError(f"The benchmark reads the recipes in {CONFIGS}, which is not there: run it from a clone.")
-    words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *(TINY if tiny else []), *options]
+    small = [*TINY, *(TINY_SWIN if "swin" in recipe else TINY_RESNET)] if tiny else []
+    words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *small, *options]
     return load_config(str(CONFIGS / recipe), words)
 
 
@@ -76,7 +82,7 @@ def build_hugging_face(cfg: CfgNode, *, every_layer: bool = False) -> nn.Module:
         every_layer: predict from every decoder layer, to train; its forward then wants ``output_hidden_states=True``.
     """
     transformers = import_transformers()
-    description = {**describe_model(cfg), "use_auxiliary_loss": every_layer, "return_dict": True}
+    description = {**describe_model(cfg, None), "use_auxiliary_loss": every_layer, "return_dict": True}
     config = transformers.MaskFormerConfig.from_dict(description)
     model = transformers.MaskFormerForInstanceSegmentation(config).to(cfg.MODEL.DEVICE)
     if every_layer:

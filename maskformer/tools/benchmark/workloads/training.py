@@ -65,6 +65,7 @@ def set_up_definition(
     *, size: Sequence[int] = (512, 512), batch: int = 2, masks: int = 10, device: str = "cpu", **sizes: Any
 ) -> Unit:
     """The same network with the plain losses, and with one group for each parameter; arguments as above."""
+    Accelerator(device).keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     model = build_ours(cfg).train()
     node = cfg.MODEL.MASK_FORMER
@@ -77,14 +78,15 @@ def set_up_definition(
 def set_up_hugging_face(
     *, size: Sequence[int] = (512, 512), batch: int = 2, masks: int = 10, device: str = "cpu", **sizes: Any
 ) -> Unit:
-    """Hugging Face's model and losses, with the same clipping and AdamW; arguments as above."""
-    cfg = load_step_config(device=device, **sizes)
+    """Hugging Face's model and losses, clipped, with the fused AdamW of its own trainer; arguments as above."""
     accelerator = Accelerator(device)
+    accelerator.keep_freed_memory()
+    cfg = load_step_config(device=device, **sizes)
     half_precision = accelerator.half_precision(cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None
     scaler = accelerator.gradient_scaler(half_precision)
     model = build_hugging_face(cfg, every_layer=True).train()
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
     inputs = peer_inputs(cfg, draw(cfg, size, batch, masks))
 
     def step() -> None:

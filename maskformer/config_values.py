@@ -1,0 +1,301 @@
+"""What values of configuration keys are possible, and which keys have no effect beside others: two tables.
+
+A value that is checked where it is read is not here. Keys that nothing reads are those of Detectron2's detectors, of
+its DeepLab heads, and of parts that were not chosen; they are compared with their defaults, for a key that a file sets
+to its default cannot be told from one that it does not set.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from maskformer.structures import InputError
+
+_Check = Callable[[Any], bool]
+
+# What is expected, the check of each number, and the keys; a key with several numbers is checked number by number.
+_RANGES: list[tuple[str, _Check, str]] = [
+    (
+        "1 or more",
+        lambda value: 1 <= value < math.inf,
+        """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS INPUT.MAX_SIZE_TRAIN
+        INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE TEST.PRECISE_BN.NUM_ITER
+        MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
+        MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
+        MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        MODEL.SWIN.PRETRAIN_IMG_SIZE MODEL.SWIN.PATCH_SIZE MODEL.SWIN.EMBED_DIM MODEL.SWIN.DEPTHS MODEL.SWIN.NUM_HEADS
+        MODEL.SWIN.WINDOW_SIZE MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS
+        MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES5_MULTI_GRID""",
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        """SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_EMBED
+        SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS SOLVER.WARMUP_FACTOR SOLVER.GAMMA SOLVER.POLY_LR_POWER
+        SOLVER.SAVE_RETRY_SECONDS SOLVER.REFERENCE_WORLD_SIZE SOLVER.STEPS TEST.EVAL_PERIOD DATALOADER.NUM_WORKERS
+        DATALOADER.REPEAT_THRESHOLD INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TEST
+        MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS
+        MODEL.SEM_SEG_HEAD.LOSS_WEIGHT MODEL.MASK_FORMER.ENC_LAYERS MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
+        MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT""",
+    ),
+    (
+        "more than 0",
+        lambda value: value > 0,
+        """SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE MODEL.PIXEL_STD
+        MODEL.SWIN.MLP_RATIO INPUT.CROP.SINGLE_CATEGORY_MAX_AREA""",
+    ),
+    (
+        "0 to 1",
+        lambda value: 0 <= value <= 1,
+        """MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
+        SOLVER.POLY_LR_CONSTANT_ENDING""",
+    ),
+    (
+        "0 or more and below 1",
+        lambda value: 0 <= value < 1,
+        """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
+        SOLVER.MOMENTUM""",
+    ),
+    ("0 to 5", lambda value: 0 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
+    ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
+]
+# Names that Detectron2 takes without a look, or refuses in its own words.
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.AMP.PRECISION": ("auto", "float16", "bfloat16"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
+    "MODEL.RESNETS.RES4_DILATION": (1, 2),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2, 4),
+}
+# Whole values: key, what is expected, and the check of the value in its configuration.
+_WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
+    ("OUTPUT_DIR", "the path of a folder", lambda value, _: bool(value)),
+    ("INPUT.MIN_SIZE_TRAIN", "one or more lengths in pixels", lambda value, _: len(value) > 0),
+    ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
+    (
+        "INPUT.CROP.SIZE",
+        "fractions up to 1, or INPUT.CROP.TYPE absolute",
+        lambda value, cfg: (
+            not (cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE.startswith("relative")) or max(value) <= 1
+        ),
+    ),
+    ("MODEL.PIXEL_MEAN", "three numbers", lambda value, _: len(value) == 3),
+    ("MODEL.PIXEL_STD", "three numbers", lambda value, _: len(value) == 3),
+    (
+        "SOLVER.BASE_LR_END",
+        "at most SOLVER.BASE_LR",
+        lambda value, cfg: value <= cfg.SOLVER.BASE_LR or cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR",
+    ),
+    (
+        "SOLVER.NESTEROV",
+        "False where SOLVER.MOMENTUM is 0",
+        lambda value, cfg: not value or cfg.SOLVER.MOMENTUM > 0,
+    ),
+    (
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        "0, or a divisor of SOLVER.IMS_PER_BATCH",
+        lambda value, cfg: value == 0 or cfg.SOLVER.IMS_PER_BATCH % value == 0,
+    ),
+    (
+        "TEST.EXPECTED_RESULTS",
+        "rows of [task, metric, score, tolerance], such as ['sem_seg', 'mIoU', 44.5, 0.2]",
+        lambda value, _: all(_is_expected_result(row) for row in value),
+    ),
+    (
+        "TEST.EXPECTED_RESULTS",
+        "[] where DATASETS.TEST is empty, for nothing is evaluated",
+        lambda value, cfg: not value or bool(cfg.DATASETS.TEST),
+    ),
+    (
+        "TEST.BEST_METRIC",
+        "'' where DATASETS.TEST is empty, for nothing is evaluated",
+        lambda value, cfg: not value or bool(cfg.DATASETS.TEST),
+    ),
+]
+
+_HEADS = ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead")
+_RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
+_BY_SCHEDULE = {
+    "WarmupPolyLR": {"POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"},
+    "WarmupMultiStepLR": {"STEPS", "GAMMA", "RESCALE_INTERVAL"},
+    "WarmupCosineLR": {"BASE_LR_END", "RESCALE_INTERVAL"},
+    "WarmupStepWithFixedGammaLR": {"GAMMA", "NUM_DECAYS", "RESCALE_INTERVAL"},
+}
+# Where these hold, nothing reads the keys (or the keys under them); in our architectures alone.
+_UNREAD: list[tuple[str, Callable[[CfgNode], bool], str]] = [
+    (
+        "with MaskFormer",
+        lambda _: True,
+        """SOLVER.BIAS_LR_FACTOR SOLVER.WEIGHT_DECAY_BIAS INPUT.MASK_FORMAT DATASETS.PROPOSAL_FILES_TRAIN
+        DATASETS.PROPOSAL_FILES_TEST DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+        DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST TEST.KEYPOINT_OKS_SIGMAS GLOBAL.HACK MODEL.LOAD_PROPOSALS
+        MODEL.KEYPOINT_ON MODEL.PROPOSAL_GENERATOR MODEL.ANCHOR_GENERATOR MODEL.RPN MODEL.ROI_HEADS
+        MODEL.ROI_BOX_HEAD MODEL.ROI_BOX_CASCADE_HEAD MODEL.ROI_MASK_HEAD MODEL.ROI_KEYPOINT_HEAD
+        MODEL.PANOPTIC_FPN MODEL.RETINANET VIS_PERIOD""",
+    ),
+    (
+        "with MODEL.META_ARCHITECTURE SemanticSegmentor",
+        lambda cfg: cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor",
+        """MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT
+        MODEL.MASK_FORMER.SIZE_DIVISIBILITY MODEL.MASK_FORMER.TEST.SEMANTIC_ON
+        MODEL.MASK_FORMER.TEST.PANOPTIC_ON MODEL.MASK_FORMER.TEST.INSTANCE_ON MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+        MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
+        MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE""",
+    ),
+    (
+        "with MODEL.SEM_SEG_HEAD.NAME MaskFormerHead",
+        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskFormerHead",
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
+    ),
+    (
+        "with a MODEL.SEM_SEG_HEAD.NAME of MaskFormer",
+        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.NAME in _HEADS,
+        """MODEL.SEM_SEG_HEAD.LOSS_TYPE MODEL.SEM_SEG_HEAD.PROJECT_FEATURES MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS
+        MODEL.SEM_SEG_HEAD.ASPP_CHANNELS MODEL.SEM_SEG_HEAD.ASPP_DILATIONS MODEL.SEM_SEG_HEAD.ASPP_DROPOUT
+        MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV""",
+    ),
+    (
+        "with MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME BasePixelDecoder",
+        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME == "BasePixelDecoder",
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+    ),
+    (
+        "with MODEL.BACKBONE.NAME D2SwinTransformer",
+        lambda cfg: cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer",
+        "MODEL.RESNETS MODEL.FPN",
+    ),
+    ("with a ResNet as MODEL.BACKBONE.NAME", lambda cfg: cfg.MODEL.BACKBONE.NAME in _RESNETS, "MODEL.SWIN"),
+    (
+        "with a MODEL.BACKBONE.NAME that has no FPN",
+        lambda cfg: cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_deeplab_backbone"),
+        "MODEL.FPN",
+    ),
+    (
+        "with any MODEL.BACKBONE.NAME but build_resnet_deeplab_backbone",
+        lambda cfg: cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone"),
+        "MODEL.RESNETS.RES4_DILATION MODEL.RESNETS.RES5_MULTI_GRID MODEL.RESNETS.STEM_TYPE",
+    ),
+    (
+        "where no stage of MODEL.RESNETS.DEFORM_ON_PER_STAGE is True",
+        lambda cfg: not any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
+        "MODEL.RESNETS.DEFORM_MODULATED MODEL.RESNETS.DEFORM_NUM_GROUPS",
+    ),
+    (
+        "without batch norm in MODEL.RESNETS.NORM or MODEL.SEM_SEG_HEAD.NORM",
+        lambda cfg: cfg.MODEL.BACKBONE.NAME in (*_RESNETS, "D2SwinTransformer") and not _has_batch_norm(cfg),
+        "TEST.PRECISE_BN.ENABLED",
+    ),
+    (
+        "with an INPUT.DATASET_MAPPER_NAME that does not end in _lsj",
+        lambda cfg: not cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
+        "INPUT.IMAGE_SIZE INPUT.MIN_SCALE INPUT.MAX_SCALE",
+    ),
+    (
+        "with a DATALOADER.SAMPLER_TRAIN that counts no categories",
+        lambda cfg: cfg.DATALOADER.SAMPLER_TRAIN in ("TrainingSampler", "RandomSubsetTrainingSampler"),
+        "DATALOADER.REPEAT_THRESHOLD DATALOADER.REPEAT_SQRT",
+    ),
+    ("with SOLVER.OPTIMIZER ADAMW", lambda cfg: cfg.SOLVER.OPTIMIZER == "ADAMW", "SOLVER.MOMENTUM SOLVER.NESTEROV"),
+    ("with SOLVER.LR_SCALING none", lambda cfg: cfg.SOLVER.LR_SCALING == "none", "SOLVER.LR_REFERENCE_BATCH"),
+    *(
+        (
+            f"with SOLVER.LR_SCHEDULER_NAME {name}",
+            lambda cfg, name=name: name == cfg.SOLVER.LR_SCHEDULER_NAME,
+            " ".join(f"SOLVER.{key}" for key in sorted(set().union(*_BY_SCHEDULE.values()) - read)),
+        )
+        for name, read in _BY_SCHEDULE.items()
+    ),
+]
+# What the released files set beside a choice that does not read it; they load unchanged.
+_RELEASED: dict[str, Any] = {
+    "MODEL.RESNETS.STEM_TYPE": "basic",
+    "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 6,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuse values that are impossible.
+
+    Args:
+        cfg: the whole config.
+
+    Raises:
+        InputError: names the key, the value seen, and what is expected.
+    """
+    for expected, check, keys in _RANGES:
+        for key in keys.split():
+            if not all(check(number) for number in _numbers(_at(cfg, key))):
+                raise InputError(f"{key} is {_at(cfg, key)}, expected {expected}.")
+    for key, choices in _CHOICES.items():
+        if _at(cfg, key) not in choices:
+            raise InputError(f"{key} is {_at(cfg, key)!r}, expected one of {', '.join(map(str, choices))}.")
+    for key, expected, check_whole in _WHOLE:
+        if not check_whole(_at(cfg, key), cfg):
+            raise InputError(f"{key} is {_at(cfg, key)!r}, expected {expected}.")
+
+
+def check_unread(cfg: CfgNode, defaults: CfgNode) -> None:
+    """Refuse keys that are set and have no effect.
+
+    Args:
+        cfg: the whole config.
+        defaults: with all keys at their defaults.
+
+    Raises:
+        InputError: names the key, the value seen, its default, and what makes that nothing reads it.
+    """
+    if cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "SemanticSegmentor"):
+        return
+    for where, holds, keys in _UNREAD:
+        for key in keys.split() if holds(cfg) else ():
+            _check_unread(cfg, defaults, key, where)
+
+
+def _check_unread(cfg: CfgNode, defaults: CfgNode, key: str, where: str) -> None:
+    for leaf in _leaves(cfg, key):
+        value, default = _at(cfg, leaf), _at(defaults, leaf)
+        if value not in (default, _RELEASED.get(leaf, default)):
+            raise InputError(
+                f"{leaf} is {value!r}, but has no effect {where}: take it away, or set it to its default, {default!r}."
+            )
+
+
+def _at(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
+
+
+def _leaves(cfg: CfgNode, key: str) -> Iterator[str]:
+    value = _at(cfg, key)
+    if not isinstance(value, CfgNode):
+        yield key
+        return
+    for name in value:
+        yield from _leaves(cfg, f"{key}.{name}")
+
+
+def _numbers(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _has_batch_norm(cfg: CfgNode) -> bool:
+    norms = {cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.RESNETS.NORM if cfg.MODEL.BACKBONE.NAME in _RESNETS else ""}
+    return any("BN" in norm for norm in norms - {"FrozenBN"})
+
+
+def _is_expected_result(row: Any) -> bool:
+    return (
+        isinstance(row, (list, tuple))
+        and len(row) == 4
+        and all(isinstance(name, str) for name in row[:2])
+        and all(isinstance(number, (int, float)) for number in row[2:])
+    )
