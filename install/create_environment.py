@@ -210,7 +210,8 @@ def run_step(step: Step, position: str, log: Path) -> None:
             process.terminate()
     if process.returncode != 0:
         texts = [path.read_text(errors="replace") for path in (log, pip_log) if path.exists()]
-        end = "\n".join(line[:300] for line in texts[0].splitlines()[-12:])
+        said = [line[:300] for line in texts[0].splitlines() if not line.startswith("Ignoring ")]  # for another Python
+        end = "\n".join(said[-12:])
         cause, advice = find_cause("\n".join(texts)) or ("see the output above", step.advice)
         if process.returncode < 0:
             cause, advice = f"ended by signal {-process.returncode} (9: perhaps out of memory)", "run it again"
