@@ -1,10 +1,12 @@
 # The two commands of the README, and what developers run. `make help` lists them.
 PYTHON ?= python3
-# Another PyTorch than the pinned one, in an environment of its own: make test TORCH=2.7.1
+# Another PyTorch than the pinned one: make test TORCH=2.7.1
 TORCH ?=
 # Options of the benchmark: make bench BENCH="--only training --rounds 3"
 BENCH ?=
-VENV := .venv$(if $(TORCH),-torch$(TORCH))
+# Another Python or PyTorch has an environment of its own: .venv-python3.12, .venv-torch2.7.1, .venv-python3.12-torch2.7.1
+VERSION = $(or $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'),$(error PYTHON=$(PYTHON) does not run))
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-python$(VERSION))$(if $(TORCH),-torch$(TORCH))
 RUN := $(VENV)/bin/python
 READY := $(VENV)/installed.stamp
 # Most tests use one core, or wait for a process: two files at a time.
@@ -41,13 +43,14 @@ check: $(READY)  ## Lint, check the format, check the types
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-install_dev: $(READY)  ## Create .venv with everything that the other commands need
+install_dev: $(READY)  ## Create .venv with all that the other commands need (another Python: make install_dev PYTHON=...)
 
-clean:  ## Remove .venv and every cache (not the results of the demo)
-	rm -rf $(VENV) .venv-torch* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  ## Remove every .venv and every cache (not the results of the demo)
+	rm -rf .venv .venv-python* .venv-torch* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find maskformer tests install datasets -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted installation is taken up again by the next call.
 $(READY): setup.py pyproject.toml $(wildcard install/*)
+	@$(PYTHON) install/python_range.py
 	@$(PYTHON) install/create_environment.py $(VENV) $(if $(TORCH),--torch $(TORCH))
 	@touch $@

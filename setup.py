@@ -27,6 +27,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        # Those that the tests were run with, as install/python_range.py has them.
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
     packages=find_packages(include=["maskformer", "maskformer.*"]),
     package_data={"maskformer.data": ["categories/*.json"]},
     # detectron2 and panopticapi are not on PyPI under these names: install/build_wheels.py builds them, and their own

@@ -131,7 +131,7 @@ def download(folder: Path) -> None:
     if subprocess.run(command, check=False).returncode != 0:
         raise BuildError(
             f"pip could not download the packages pinned in {SOURCES.name} (its message is above); "
-            "check the network and pip's index settings, or install Detectron2 from its own repository."
+            "Detectron2 can be installed from its own repository instead."
         )
 
 

@@ -16,17 +16,20 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+import python_range
+
 HERE = Path(__file__).resolve().parent
-MIN_PYTHON = (3, 10)
-TESTED_PYTHON = (3, 13)
 NEEDED_GIB = 8
 # What the hashes of all packages are for, and the files of wheels and of source packages, which pin_hashes.py writes.
-PLATFORM = "CPython 3.11 on Linux x86-64"
+PLATFORM = f"CPython {python_range.TEXT} on Linux x86-64"
 HASHES = ("hashes-wheels.txt", "hashes-sources.txt")
 # Other PyTorch releases that the tests were run with, and what these need instead of the versions in constraints.txt.
 OTHER_TORCH = {
@@ -45,8 +48,7 @@ PIP_SETTINGS_KEPT = re.compile(
 )
 # Lines of pip's output that a person can follow. The others go to the log file only.
 PIP_NEWS = re.compile(r"^\s*((?:Downloading|Collecting|Building wheel|Installing collected|Preparing metadata)\b.*)")
-
-Command = Sequence[str | Path]
+ANOTHER_PYTHON = "take another Python: make PYTHON=/path/to/python3.11 ..."
 
 
 class SetupError(Exception):
@@ -61,12 +63,12 @@ class Step:
         title: What it does, for the progress line.
         duration: How long it usually takes.
         command: The command.
-        advice: What the user can do if it fails.
+        advice: What the user can do if it fails for a reason that `find_cause` does not know.
     """
 
     title: str
     duration: str
-    command: Command
+    command: Sequence[str | Path]
     advice: str
 
 
@@ -82,11 +84,10 @@ def clean_environment() -> dict[str, str]:
 
 def check_machine(folder: Path) -> None:
     """Raises SetupError if this Python, the folder or the disk cannot hold the environment."""
-    version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < MIN_PYTHON:
-        raise SetupError(f"this is Python {version}, 3.10 to 3.13 is needed: make PYTHON=/path/to/python3.11 ...")
-    if sys.version_info[:2] > TESTED_PYTHON:
-        print(f"note: Python {version} is newer than what was tested (3.10 to 3.13)")
+    if problem := python_range.find_problem():
+        raise SetupError(problem)
+    if sys.version_info[:2] > python_range.parse(python_range.TESTED[-1]):
+        print(f"note: Python {platform.python_version()} is newer than what was tested ({python_range.TEXT})")
     if folder.exists() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").exists():
         raise SetupError(f"{folder} exists and is no virtual environment: move it away, or name another folder")
     free_gib = shutil.disk_usage(folder.resolve().parent).free / 2**30
@@ -131,25 +132,92 @@ def follow(process: subprocess.Popen[bytes], log: Path, head: str) -> None:
     print(f"\r{line:<118}" if is_terminal else line, flush=True)
 
 
+def explain_missing(requirement: str, text: str) -> tuple[str, str] | None:
+    """Returns why pip has no file of a requirement, and what to do; None if there is one. See `find_cause`."""
+    name, _, version = requirement.partition("==")
+    dashed = re.sub(r"[-_.]+", "[-_.]+", name)
+    # An index that does not know a package answers 404; there may be others that do.
+    unreached = rf"(?i)Could not fetch URL (\S+/{dashed}/?: (?!404 ).+?)(?: - skipping)?\n"
+    if match := re.search(unreached, text):
+        return (
+            f"no network, or the package index refused: {match[1]}",
+            "check the network, the proxy and pip's settings",
+        )
+    file = rf"\S*/{dashed}-{re.escape(version)}[-.]" if version else rf"\S*/{dashed}-\d"
+    if re.search(rf"(?i)Found link {file}", text):
+        return None
+    this = f"Python {platform.python_version()} on {platform.machine()}"
+    if match := re.search(rf"(?i)requires a different Python \(\S+ not in: '(.+)'\): {file}", text):
+        return f"{requirement} needs Python {match[1]}, this is {this}", ANOTHER_PYTHON
+    if re.search(rf"(?i)none of the wheel's tags \(.+\) are compatible.*: {file}", text):
+        return f"no matching version: {requirement} has no file for {this}", ANOTHER_PYTHON
+    return f"no matching version: the package index has no {requirement}", "check pip's index settings"
+
+
+def find_cause(text: str) -> tuple[str, str] | None:
+    """Returns why a step failed, and what to do about it; None if it is none of the known reasons.
+
+    Args:
+        text: The step's output, and pip's own log, which says what happened to each page and file.
+    """
+    if re.search(r"\[Errno (28|122)\]|No space left on device", text):
+        return "the disk is full", f"make room: {NEEDED_GIB} GiB for the environment, 3 GiB in {tempfile.gettempdir()}"
+    if match := re.search(r"Error: (\[Errno (?:13|30)\] .*)", text):
+        return match[1], "make it writable, or name another folder"
+    if match := re.search(r"(?m)^ +(\S+) from .*:\n((?: +Expected .*\n)+ +Got +\w+)", text):
+        sums = " ".join(match[2].split())
+        return f"{match[1]} has another hash than the pinned one: {sums}", "do not use it; check pip's index settings"
+    if match := re.search(r"Package '(\S+)' requires a different Python: (\S+) not in '(.+)'", text):
+        return f"{match[1]} needs Python {match[3]}, this is {match[2]}", ANOTHER_PYTHON
+    # With pinned versions, a version that is not there looks like a contradiction.
+    pattern = r"No matching distribution found for ([\w.-]+(?:==[\w.+!-]+)?)|\(constraint\) ([\w.-]+).*?(==[\w.+!-]+)"
+    for match in re.finditer(pattern, text):
+        if explained := explain_missing(match[1] or match[2] + match[3], text):
+            return explained
+    if match := re.search(r"Cannot install (.+) because these package versions have conflicting dep", text):
+        return f"versions contradict one another: {match[1]}", "mend install/constraints.txt"
+    if match := re.search(
+        r"Failed building wheel for (\S+)|Failed to build '?([^'\s]+)|metadata-generation-failed", text
+    ):
+        return f"a source package could not be built: {match[1] or match[2] or ''}", "is there a C compiler?"
+    broken = r"HTTP error \d+ while getting \S+|Read timed out|IncompleteRead|incomplete-download|\S+ is invalid\."
+    if match := re.search(broken, text):
+        return f"a download broke off: {match[0]}", "check the network, then run the same command again; it goes on"
+    return None
+
+
 def run_step(step: Step, position: str, log: Path) -> None:
-    """Runs one step with its output in the log file.
+    """Runs one step with its output in the log file, and pip's own log beside it.
 
     Raises:
-        SetupError: The command failed; the message has the end of its output and the step's advice.
+        SetupError: The command failed; the message has the end of its output, the cause and what to do.
     """
     head = f"[{position}] {step.title}:"
     print(f"{head} {step.duration}", flush=True)
+    pip_log = log.with_name(f"{log.name.removesuffix('-install.log')}-pip-install.log")
+    pip_log.unlink(missing_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            step.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=clean_environment()
+            step.command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**clean_environment(), "PIP_LOG": str(pip_log)},
         )
         try:
             follow(process, log, head)
         finally:
             process.terminate()
     if process.returncode != 0:
-        end = "\n".join(line[:300] for line in log.read_text(errors="replace").splitlines()[-12:])
-        raise SetupError(f"{end}\nfailed: {step.title} (all output: {log})\nwhat to do: {step.advice}")
+        texts = [path.read_text(errors="replace") for path in (log, pip_log) if path.exists()]
+        said = [line[:300] for line in texts[0].splitlines() if not line.startswith("Ignoring ")]  # for another Python
+        end = "\n".join(said[-12:])
+        cause, advice = find_cause("\n".join(texts)) or ("see the output above", step.advice)
+        if process.returncode < 0:
+            cause, advice = f"ended by signal {-process.returncode} (9: perhaps out of memory)", "run it again"
+        failed = f"failed: {step.title} (all output: {log}, details: {pip_log.name})"
+        raise SetupError(f"{end}\n{failed}\ncause: {cause}\nwhat to do: {advice}")
+    pip_log.unlink(missing_ok=True)
 
 
 def write_constraints(folder: Path, torch: str | None) -> Path:
@@ -170,17 +238,20 @@ def write_constraints(folder: Path, torch: str | None) -> Path:
     return path
 
 
-def has_hashes_for_this_platform() -> bool:
+def has_hashes() -> bool:
     """Whether this Python and machine are those that the hashes are for."""
     return (
-        sys.version_info[:2] == (3, 11)
+        "{}.{}".format(*sys.version_info) in python_range.TESTED
         and platform.python_implementation() == "CPython"
+        and not sysconfig.get_config_var("Py_GIL_DISABLED")  # a build that has wheels of its own
         and (platform.system(), platform.machine()) == ("Linux", "x86_64")
         and platform.libc_ver()[0] == "glibc"
     )
 
 
-def choose_packages(install: Command, folder: Path, torch: str | None) -> tuple[list[Command], Command]:
+def choose_packages(
+    install: Sequence[str | Path], folder: Path, torch: str | None
+) -> tuple[list[Sequence[str | Path]], Sequence[str | Path]]:
     """Returns how third-party packages are installed, and how our own: by hash where there are hashes, else by version.
 
     Args:
@@ -192,11 +263,11 @@ def choose_packages(install: Command, folder: Path, torch: str | None) -> tuple[
         Commands that install packages, the first of them PyTorch and setuptools; and the beginning of the command that
         installs what is made here.
     """
-    if torch is None and has_hashes_for_this_platform():
+    if torch is None and has_hashes():
         # All of them are listed, so pip is to add none: --no-deps.
         by_hash = (*install, "--no-deps", "--require-hashes")
         wheels, sources = (HERE / name for name in HASHES)
-        commands: list[Command] = [
+        commands: list[Sequence[str | Path]] = [
             (*by_hash, "--only-binary=:all:", "--requirement", wheels),
             (*by_hash, "--no-build-isolation", "--requirement", sources),
         ]
@@ -212,7 +283,7 @@ def create(folder: Path, torch: str | None = None) -> None:
     python = folder / "bin" / "python"
     # Outside the environment, because the first step may clear it; beside it, so that it is easy to find.
     log = folder.with_name(f"{folder.name}-install.log")
-    network = "check the network, the proxy and pip's index settings, then run the same command again; it goes on."
+    again = "when its reason is gone, run the same command again; it goes on."
     pip: tuple[str | Path, ...] = (python, "-m", "pip")
     if not has_pip(python):
         advice = "on Debian and Ubuntu: apt install python3-venv; then run the same command again."
@@ -222,12 +293,12 @@ def create(folder: Path, torch: str | None = None) -> None:
     install = (*pip, "install", "--prefer-binary", "--no-compile", "--progress-bar=off")
     packages, ours = choose_packages(install, folder, torch)
     for command in packages:
-        run_step(Step("PyTorch", "1 to 10 minutes (3 GB to download)", command, network), "2/6", log)
+        run_step(Step("PyTorch and other packages", "1 to 10 minutes (3 GB to download)", command, again), "2/6", log)
     build = (python, HERE / "build_wheels.py", folder / "wheels")
-    run_step(Step("Detectron2 wheel", "some seconds", build, network), "3/6", log)
+    run_step(Step("Detectron2 wheel", "some seconds", build, again), "3/6", log)
     # The pinned setuptools is there already; an isolated build would download one for every source package.
     everything = (*ours, *find_repacked(python, folder / "wheels"), "--editable", f"{HERE.parent}[test,dev]")
-    run_step(Step("MaskFormer and the rest", "1 to 2 minutes", everything, network), "4/6", log)
+    run_step(Step("MaskFormer and the rest", "1 to 2 minutes", everything, again), "4/6", log)
     advice = f"remove {folder} and run the same command again: versions in it contradict one another."
     run_step(Step("check of all versions", "some seconds", (*pip, "check"), advice), "5/6", log)
     start = (python, "-W", "ignore", "-c", "import detectron2.engine, scipy.optimize, maskformer")

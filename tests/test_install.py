@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import platform
 import re
 import runpy
 import subprocess
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
 
 import maskformer
 
@@ -34,6 +37,7 @@ def load_script(name: str) -> ModuleType:
 
 
 build_wheels = load_script("build_wheels")
+python_range = load_script("python_range")
 create_environment = load_script("create_environment")
 DETECTRON2 = build_wheels.RECIPES[0]
 
@@ -138,7 +142,8 @@ def test_detectron2_declares_what_its_modules_import():
     parts += ["utils", "solver"]
     imported = set().union(*(find_top_level_imports(path) for part in parts for path in (package / part).rglob("*.py")))
     providers = importlib.metadata.packages_distributions()
-    needed = {normalise(providers[name][0]) for name in imported - sys.stdlib_module_names - {"detectron2"}}
+    # On Python 3.10, packages without a top_level.txt are missing; those are named as what they hold.
+    needed = {normalise(providers.get(name, [name])[0]) for name in imported - sys.stdlib_module_names - {"detectron2"}}
     assert needed <= {normalise(requirement) for requirement in DETECTRON2.requires}
 
 
@@ -167,7 +172,9 @@ def test_failed_step_says_what_failed_and_what_to_do(tmp_path, capsys):
     step = create_environment.Step("PyTorch", "a minute", command, "check the network.")
     with pytest.raises(create_environment.SetupError) as caught:
         create_environment.run_step(step, "2/6", tmp_path / "log")
-    assert re.search(r"no route to host\nfailed: PyTorch .*log\)\nwhat to do: check the network\.$", str(caught.value))
+    assert re.search(
+        r"no route to host\nfailed: PyTorch .*log\)\n.*\nwhat to do: check the network\.$", str(caught.value)
+    )
     assert capsys.readouterr().out.startswith("[2/6] PyTorch: a minute\n[2/6] PyTorch: FAILED after 0 s")
 
 
@@ -179,16 +186,132 @@ def test_progress_tells_the_last_thing_that_pip_does(tmp_path):
     assert create_environment.last_news(log) == "working"
 
 
+# What pip 23.0 to 26.3 wrote. In its own log, a time stands before each line.
+UNREACHED = (
+    "Could not fetch URL https://host/simple/my-tiny/: connection error: [Errno 111] Connection refused - skipping\n"
+)
+UNKNOWN = "Could not fetch URL https://host/simple/my-tiny/: 404 Client Error: Not Found for url: x - skipping\n"
+TOO_OLD = "Link requires a different Python (3.10.13 not in: '>=3.11'): https://host/a/my_tiny-1.0.tar.gz (from x)\n"
+OTHER_TAGS = "Skipping link: none of the wheel's tags (cp36-cp36m-win32) are compatible (run x): "
+OTHER_TAGS += "https://host/my_tiny-1.0-cp36-cp36m-win32.whl (from x)\n"
+NO_MATCH = "ERROR: No matching distribution found for my.tiny==1.0\n"
+CONFLICT = "ERROR: Cannot install a and b because these package versions have conflicting dependencies.\n"
+PINNED = f"{CONFLICT}    The user requested (constraint) my.tiny<=2,==1.0\n"
+MISMATCH = "    my.tiny==1.0 from https://host/x.whl:\n"
+MISMATCH += "        Expected sha256 ab\n        Expected     or cd\n             Got        ef\n"
+
+
+@pytest.mark.parametrize(("text", "facts"), [
+    (UNREACHED + NO_MATCH, ["network", "https://host/simple/my-tiny/", "Connection refused"]),
+    (UNREACHED + PINNED, ["network", "https://host/simple/my-tiny/"]),
+    (UNREACHED.replace("connection error: [Errno 111]", "403 Client Error") + NO_MATCH, ["refused", "403"]),
+    (UNREACHED.replace("my-tiny", "other") + UNKNOWN + NO_MATCH, ["no matching version", "my.tiny==1.0"]),
+    (TOO_OLD + NO_MATCH, ["my.tiny==1.0", "needs Python >=3.11", platform.python_version()]),
+    (TOO_OLD + PINNED, ["my.tiny==1.0", "needs Python >=3.11"]),
+    ("ERROR: Package 'maskformer' requires a different Python: 3.9.1 not in '>=3.10'", ["maskformer", ">=3.10"]),
+    (OTHER_TAGS + NO_MATCH, ["no matching version", "my.tiny==1.0", platform.python_version(), platform.machine()]),
+    (f"Found link https://host/my_tiny-1.0-py3-none-any.whl (from x)\n{TOO_OLD}{PINNED}", ["contradict", "a and b"]),
+    (MISMATCH, ["hash", "my.tiny==1.0", "ab", "cd", "ef"]),
+    ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", ["disk is full"]),
+    ("PermissionError: [Errno 13] Permission denied: '/x/y'", ["Permission denied", "/x/y"]),
+    ("WARNING: Retrying after 'Read timed out.'\nERROR: Failed building wheel for my.tiny\n", ["built", "my.tiny"]),
+    ("ERROR: HTTP error 503 while getting https://host/x.whl\n", ["download", "503", "https://host/x.whl"]),
+])  # fmt: skip
+def test_cause_of_a_failed_installation_is_told_by_facts(text, facts):
+    cause, _ = create_environment.find_cause(text)
+    assert [fact for fact in facts if fact not in cause] == []
+
+
+def test_unknown_failure_is_not_guessed():
+    assert create_environment.find_cause("Segmentation fault\n") is None
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """A wheel in a folder, which pip is to look in, and a package index that nothing listens at."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    info = {"METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n", "RECORD": b""}
+    info["WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    build_wheels.write_wheel({f"tiny-1.0.dist-info/{name}": content for name, content in info.items()}, wheel)
+    return wheel
+
+
+@pytest.mark.parametrize(("arguments", "fact"), [
+    (["tiny==2.0"], "no network, or the package index refused: http://127.0.0.1:9/simple/tiny/"),
+    (["--no-index", "tiny==2.0"], "no matching version: the package index has no tiny==2.0"),
+    (["--require-hashes", "--no-index", "--requirement", "pins.txt"], f"{'0' * 64} Got {{sha256}}"),
+])  # fmt: skip
+def test_pip_itself_is_understood(tiny, monkeypatch, arguments, fact):
+    monkeypatch.chdir(tiny.parent)
+    Path("pins.txt").write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
+    command = [sys.executable, "-m", "pip", "install", "--target", "out", *arguments]
+    with pytest.raises(create_environment.SetupError) as caught:
+        create_environment.run_step(create_environment.Step("x", "", command, ""), "2/6", Path("x-install.log"))
+    sha256 = hashlib.sha256(tiny.read_bytes()).hexdigest()
+    cause = re.search(r"^cause: (.*)$", str(caught.value), re.MULTILINE)[1]
+    assert fact.format(sha256=sha256) in cause
+    assert Path("x-pip-install.log").is_file()
+
+
+def test_killed_step_names_the_signal(tmp_path):
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    with pytest.raises(create_environment.SetupError, match="cause: ended by signal 9"):
+        create_environment.run_step(create_environment.Step("x", "", command, ""), "2/6", tmp_path / "log")
+
+
 def test_folder_that_is_no_environment_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(create_environment.SetupError, match="is no virtual environment"):
         create_environment.check_machine(tmp_path)
 
 
-def test_too_old_python_is_refused_with_the_needed_range(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "version_info", (3, 9, 18, "final", 0))
-    with pytest.raises(create_environment.SetupError, match=r"this is Python 3\.9\.18, 3\.10 to 3\.13 is needed"):
-        create_environment.check_machine(tmp_path)
+def run_python_range(version: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
+    code = f"import runpy, sys; sys.version_info = {version}; runpy.run_path('python_range.py', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", code], cwd=create_environment.HERE, capture_output=True, text=True)
+
+
+def test_too_old_python_is_named_with_the_range():
+    result = run_python_range((3, 9, 18))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert {"3.9.18", "3.10", "3.13"} <= set(re.findall(r"3\.[\d.]*\d", result.stderr))
+    assert run_python_range((3, 10, 0)).returncode == 0
+
+
+def test_old_pythons_can_read_what_they_are_refused_by():
+    source = (create_environment.HERE / "python_range.py").read_text()
+    tree = ast.parse(source, feature_version=(3, 4))
+    hints = [node for node in ast.walk(tree) if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation]
+    assert not hints and "__future__" not in source  # Python 2 has neither
+
+
+def test_python_of_ones_own_choice_has_an_environment_of_its_own():
+    def plan(*arguments: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "TORCH")}
+        command = ["make", "--dry-run", "--always-make", "test", *arguments]
+        return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True).stdout
+
+    ours = "{}.{}".format(*sys.version_info)
+    assert " .venv/bin/python -m pytest" in plan()
+    assert f" .venv-python{ours}/bin/python -m pytest" in plan(f"PYTHON={sys.executable}")
+    both = plan(f"PYTHON={sys.executable}", "TORCH=2.7.1")
+    assert f"{sys.executable} install/create_environment.py .venv-python{ours}-torch2.7.1 --torch 2.7.1" in both
+    assert plan("PYTHON=no-such-python") == ""
+
+
+def test_promised_pythons_are_the_same_everywhere(settings):
+    tested = python_range.TESTED
+    classifiers = [name.split(" :: ")[-1] for name in settings["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert tuple(classifiers) == tested and settings["python_requires"] == f">={tested[0]}"
+    stated = re.findall(r"Python (3\.\d+) to (3\.\d+)", (REPOSITORY / "README.md").read_text())
+    assert stated and set(stated) == {(tested[0], tested[-1])}
+    oldest = re.search(r'^target-version = "py3(\d+)"$', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"3.{oldest[1]}" == tested[0]
 
 
 def test_full_disk_is_refused_before_anything_is_installed(tmp_path, monkeypatch):
@@ -293,7 +416,7 @@ def test_untried_pytorch_lists_the_tried_ones(tmp_path):
 
 
 def test_packages_are_installed_by_hash_where_there_are_hashes(tmp_path, monkeypatch):
-    monkeypatch.setattr(create_environment, "has_hashes_for_this_platform", lambda: True)
+    monkeypatch.setattr(create_environment, "has_hashes", lambda: True)
     commands, ours = create_environment.choose_packages(("pip", "install"), tmp_path, None)
     assert [command[-1].name for command in commands] == ["hashes-wheels.txt", "hashes-sources.txt"]
     assert all({"--require-hashes", "--no-deps"} <= set(command) for command in commands)
@@ -302,23 +425,53 @@ def test_packages_are_installed_by_hash_where_there_are_hashes(tmp_path, monkeyp
 
 @pytest.mark.parametrize(("has_hashes", "torch"), [(False, None), (True, "2.7.1")])
 def test_packages_are_installed_by_version_elsewhere_and_it_is_said(tmp_path, monkeypatch, capsys, has_hashes, torch):
-    monkeypatch.setattr(create_environment, "has_hashes_for_this_platform", lambda: has_hashes)
+    monkeypatch.setattr(create_environment, "has_hashes", lambda: has_hashes)
     commands, ours = create_environment.choose_packages(("pip", "install"), tmp_path, torch)
     assert commands[0][-3:] == ("torch", "torchvision", "setuptools") and "--constraint" in ours
     assert "checked by version, not by SHA-256" in capsys.readouterr().out
 
 
-def test_hashes_come_from_the_report_of_pip():
+@pytest.mark.parametrize("python", python_range.TESTED)
+def test_every_package_is_pinned_by_version_and_content_for_every_python(python):
+    def read(name: str) -> dict[str, tuple[str, list[str]]]:
+        """Versions and SHA-256s by name, of the lines that are for this Python."""
+        lines = [line for line in (create_environment.HERE / name).read_text().splitlines() if line[0] != "#"]
+        split = [line.split(" --hash=sha256:") for line in lines]
+        needed = [(Requirement(requirement), hashes) for requirement, *hashes in split]
+        kept = [
+            item for item in needed if item[0].marker is None or item[0].marker.evaluate({"python_version": python})
+        ]
+        found = {normalise(item.name): (str(item.specifier).removeprefix("=="), hashes) for item, hashes in kept}
+        assert len(found) == len(kept), "a package is there twice"
+        return found
+
+    pinned = read("constraints.txt")
+    hashed = {name: pin for file in create_environment.HASHES for name, pin in read(file).items()}
+    unpinned = {name for name in hashed.keys() - pinned.keys() if not name.startswith("nvidia-")}
+    assert unpinned == {"cuda-toolkit", "triton"}  # which, like nvidia's, torch pins
+    different = {name for name in hashed.keys() & pinned.keys() if hashed[name][0] != pinned[name][0]}
+    assert not different, "run install/pin_hashes.py"
+    assert all(hashes and re.fullmatch("[0-9a-f]{64}", "".join(hashes[:1])) for _, hashes in hashed.values())
+    assert pinned.keys() <= hashed.keys()
+
+
+def test_hashes_come_from_the_reports_of_pip():
     pin_hashes = load_script("pin_hashes")
-    entries = [
-        {
-            "metadata": {"name": name, "version": "1"},
-            "download_info": {"url": f"https://host/{name}{ending}", "archive_info": {"hashes": {"sha256": "ab"}}},
-        }
-        for name, ending in (("b", ".whl"), ("a", ".tar.gz"), ("detectron2", ".whl"))
+
+    def entry(name: str, version: str, ending: str, sha256: str) -> dict[str, Any]:
+        archive = {"url": f"https://host/{name}{ending}", "archive_info": {"hashes": {"sha256": sha256}}}
+        return {"metadata": {"name": name, "version": version}, "download_info": archive}
+
+    ours = entry("detectron2", "1", ".whl", "ef")
+    old = [entry("b", "1", ".whl", "b1"), entry("a", "1", ".tar.gz", "aa"), entry("C", "1", ".whl", "c1"), ours]
+    new = [entry("b", "2", ".whl", "b2"), entry("a", "1", ".tar.gz", "aa"), entry("C", "1", ".whl", "c2"), ours]
+    wheels, sources = pin_hashes.list_hashes({"3.1": old, "3.2": new}, {"detectron2"})
+    assert wheels == [
+        'b==1 ; python_version == "3.1" --hash=sha256:b1',
+        'b==2 ; python_version == "3.2" --hash=sha256:b2',
+        "C==1 --hash=sha256:c1 --hash=sha256:c2",
     ]
-    wheels, sources = pin_hashes.list_hashes(entries, {"detectron2"})
-    assert (wheels, sources) == (["b==1 --hash=sha256:ab"], ["a==1 --hash=sha256:ab"])
-    del entries[0]["download_info"]["archive_info"]
-    with pytest.raises(pin_hashes.build_wheels.BuildError, match="no SHA-256 of b 1"):
-        pin_hashes.list_hashes(entries, {"detectron2"})
+    assert sources == ["a==1 --hash=sha256:aa"]
+    del old[0]["download_info"]["archive_info"]
+    with pytest.raises(pin_hashes.build_wheels.BuildError, match=r"no SHA-256 of b 1 for Python 3\.1"):
+        pin_hashes.list_hashes({"3.1": old}, {"detectron2"})

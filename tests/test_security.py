@@ -275,28 +275,3 @@ Checkpointer(torch.nn.Linear(1, 2)).load(sys.argv[1])
         said = process.stdout + process.stderr
         assert r"weighta\x1b[31m" in said and "\x1b[31m\r" not in said
     assert "\x1b" not in (tmp_path / "log.txt").read_text()
-
-
-# --- pinned packages ---
-
-
-def test_every_package_of_the_environment_has_a_hash_in_the_version_of_the_constraints():
-    lines = [
-        line
-        for name in load_script("create_environment").HASHES
-        for line in (REPOSITORY / "install" / name).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    hashed = {line.split(" --hash=sha256:")[0].lower().replace("_", "-"): line[-64:] for line in lines}
-    assert all(set(digest) <= set("0123456789abcdef") for digest in hashed.values())
-    assert all(line.count(" --hash=sha256:") == 1 for line in lines)
-    versions = dict(pin.split("==") for pin in hashed)
-    constraints = [
-        line.split(";")[0].strip().lower().replace("_", "-")
-        for line in (REPOSITORY / "install" / "constraints.txt").read_text().splitlines()
-        if not line.startswith("#") and '< "3.11"' not in line
-    ]
-    pinned = dict(line.split("==") for line in constraints)
-    different = {name for name in versions.keys() & pinned.keys() if versions[name] != pinned[name]}
-    assert not different, "run install/pin_hashes.py"
-    assert {"torch", "torchvision", "numpy", "pillow", "hypothesis", "setuptools"} <= versions.keys()

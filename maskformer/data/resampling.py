@@ -11,6 +11,7 @@ from types import ModuleType
 
 import cv2
 import numpy as np
+import PIL
 from PIL import Image
 
 from maskformer.data.counting import read_only
@@ -90,10 +91,10 @@ def find_resizing(
         return None
     rows = _plan_filter(size[0], new_size[0], window.top, window.height)
     columns = _plan_filter(size[1], new_size[1], window.left, window.width)
-    # Pillow rounds between the two, so that the order matters. This is Pillow 13's; of older ones, which may take
-    # columns first, some values then differ by one.
+    # Pillow rounds between the two, so that the order matters. Before Pillow 13, columns always go first.
     rows_go, columns_go = size[0] - new_size[0], size[1] - new_size[1]
-    return CompiledResizing(loops, rows, columns, rows_first=rows_go > 0 and rows_go > 2 * columns_go)
+    rows_first = int(PIL.__version__.split(".")[0]) >= 13 and rows_go > 0 and rows_go > 2 * columns_go
+    return CompiledResizing(loops, rows, columns, rows_first)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,9 @@ def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int) -> np.ndarray
         color = np.array(layer.color) * 255
         picture[layer.mask] = (1 - OPACITY) * picture[layer.mask] + OPACITY * color
     visualizer = Visualizer(picture)
+    # Its figure is a hundredth of a pixel larger than the picture, which Matplotlib before 3.11 would stretch to it.
+    figure, axes = visualizer.output.fig, visualizer.output.ax
+    axes.set_position((0, 0, picture.shape[1] / figure.bbox.width, picture.shape[0] / figure.bbox.height))
     for layer in layers:
         for outline in _outlines(layer.mask):
             visualizer.draw_polygon(outline, layer.color, edge_color=layer.edge_color, alpha=0)
