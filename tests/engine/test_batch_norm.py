@@ -38,6 +38,7 @@ OPTIONS = {
     "DATASETS.TRAIN": "('shapes_sem_seg_train',)",
     "DATASETS.TEST": "('shapes_sem_seg_val',)",
     "INPUT.DATASET_MAPPER_NAME": "mask_former_semantic",
+    "DATALOADER.NUM_WORKERS": 0,
     "INPUT.MIN_SIZE_TRAIN": "(64,)",
     "INPUT.MIN_SIZE_TEST": 64,
     "SOLVER.IMS_PER_BATCH": 2,
@@ -112,7 +113,7 @@ def train_resume_and_evaluate(args: argparse.Namespace) -> None:
 
 def command(output: Path, *words: Any) -> argparse.Namespace:
     options = [word for pair in OPTIONS.items() for word in pair]
-    config = ["--config-file", REPOSITORY / "configs/shapes/maskformer_panoptic.yaml"]
+    config = ["--config-file", REPOSITORY / "configs/base/common.yaml"]
     everything = [*words[:1], *config, *options, "OUTPUT_DIR", output, *words[1:]]
     return build_argument_parser().parse_args(list(map(str, everything)))
 
