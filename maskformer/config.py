@@ -200,6 +200,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         content.pop("VERSION", None)
         with _explained(path):
             cfg.merge_from_other_cfg(CfgNode(content))
+        check_unread(cfg, default_config(), set(_set_in(layers[-1][1])))
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
@@ -209,7 +210,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
     check_values(cfg)
-    check_unread(cfg, default_config())
+    check_unread(cfg, default_config(), options[::2])
     if cfg.MODEL.DEVICE == "auto":
         from maskformer.engine.accelerator import resolve_device  # here: the rest of engine imports this module
 
@@ -300,6 +301,15 @@ def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str 
         _check_key(prefix + str(key), cfg, source)
         if isinstance(value, dict) and prefix + str(key) != "DATASETS.OWN":  # which has keys of the user's
             _check_keys(value, cfg, source, f"{prefix}{key}.")
+
+
+def _set_in(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full names of the keys that a file's content sets."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _set_in(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _check_key(key: str, cfg: CfgNode, source: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -249,12 +249,14 @@ def check_values(cfg: CfgNode) -> None:
             raise InputError(f"{key} is {_at(cfg, key)!r}, expected {expected}.")
 
 
-def check_unread(cfg: CfgNode, defaults: CfgNode) -> None:
+def check_unread(cfg: CfgNode, defaults: CfgNode, keys_set: Collection[str]) -> None:
     """Refuse keys that are set and have no effect.
 
     Args:
         cfg: the whole config.
         defaults: with all keys at their defaults.
+        keys_set: those that the user set here. One that a base brings is read by what the base chooses, and who chooses
+            otherwise need not take it back.
 
     Raises:
         InputError: names the key, the value seen, its default, and what makes that nothing reads it.
@@ -263,11 +265,11 @@ def check_unread(cfg: CfgNode, defaults: CfgNode) -> None:
         return
     for where, holds, keys in _UNREAD:
         for key in keys.split() if holds(cfg) else ():
-            _check_unread(cfg, defaults, key, where)
+            _check_unread(cfg, defaults, [leaf for leaf in _leaves(cfg, key) if leaf in keys_set], where)
 
 
-def _check_unread(cfg: CfgNode, defaults: CfgNode, key: str, where: str) -> None:
-    for leaf in _leaves(cfg, key):
+def _check_unread(cfg: CfgNode, defaults: CfgNode, leaves: Sequence[str], where: str) -> None:
+    for leaf in leaves:
         value, default = _at(cfg, leaf), _at(defaults, leaf)
         if _with_lists(value) not in (_with_lists(default), _RELEASED.get(leaf)):
             raise InputError(

@@ -125,6 +125,16 @@ def test_key_that_is_read_is_accepted(recipe: str, options: tuple[Any, ...]):
     load(recipe, *options)
 
 
+def test_key_that_a_base_brings_is_refused_to_nobody_who_chooses_otherwise(tmp_path: Path):
+    load(COCO, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")  # STEPS and GAMMA are the recipe's
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {REPOSITORY / 'configs' / COCO}\nSOLVER: {{LR_SCHEDULER_NAME: WarmupPolyLR}}\n")
+    load_config(str(path))
+    path.write_text(path.read_text().replace("WarmupPolyLR}", "WarmupPolyLR, STEPS: [7]}"))
+    with pytest.raises(InputError, match=r"SOLVER\.STEPS is \(7,\)"):
+        load_config(str(path))
+
+
 def test_values_of_the_released_files_are_accepted():
     for recipe in RECIPES.values():
         load_config("", [str(word) for pair in recipe.items() for word in pair])
