@@ -75,6 +75,7 @@ _PROGRAMS = {
 # Of the same size: a ResNet-50, two crops, no pretrained weights.
 _SIZES = [
     *("MODEL.WEIGHTS", "", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "9", "DATASETS.TRAIN", "('shapes_sem_seg_train',)"),
+    *("DATASETS.TEST", "()"),
     *("INPUT.MIN_SIZE_TRAIN", f"({CROP},)", "INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute"),
     *("INPUT.CROP.SIZE", f"[{CROP}, {CROP}]", "SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"),
 ]
