@@ -25,8 +25,9 @@ Unit = Callable[[], None]
 class PlainCriterion(nn.Module):
     """The definitions, where a model has its criterion."""
 
-    def __init__(self, weights: definitions.LossWeights):
+    def __init__(self, weights: definitions.LossWeights, num_classes: int):
         super().__init__()
+        self.num_classes = num_classes
         self._weights = weights
 
     def forward(self, predictions: MaskPredictions, targets: list[Targets]) -> dict[str, torch.Tensor]:
@@ -70,7 +71,8 @@ def set_up_definition(
     model = build_ours(cfg).train()
     node = cfg.MODEL.MASK_FORMER
     model.criterion = PlainCriterion(
-        definitions.LossWeights(of_mask=node.MASK_WEIGHT, of_dice=node.DICE_WEIGHT, of_no_object=node.NO_OBJECT_WEIGHT)
+        definitions.LossWeights(of_mask=node.MASK_WEIGHT, of_dice=node.DICE_WEIGHT, of_no_object=node.NO_OBJECT_WEIGHT),
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     )
     return repeat_step(cfg, model, build_plain_optimizer(cfg, model), draw(cfg, size, batch, masks))
 
