@@ -19,52 +19,57 @@ from torch import Tensor, nn
 
 from maskformer.config import load_config
 from maskformer.modeling import in_place
+from maskformer.structures import Classes
 
 CLASSES = 5
 COMMON = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
-    "MODEL.SWIN.EMBED_DIM": 24,
-    "MODEL.SWIN.DEPTHS": (2, 1, 1, 1),
-    "MODEL.SWIN.WINDOW_SIZE": 4,
-    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": CLASSES,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 16,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
     "MODEL.MASK_FORMER.DEC_LAYERS": 2,
     "MODEL.MASK_FORMER.NHEADS": 4,
     "MODEL.MASK_FORMER.DROPOUT": 0.0,
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
-    "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True,
-    "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True,
-    "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD": 0.0,
+}
+RESNET = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+SWIN = {
+    "MODEL.BACKBONE.NAME": "D2SwinTransformer",
+    "MODEL.SWIN.EMBED_DIM": 24,
+    "MODEL.SWIN.DEPTHS": (2, 1, 1, 1),
+    "MODEL.SWIN.WINDOW_SIZE": 4,
+    "MODEL.SWIN.DROP_PATH_RATE": 0.0,
 }
 ENCODED = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "TransformerEncoderPixelDecoder",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "transformer_encoder",
 }
-SWIN = {"MODEL.BACKBONE.NAME": "D2SwinTransformer"}
+SEGMENTS = {"MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True, "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 PER_PIXEL = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"}
 PLUS = {**PER_PIXEL, "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead"}
 MODELS = {
-    "BasePixelDecoder": {},
-    "TransformerEncoderPixelDecoder": ENCODED,
-    "TransformerEncoderPixelDecoder without a norm": {**ENCODED, "MODEL.SEM_SEG_HEAD.NORM": ""},
-    "Swin and TransformerEncoderPixelDecoder": {**SWIN, **ENCODED},
+    "BasePixelDecoder": {**RESNET, **SEGMENTS},
+    "TransformerEncoderPixelDecoder": {**RESNET, **ENCODED, **SEGMENTS},
+    "TransformerEncoderPixelDecoder without a norm": {
+        **{**RESNET, **ENCODED, **SEGMENTS},
+        "MODEL.SEM_SEG_HEAD.NORM": "",
+    },
+    "Swin and TransformerEncoderPixelDecoder": {**SWIN, **ENCODED, **SEGMENTS},
     "Swin and PerPixelBaseline": {**SWIN, **PER_PIXEL},
-    "PerPixelBaselinePlus and TransformerEncoderPixelDecoder": {**PLUS, **ENCODED},
+    "PerPixelBaselinePlus and TransformerEncoderPixelDecoder": {**RESNET, **PLUS, **ENCODED},
 }
 
 
 def build(options: dict[str, Any]) -> nn.Module:
     torch.manual_seed(0)
     words = [str(word) for pair in {**COMMON, **options}.items() for word in pair]
-    return build_model(load_config("configs/base/common.yaml", words))
+    model = build_model(load_config("configs/base/common.yaml", words))
+    model.classes = Classes("this test", tuple(map(str, range(CLASSES))), things=frozenset({0, 1}))
+    return model
 
 
 def draw_batch(size: int) -> list[dict[str, Any]]:
