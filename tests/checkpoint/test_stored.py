@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -23,7 +24,10 @@ from maskformer.checkpoint import read_weights
 from maskformer.structures import InputError
 
 NUMBERS = ["?", "i1", "<i2", ">i4", "i8", "u1", "u2", ">u8", "f2", "<f4", ">f8"]
-DTYPES = [torch.bool, torch.uint8, torch.int64, torch.uint16, torch.float16, torch.bfloat16, torch.float64]
+DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+with contextlib.suppress(KeyError):  # PyTorch 2.4 has this type, but cannot save it
+    torch.save(torch.zeros(1, dtype=torch.uint16), io.BytesIO())
+    DTYPES.append(torch.uint16)
 PICKLE, STATE = b"\x80\x02", b"\x80\x02}X\x05\0\0\0model}X\x01\0\0\0a%b" + b"ss."
 
 
