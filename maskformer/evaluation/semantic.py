@@ -61,7 +61,7 @@ class SemanticEvaluator(DatasetEvaluator):
         """Forget all images."""
         side = self.num_classes + 1  # "ignored" is the class after the last
         self._pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
-        self._boundaries = np.zeros((3, side), dtype=np.int64)  # see ``count_boundaries``
+        self._boundaries = np.zeros((3, side), dtype=np.int64)  # see ``boundary_classes``
         self._predictions: list[dict[str, Any]] = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
