@@ -22,7 +22,7 @@ demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and dr
 	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo
 
 bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")
-	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.benchmark $(BENCH)
+	@$(RUN) -W ignore::FutureWarning -m benchmarks $(BENCH)
 
 test: $(READY)  ## Run all tests
 	@$(TWO_AT_ONCE)

@@ -36,7 +36,7 @@ setup(
         "Programming Language :: Python :: 3.13",
     ],
     packages=find_packages(include=["maskformer", "maskformer.*"]),
-    package_data={"maskformer.data": ["categories/*.json"]},
+    package_data={"maskformer.data.datasets": ["categories/*.json"]},
     # detectron2 and panopticapi are not on PyPI under these names: install/build_wheels.py builds them, and their own
     # repositories have them too.
     install_requires=[

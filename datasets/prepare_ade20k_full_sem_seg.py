@@ -6,9 +6,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from maskformer.data.preparation.ade20k_full import find_full, prepare_full
-from maskformer.data.preparation.command import run_command
-from maskformer.data.preparation.files import Job, run_jobs
+from maskformer.data.datasets.preparation.ade20k_full import find_full, prepare_full
+from maskformer.data.datasets.preparation.command import run_command
+from maskformer.data.datasets.preparation.files import Job, run_jobs
 
 
 def main(args: Namespace) -> None:

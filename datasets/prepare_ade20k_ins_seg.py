@@ -6,9 +6,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from maskformer.data.preparation.ade20k import find_annotated, merge_instances, prepare_instances
-from maskformer.data.preparation.command import run_command
-from maskformer.data.preparation.files import Job, run_and_merge
+from maskformer.data.datasets.preparation.ade20k import find_annotated, merge_instances, prepare_instances
+from maskformer.data.datasets.preparation.command import run_command
+from maskformer.data.datasets.preparation.files import Job, run_and_merge
 
 
 def main(args: Namespace) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from maskformer.data.preparation.coco_stuff_10k import find_stuff, prepare_stuff
-from maskformer.data.preparation.command import run_command
-from maskformer.data.preparation.files import Job, run_jobs
+from maskformer.data.datasets.preparation.coco_stuff_10k import find_stuff, prepare_stuff
+from maskformer.data.datasets.preparation.command import run_command
+from maskformer.data.datasets.preparation.files import Job, run_jobs
 
 
 def main(args: Namespace) -> None:

@@ -14,7 +14,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.data.classes import resolve_classes
+from maskformer.data.datasets.classes import resolve_classes
 from maskformer.inference import (
     Geometry,
     instance_inference,

@@ -16,36 +16,31 @@ DEVICE_MODULES = {"cuda", "sdaa", "npu", "xpu", "mps", "mlu", "hpu", "musa", "ac
 # What each part of the package may import from the package, besides itself. A part is a folder or a file right under
 # maskformer/; a part that is missing here fails a test.
 LAYERS = ("data", "modeling", "losses", "inference")
-BELOW_ENGINE = {
-    "structures",
-    "kernels",
-    "own_datasets",
-    "config",
-    "config_values",
-    "checkpoint",
-    "meta_arch",
-    "evaluation",
-    *LAYERS,
-}
+METHOD = {"structures", "model_inputs", "kernels", "meta_arch", *LAYERS}
+BELOW_ENGINE = {"files", "config", "checkpoint", "evaluation", "sdaa", "runs", *METHOD}
 ALLOWED = {
     "structures": set(),
-    "whole_files": set(),
+    "files": set(),
     "model_inputs": {"structures"},
     "kernels": set(),
     **{layer: {"structures"} for layer in LAYERS},
-    "data": {"structures", "whole_files", "kernels", "own_datasets"},
+    "data": {"structures", "files", "kernels", "config.own_datasets"},
     "losses": {"structures", "kernels"},
     "inference": {"structures", "kernels"},
-    "own_datasets": {"structures"},
-    "config_values": {"structures"},
     # load_config makes of "auto" what is there
-    "config": {"structures", "own_datasets", "config_values", "engine.accelerator"},
-    "checkpoint": {"structures", "whole_files"},
+    "config": {"structures", "engine.accelerator"},
+    "checkpoint": {"structures", "files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
-    "evaluation": {"structures", "data"},
-    "engine": {"model_inputs", *BELOW_ENGINE},
-    "tools": {"engine", "__init__", "whole_files", "model_inputs", *BELOW_ENGINE},
-    "__init__": {"engine", *BELOW_ENGINE},
+    "evaluation": {"structures", "data", "kernels", "meta_arch", "engine.accelerator", "engine.test_time"},
+    "runs": {"structures", "files", "engine.accelerator", "checkpoint", "config", "data"},
+    "sdaa": {"structures"},
+    "engine": BELOW_ENGINE,
+    "export": {"structures", "files", "config", "checkpoint"},
+    "reports": {"structures", "files", "data"},
+    "predictor": {"engine", *BELOW_ENGINE},
+    "demo": {"engine", "predictor", "reports", *BELOW_ENGINE},
+    "tools": {"engine", "predictor", "reports", "demo", "export", "__init__", *BELOW_ENGINE},
+    "__init__": {"engine", "predictor", *BELOW_ENGINE},
 }
 
 # Keys with a reason to have more than one reader.
@@ -176,9 +171,10 @@ def find_calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
             yield ast.unparse(node.func), node
 
 
-def test_print_is_for_tools_alone():
+def test_print_is_for_commands_alone():
+    commands = {PACKAGE / name for name in ("tools", "demo", "sdaa")}
     for path, tree in PRODUCT.items():
-        if PACKAGE / "tools" not in path.parents:
+        if not commands & set(path.parents):
             assert not [where(path, node) for name, node in find_calls(tree) if name == "print"]
 
 
@@ -291,11 +287,11 @@ def match_keys(chain: str | None, keys: set[str]) -> set[str]:
 
 
 def find_readers() -> dict[str, list[str]]:
-    """Returns the modules that read each declared key, config.py and the tools left out."""
+    """Returns the modules that read each declared key, config, export and the tools left out."""
     keys = declared_keys()
     readers: dict[str, list[str]] = {key: [] for key in keys}
     for path, tree in PRODUCT.items():
-        if path != PACKAGE / "config.py" and PACKAGE / "tools" not in path.parents:
+        if not {PACKAGE / name for name in ("config", "tools", "export")} & set(path.parents):
             for key in find_reads(tree, keys):
                 readers[key].append(str(path.relative_to(REPOSITORY)))
     return readers

@@ -13,7 +13,7 @@ import detectron2.evaluation, detectron2.modeling
 before = set(sys.modules)
 import maskformer
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
-print(*sorted(name for name in sys.modules if name.startswith(("maskformer.tools", "maskformer.data.preparation"))))
+print(*sorted(name for name in sys.modules if name.startswith(("maskformer.tools", "maskformer.data.datasets.prep"))))
 print(*(name for name in ("MaskFormer", "SemanticSegmentor") if name in maskformer.meta_arch.META_ARCH_REGISTRY))
 """
 

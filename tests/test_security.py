@@ -21,9 +21,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from maskformer.data.catalog.ade20k import load_panoptic
-from maskformer.data.json_files import is_inside, join_inside
-from maskformer.data.verification import load_dataset
+from maskformer.data.checks.verification import load_dataset
+from maskformer.data.datasets.ade20k import load_panoptic
+from maskformer.data.files.json_files import is_inside, join_inside
 from maskformer.structures import ESCAPING, BadImageError, InputError, RunError, printable
 
 REPOSITORY = Path(__file__).resolve().parent.parent

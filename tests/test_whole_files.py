@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maskformer.whole_files import unfinished
+from maskformer.files import unfinished
 
 
 @pytest.mark.parametrize("flush", [False, True])

@@ -7,9 +7,9 @@ arrays and tensors of it; ``detection`` knows a layout by its names; ``hugging_f
 """
 
 from maskformer.checkpoint.checkpointer import Checkpointer, refuse_unknown_weights
-from maskformer.checkpoint.detection import LAYOUTS, Conversion, convert_weights
 from maskformer.checkpoint.files import CheckpointWriteError, remove_partial_files
-from maskformer.checkpoint.original import rename_old_layout
+from maskformer.checkpoint.layouts.detection import LAYOUTS, Conversion, convert_weights
+from maskformer.checkpoint.layouts.original import rename_old_layout
 from maskformer.checkpoint.reading import find_weights_file, read_weights
 
 __all__ = [

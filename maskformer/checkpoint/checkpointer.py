@@ -19,9 +19,9 @@ from torch import nn
 from maskformer.structures import Classes, InputError
 
 from .class_layer import Mismatch, find_class_mismatches
-from .detection import explain_layouts, explained, find_layout, strip_wrapper
 from .files import CHECKSUM_SUFFIX, CheckpointWriteError, find_damage, remove_checkpoint, save_checkpoint, write_text
-from .layout import NOTHING, StateDict
+from .layouts.detection import explain_layouts, explained, find_layout, strip_wrapper
+from .layouts.layout import NOTHING, StateDict
 from .reading import find_weights_file, read_weights
 
 logger = logging.getLogger(__name__)

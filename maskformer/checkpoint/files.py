@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from maskformer.whole_files import PARTIAL_SUFFIX, unfinished
+from maskformer.files import PARTIAL_SUFFIX, unfinished
 
 CHECKSUM_SUFFIX = ".sha256"
 _CHUNK = 2**20  # bytes

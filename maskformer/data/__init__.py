@@ -1,6 +1,7 @@
 """From datasets on disk to batches: catalog, mappers, augmentations, targets and loaders."""
 
-from maskformer.data.loaders import build_test_loader, build_train_loader
+from maskformer.data.checks.verification import verify_dataset
+from maskformer.data.loading.loaders import build_test_loader, build_train_loader
 from maskformer.data.mappers import (
     MAPPERS,
     DETRPanopticDatasetMapper,
@@ -10,8 +11,7 @@ from maskformer.data.mappers import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from maskformer.data.resampling import prepare_resizing
-from maskformer.data.verification import verify_dataset
+from maskformer.data.transforms.resampling import prepare_resizing
 
 __all__ = [
     "MAPPERS",

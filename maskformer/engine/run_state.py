@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, has_event_storage
 
 from maskformer.checkpoint.files import write_text
-from maskformer.data.train_loader import TrainLoader
+from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator
 
 logger = logging.getLogger(__name__)

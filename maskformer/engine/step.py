@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.averaging import agree_on_state
 from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
-from maskformer.engine.failures import explained_memory
+from maskformer.engine.hooks.averaging import agree_on_state
 from maskformer.engine.optimizer import gradients_of, known_norm, total_norm
 from maskformer.losses import masks_per_batch
+from maskformer.runs.failures import explained_memory
 from maskformer.structures import InputError, RunError, SegmentMasks
 
 Batch = list[dict[str, Any]]

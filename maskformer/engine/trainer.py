@@ -22,28 +22,28 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.checkpoint import Checkpointer, remove_partial_files
-from maskformer.config_values import check_values
+from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
-from maskformer.data.train_loader import TrainLoader
+from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.engine.accelerator import Accelerator, with_device
-from maskformer.engine.averaging import agree_on_state, build_average, explain_batch_norm
-from maskformer.engine.best import BestCheckpoint
-from maskformer.engine.determinism import DeterminismReport
-from maskformer.engine.evaluation import check_evaluation, check_test_classes, evaluate_datasets
-from maskformer.engine.histories import HistoryHook
-from maskformer.engine.hooks import AcceleratorHook
-from maskformer.engine.interruption import REQUESTS, Agreement, shield_workers
+from maskformer.engine.hooks.accelerator import AcceleratorHook
+from maskformer.engine.hooks.averaging import agree_on_state, build_average, explain_batch_norm
+from maskformer.engine.hooks.best import BestCheckpoint
+from maskformer.engine.hooks.determinism import DeterminismReport
+from maskformer.engine.hooks.histories import HistoryHook
+from maskformer.engine.hooks.loss_watch import LossWatch
+from maskformer.engine.hooks.saving import SavingHook
+from maskformer.engine.hooks.writers import MetricsWriter, TcappdllWriter
 from maskformer.engine.libraries import loading_libraries
-from maskformer.engine.loss_watch import LossWatch
 from maskformer.engine.optimizer import build_optimizer, configured_schedule, go_on_as_configured
-from maskformer.engine.output_folder import EventFileWriter
 from maskformer.engine.run_state import BadImageReport, Resumable, RunState
-from maskformer.engine.saving import SavingHook
 from maskformer.engine.step import build_step_trainer
-from maskformer.engine.testing import RetryingModel, apply_test_time_options, labels_instead_of_scores
-from maskformer.engine.writers import MetricsWriter, TcappdllWriter
+from maskformer.engine.test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.evaluation.loop import check_evaluation, check_test_classes, evaluate_datasets
 from maskformer.meta_arch import know_classes
+from maskformer.runs.output_folder import EventFileWriter
+from maskformer.runs.signals import REQUESTS, Agreement, shield_workers
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)

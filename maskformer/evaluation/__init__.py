@@ -2,11 +2,11 @@
 
 from maskformer.evaluation.build import build_evaluator
 from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
-from maskformer.evaluation.image_by_image import ImageByImageEvaluators
 from maskformer.evaluation.instance import InstanceEvaluator
-from maskformer.evaluation.journal import Journal, tidy_partial_results
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.evaluation.report import append_scores, check_expected_results, format_scores
+from maskformer.evaluation.resume.image_by_image import ImageByImageEvaluators
+from maskformer.evaluation.resume.journal import Journal, tidy_partial_results
 from maskformer.evaluation.semantic import SemanticEvaluator
 
 __all__ = [

@@ -23,8 +23,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from PIL import Image
 
-from maskformer.data.classes import require
-from maskformer.data.reading import read_class_map
+from maskformer.data.datasets.classes import require
+from maskformer.data.files.reading import read_class_map
 from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
 

@@ -20,8 +20,8 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskformer.data.classes import require
-from maskformer.data.json_files import instances_of_records, read_instance_json
+from maskformer.data.datasets.classes import require
+from maskformer.data.files.json_files import instances_of_records, read_instance_json
 from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import InputError
 

@@ -18,9 +18,9 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from maskformer.data.classes import require
-from maskformer.data.json_files import join_inside, panoptic_of_records, read_panoptic_json
-from maskformer.data.reading import read_segment_ids
+from maskformer.data.datasets.classes import require
+from maskformer.data.files.json_files import join_inside, panoptic_of_records, read_panoptic_json
+from maskformer.data.files.reading import read_segment_ids
 from maskformer.evaluation.panoptic_quality import (
     VOID,
     CategoryCounts,

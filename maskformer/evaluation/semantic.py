@@ -16,9 +16,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from maskformer.data.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
-from maskformer.data.reading import read_label_map
-from maskformer.data.run_lengths import encode_segments
+from maskformer.data.datasets.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
+from maskformer.data.files.reading import read_label_map
+from maskformer.data.files.run_lengths import encode_segments
 from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
 

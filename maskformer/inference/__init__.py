@@ -4,8 +4,8 @@ from .instance import instance_inference, top_pairs
 from .panoptic import kept_queries, panoptic_inference
 from .resize import Geometry, resize_maps, smaller_bands
 from .semantic import semantic_inference, semantic_labels
-from .sliding import slide_window
 from .tta import QueryAverage, ScoreAverage, View, plan_views
+from .windows import slide_window
 
 __all__ = [
     "Geometry",

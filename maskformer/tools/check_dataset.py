@@ -15,14 +15,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from maskformer.config import load_config
-from maskformer.data.catalog import register_all
-from maskformer.data.catalog.own import register_own
-from maskformer.data.classes import ignore_label_of
-from maskformer.data.inspection import Inspection, explain_foreign, find_unpaired
-from maskformer.data.verification import check_num_classes, class_names, load_dataset
-from maskformer.own_datasets import read_own_datasets
+from maskformer.config.own_datasets import read_own_datasets
+from maskformer.data.checks.inspection import Inspection, explain_foreign, find_unpaired
+from maskformer.data.checks.verification import check_num_classes, class_names, load_dataset
+from maskformer.data.datasets import register_all
+from maskformer.data.datasets.classes import ignore_label_of
+from maskformer.data.datasets.own import register_own
+from maskformer.reports.progress import track
 from maskformer.structures import InputError, printable
-from maskformer.tools.progress import track
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
 _CONFIG = "the dataset is checked for its model; its DATASETS.OWN may describe the dataset"

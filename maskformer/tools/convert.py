@@ -24,13 +24,13 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
-from maskformer.checkpoint.hugging_face import to_hugging_face
+from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.config import load_config
-from maskformer.engine.launch import EXIT_INPUT_ERROR
+from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
+from maskformer.files import unfinished
 from maskformer.meta_arch import know_classes
+from maskformer.runs.launch import EXIT_INPUT_ERROR
 from maskformer.structures import Classes, InputError, printable
-from maskformer.tools.hugging_face_config import describe_model, describe_preprocessing
-from maskformer.whole_files import unfinished
 
 StateDict = dict[str, torch.Tensor]
 

@@ -18,12 +18,12 @@ import pycocotools.mask as mask_util
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from maskformer.config import load_config
-from maskformer.data.catalog import register_missing
-from maskformer.data.classes import dataset_ids, ignore_label_of, require
-from maskformer.data.reading import read_label_map
-from maskformer.data.run_lengths import find_rle_fault
-from maskformer.engine.launch import EXIT_INPUT_ERROR
+from maskformer.data.datasets import register_missing
+from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
+from maskformer.data.files.reading import read_label_map
+from maskformer.data.files.run_lengths import find_rle_fault
 from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
+from maskformer.runs.launch import EXIT_INPUT_ERROR
 from maskformer.structures import InputError
 
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 from maskformer.structures import InputError
 
 

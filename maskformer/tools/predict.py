@@ -23,15 +23,15 @@ from detectron2.config import CfgNode
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import is_out_of_memory, resolve_device
-from maskformer.engine.evaluation import fingerprint
-from maskformer.engine.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
+from maskformer.evaluation.loop import fingerprint
+from maskformer.predictor import Predictor
+from maskformer.reports.drawing import ClassTable
+from maskformer.reports.progress import ProgressLine
+from maskformer.reports.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
+from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
+from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
 from maskformer.structures import BadImageError, InputError, printable
-from maskformer.tools.drawing import ClassTable
-from maskformer.tools.predictor import Predictor
-from maskformer.tools.progress import ProgressLine
-from maskformer.tools.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
-from maskformer.tools.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
-from maskformer.tools.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 
 WINDOW = "MaskFormer (Esc or q: close)"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from maskformer.config import load_config
-from maskformer.data.catalog.registration import register
+from maskformer.data.datasets.registration import register
 from maskformer.kernels import availability, import_pixel_loops
 
 

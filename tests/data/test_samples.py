@@ -27,8 +27,14 @@ from maskformer.data import (
     build_test_loader,
     build_train_loader,
 )
-from maskformer.data.augmentations import build_colour_jitter, build_crop, build_flip, build_resize, crop_recipe
-from maskformer.data.catalog.ade20k import load_panoptic
+from maskformer.data.datasets.ade20k import load_panoptic
+from maskformer.data.transforms.augmentations import (
+    build_colour_jitter,
+    build_crop,
+    build_flip,
+    build_resize,
+    crop_recipe,
+)
 
 pytestmark = pytest.mark.samples
 

@@ -14,12 +14,13 @@ from detectron2.utils import comm
 from torch import nn
 
 from maskformer.config import load_config
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 from maskformer.engine import Trainer, build_argument_parser
-from maskformer.engine.averaging import agree_on_state, explain_batch_norm
-from maskformer.engine.processes import run_in_processes
+from maskformer.engine.hooks.averaging import agree_on_state, explain_batch_norm
+from maskformer.runs.processes import run_in_processes
 
-sys.path.extend([str(Path(__file__).parent), str(Path(__file__).parents[2])])  # for the processes started here, too
+TESTS = Path(__file__).parents[1]
+sys.path.extend([str(TESTS / "engine"), str(TESTS / "runs"), str(TESTS.parent)])  # for the processes started here, too
 from test_processes import REPOSITORY, arguments
 from test_step import TINY
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.workloads.inference import draw_class_logits, draw_mask_logits
+from benchmarks.workloads.losses import draw_problem
+from benchmarks.workloads.models import draw_batch
+from benchmarks.workloads.training import set_up_ours
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.step import pin
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference, semantic_labels
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.structures import MaskPredictions, Targets
-from maskformer.tools.benchmark.workloads.inference import draw_class_logits, draw_mask_logits
-from maskformer.tools.benchmark.workloads.losses import draw_problem
-from maskformer.tools.benchmark.workloads.models import draw_batch
-from maskformer.tools.benchmark.workloads.training import set_up_ours
 
 pytestmark = pytest.mark.cuda
 RECIPE = "ade20k-150/maskformer_R50_bs16_160k.yaml"

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskformer.data.shapes import generate_shapes
-from maskformer.engine.tcappdll import parse_line
+from maskformer.demo.shapes import generate_shapes
+from maskformer.sdaa.tcappdll import parse_line
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMULATION = REPOSITORY / "tests" / "sdaa_emulation"
@@ -223,7 +223,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from maskformer import Trainer
 from maskformer.config import load_config
-from maskformer.tools.predictor import Predictor
+from maskformer.predictor import Predictor
 
 cfg = load_config({CONFIG!r}, {[*SMALL, *GENTLE, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path)]!r})
 trainer = Trainer(cfg)

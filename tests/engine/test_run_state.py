@@ -20,8 +20,8 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
-from maskformer.data.sampling import Stream
-from maskformer.data.train_loader import TrainLoader
+from maskformer.data.loading.sampling import Stream
+from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.engine import trainer as trainer_module
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.run_state import random_states, restore_metrics, set_random_states, stored_metrics

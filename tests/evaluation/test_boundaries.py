@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from maskformer.data.catalog.registration import register
+from maskformer.data.datasets.registration import register
 from maskformer.evaluation import SemanticEvaluator
 
 NAME = "boundaries_val"

@@ -19,8 +19,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from maskformer.config import load_config
-from maskformer.data.catalog.cityscapes import register_cityscapes
-from maskformer.data.reading import read_class_map, read_segment_ids
+from maskformer.data.datasets.cityscapes import register_cityscapes
+from maskformer.data.files.reading import read_class_map, read_segment_ids
 from maskformer.evaluation import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator, Journal, build_evaluator
 from maskformer.evaluation.cityscapes import load_scripts
 from maskformer.structures import InputError

@@ -24,9 +24,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from maskformer.config import load_config
-from maskformer.data.catalog import register_all
-from maskformer.engine.processes import run_in_processes
+from maskformer.data.datasets import register_all
 from maskformer.evaluation import build_evaluator
+from maskformer.runs.processes import run_in_processes
 
 SEMANTIC, PANOPTIC = "ade20k_sem_seg_val", "coco_2017_val_panoptic"
 SHIFT = 5  # pixels by which every prediction misses the truth

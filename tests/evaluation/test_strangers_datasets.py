@@ -21,7 +21,7 @@ from PIL import Image
 
 from maskformer.config import load_config
 from maskformer.data import verify_dataset
-from maskformer.data.catalog.registration import panoptic_metadata, register
+from maskformer.data.datasets.registration import panoptic_metadata, register
 from maskformer.evaluation import InstanceEvaluator, build_evaluator
 from maskformer.structures import InputError
 

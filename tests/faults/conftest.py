@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tiny_training import TinyTraining
 
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 
 
 @dataclass

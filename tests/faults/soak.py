@@ -25,10 +25,10 @@ from detectron2.engine import HookBase
 from tiny_training import CONFIG, REPOSITORY, TINY
 from torch import nn
 
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 from maskformer.engine import Trainer, build_argument_parser, setup
-from maskformer.tools.console import console_to_log
-from maskformer.tools.progress import ProgressLine
+from maskformer.reports.console import console_to_log
+from maskformer.reports.progress import ProgressLine
 
 EVALUATIONS = 100
 CHECKPOINTS = 20

@@ -21,7 +21,7 @@ from detectron2.modeling import build_model
 from tiny_training import CONFIG, REPOSITORY, TINY, TinyTraining
 
 from maskformer.config import load_config
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 
 pytestmark = pytest.mark.slow
 

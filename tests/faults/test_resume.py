@@ -17,7 +17,7 @@ import torch
 from tiny_training import TinyTraining, metrics_of
 
 from maskformer.checkpoint import read_weights
-from maskformer.engine.tcappdll import parse_line
+from maskformer.sdaa.tcappdll import parse_line
 
 KILLS = -(-int(os.environ.get("MASKFORMER_FAULT_KILLS", "3")) // 3)  # in each of the three cases below
 TIMES = (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny_training import TinyTraining
 
-from maskformer.data.shapes import generate_shapes
+from maskformer.demo.shapes import generate_shapes
 
 Ledger = Callable[..., None]
 LONG = ("SOLVER.MAX_ITER", "3000", "SOLVER.CHECKPOINT_PERIOD", "1000")
@@ -131,7 +131,7 @@ def test_ctrl_c_in_an_evaluation_alone_is_one_line(evaluating: TinyTraining, tmp
 
 STUCK = """
 import signal, time
-from maskformer.engine.interruption import REQUESTS, Agreement
+from maskformer.runs.signals import REQUESTS, Agreement
 with REQUESTS.listening(), REQUESTS.left_to(Agreement()):
     print("ready", flush=True)
     while True:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from maskformer.data import prepare_resizing
-from maskformer.data.counting import count_values
-from maskformer.data.run_lengths import have_value, paint, read_runs
-from maskformer.data.targets import number_segments
+from maskformer.data.files.counting import count_values
+from maskformer.data.files.run_lengths import have_value, paint, read_runs
+from maskformer.data.mappers.targets import number_segments
 from maskformer.structures import InputError
 
 SECONDS = 10  # of processor time: a busy machine is no hang

@@ -22,11 +22,11 @@ from safetensors.torch import save
 
 from maskformer.checkpoint import read_weights
 from maskformer.config import load_config
-from maskformer.data.augmentations import LabelledImage, build_flip, build_resize, crop_recipe
-from maskformer.data.catalog.own import load_instances, load_panoptic
+from maskformer.data.datasets.own import load_instances, load_panoptic
+from maskformer.data.files.reading import read_class_map, read_image, read_label_map
 from maskformer.data.mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
 from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.reading import read_class_map, read_image, read_label_map
+from maskformer.data.transforms.augmentations import LabelledImage, build_flip, build_resize, crop_recipe
 from maskformer.structures import LabelValues, OwnDataset
 
 warnings.filterwarnings("ignore", module="PIL")

@@ -20,8 +20,8 @@ from readers import INSTANCES, READERS
 
 from maskformer.checkpoint import read_weights
 from maskformer.config import load_config
-from maskformer.data.annotations import find_fault
-from maskformer.data.run_lengths import find_rle_fault
+from maskformer.data.files.annotations import find_fault
+from maskformer.data.files.run_lengths import find_rle_fault
 from maskformer.structures import InputError
 
 

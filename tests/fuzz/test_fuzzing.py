@@ -22,7 +22,7 @@ from readers import READERS, WEIGHTS
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.launch import build_argument_parser
+from maskformer.runs.launch import build_argument_parser
 
 EXAMPLES = int(os.environ.get("MASKFORMER_FUZZ_EXAMPLES", "15"))
 COUNTS: Counter[tuple[str, str]] = Counter()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
+from benchmarks import definitions
 from maskformer.inference import Geometry, panoptic, panoptic_inference
 from maskformer.inference.panoptic import assign_pixels, kept_queries, merge_segments
-from maskformer.tools.benchmark import definitions
 
 CASES = read_json("panoptic", "cases.json")
 ARRAYS = np.load(REFERENCE / "panoptic" / "cases.npz")

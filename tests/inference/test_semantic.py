@@ -8,9 +8,9 @@ import torch
 from reference_cases import REFERENCE, read_json
 from torch.nn.functional import interpolate
 
+from benchmarks import definitions
 from maskformer.inference import Geometry, resize, semantic, semantic_inference, semantic_labels
 from maskformer.inference.semantic import semantic_scores
-from maskformer.tools.benchmark import definitions
 
 
 def test_scores_of_two_queries_and_one_pixel_are_worked_by_hand():

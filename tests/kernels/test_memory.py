@@ -70,8 +70,8 @@ def test_after_room_was_made_what_is_freed_goes_back(room: str, given_back: bool
 BETWEEN_IMAGES = """
 import sys
 import numpy as np
-from maskformer.data.train_loader import TrainLoader
-from maskformer.engine.interruption import shield_workers
+from maskformer.data.loading.train_loader import TrainLoader
+from maskformer.runs.signals import shield_workers
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
 loader = shield_workers(TrainLoader([{}], None, None, batch_size=1))

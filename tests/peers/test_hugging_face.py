@@ -13,10 +13,10 @@ from reference_cases import CONFIGS, read_json
 from torch import Tensor
 
 from maskformer.checkpoint import Checkpointer, convert_weights
-from maskformer.checkpoint.hugging_face import to_hugging_face
+from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.config import load_config
+from maskformer.export.hugging_face_config import describe_preprocessing
 from maskformer.tools.convert import main as convert
-from maskformer.tools.hugging_face_config import describe_preprocessing
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
 

@@ -16,7 +16,7 @@ from peer_models import R50, shake
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, convert_weights
-from maskformer.checkpoint.hugging_face import to_hugging_face
+from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.config import load_config
 
 pytestmark = pytest.mark.slow  # importing mmdet alone takes long

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskformer.config import load_config
-from maskformer.data.catalog import register_all
+from maskformer.data.datasets import register_all
 from maskformer.engine import Trainer
 
 

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
-from maskformer.data.catalog.registration import register
-from maskformer.data.inspection import explain_foreign
+from maskformer.data.checks.inspection import explain_foreign
+from maskformer.data.datasets.registration import register
 from maskformer.tools.check_dataset import choose, main
 
 NAME = "tiny_checked"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from maskformer.tools import demo
+from maskformer.demo import demo
 
 Arguments = Callable[..., list[str]]
 KEYS = {

@@ -18,11 +18,12 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from maskformer.config import load_config
+from maskformer.predictor import Predictor
+from maskformer.reports import sources
+from maskformer.reports.saving import VideoFile
+from maskformer.reports.sources import Source, Video
 from maskformer.structures import Classes, InputError
-from maskformer.tools import predict, sources
-from maskformer.tools.predictor import Predictor
-from maskformer.tools.saving import VideoFile
-from maskformer.tools.sources import Source, Video
+from maskformer.tools import predict
 
 Run = Callable[..., int]
 
@@ -63,7 +64,7 @@ def test_semantic_ids_are_the_best_class_of_every_pixel(
 ) -> None:
     out = images.parent / "out"
     assert run("--input", images / "a.png", "--task", "semantic", "--output", out) == 0
-    monkeypatch.setattr("maskformer.tools.predictor.labels_instead_of_scores", contextlib.nullcontext)  # gives scores
+    monkeypatch.setattr("maskformer.predictor.labels_instead_of_scores", contextlib.nullcontext)  # gives scores
     expected = predictor(read(images / "a.png"))["sem_seg"].argmax(dim=0).numpy()
     ids = read(out / "a_ids.png")
     assert ids.dtype == np.uint8

@@ -11,7 +11,10 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import Tensor
 
-from maskformer.data.augmentations import (
+from maskformer.data.datasets.classes import ignore_label_of
+from maskformer.data.files.reading import check_declared_size, read_picture
+from maskformer.data.mappers.example import Record, image_example, image_tensor
+from maskformer.data.transforms.augmentations import (
     LabelledImage,
     build_colour_jitter,
     build_crop,
@@ -20,10 +23,7 @@ from maskformer.data.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
-from maskformer.data.classes import ignore_label_of
-from maskformer.data.mappers.example import Record, image_example, image_tensor
-from maskformer.data.movable import Picture
-from maskformer.data.reading import check_declared_size, read_picture
+from maskformer.data.transforms.lazy import Picture
 from maskformer.structures import InputError, SegmentMasks
 
 IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment

@@ -10,7 +10,13 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ..transformer import TransformerEncoder, initialise_matrices, layer_options, sine_position_embedding
+from maskformer.modeling.transformer import (
+    TransformerEncoder,
+    initialise_matrices,
+    layer_options,
+    sine_position_embedding,
+)
+
 from .base import BasePixelDecoder
 
 

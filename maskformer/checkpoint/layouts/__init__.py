@@ -1,0 +1,1 @@
+"""Other people's parameter names: one file a source; ``detection`` knows a layout by its names."""

@@ -1,0 +1,166 @@
+"""Every configuration key that MaskFormer adds to Detectron2, with its meaning, unit and range."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
+
+
+def add_maskformer_config(cfg: CfgNode) -> None:
+    """Add MaskFormer's keys and defaults to a Detectron2 config, in place.
+
+    Args:
+        cfg: what ``detectron2.config.get_cfg()`` gave.
+    """
+    add_deeplab_config(cfg)  # poly schedule, INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
+    _add_input_keys(cfg.INPUT)
+    _add_loader_keys(cfg.DATALOADER)
+    _add_solver_keys(cfg.SOLVER)
+    _add_head_keys(cfg.MODEL.SEM_SEG_HEAD)
+    # A user's own datasets: see own_datasets.py. Their paths are relative to the file that they stand in.
+    cfg.DATASETS.OWN = CfgNode(new_allowed=True)
+    cfg.MODEL.MASK_FORMER = _mask_former_keys()
+    cfg.MODEL.SWIN = _swin_keys()
+    cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
+    # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
+    # and code in the same OUTPUT_DIR; False: all images are measured.
+    cfg.TEST.RESUME = True
+    # A score of the evaluations during training, such as "sem_seg/mIoU" or "panoptic_seg/PQ" (with several datasets in
+    # DATASETS.TEST: "DATASET/sem_seg/mIoU"): the checkpoint with the highest is kept as model_best.pth. "": none is.
+    cfg.TEST.BEST_METRIC = ""
+    cfg.LOG = CfgNode()
+    # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
+    cfg.LOG.TCAPPDLL_LINES = False
+
+
+def _add_input_keys(node: CfgNode) -> None:
+    # Which mapper turns an annotated image into a training example; see maskformer/data/mappers.
+    node.DATASET_MAPPER_NAME = "mask_former_semantic"
+    # SSD colour jitter (brightness, contrast, saturation, hue) during training.
+    node.COLOR_AUG_SSD = False
+    # Training crops are padded bottom/right to a multiple of this, in pixels; < 1: no padding.
+    node.SIZE_DIVISIBILITY = -1
+    # Mappers that end in _lsj: examples are squares of this many pixels,
+    node.IMAGE_SIZE = 1024
+    # cut from images scaled to fit the square times a random factor between these.
+    node.MIN_SCALE = 0.1
+    node.MAX_SCALE = 2.0
+
+
+def _add_loader_keys(node: CfgNode) -> None:
+    # What a training image does that cannot be used (truncated, of another size than its label, ...): "raise" stops the
+    # training and names the file; "skip" names it in the log and takes another image in its place.
+    node.ON_BAD_IMAGE = "raise"
+    # "skip" stops too when more than so many different images cannot be used.
+    node.MAX_BAD_IMAGES = 100
+
+
+def _add_solver_keys(node: CfgNode) -> None:
+    # "ADAMW" or "SGD".
+    node.OPTIMIZER = "ADAMW"
+    # Weight decay of embeddings (queries); normalisation layers have SOLVER.WEIGHT_DECAY_NORM.
+    node.WEIGHT_DECAY_EMBED = 0.0
+    # The backbone learns at BASE_LR times this.
+    node.BACKBONE_MULTIPLIER = 0.1
+    # With AMP.ENABLED, what products are computed in: "float16" (with loss scaling), "bfloat16", or "auto": bfloat16
+    # where the device has it, else float16.
+    node.AMP.PRECISION = "auto"
+    # The IMS_PER_BATCH images of a step go through the model in this many parts, one after the other: the same step in
+    # less memory. It must divide the images of a process.
+    node.ACCUMULATION_STEPS = 1
+    # A step whose loss, matching cost or gradient is NaN or infinite is skipped; after so many in a row the run stops.
+    node.MAX_BAD_STEPS = 10
+    # BASE_LR for another batch: times IMS_PER_BATCH / LR_REFERENCE_BATCH ("linear"), times its root ("sqrt", usual for
+    # AdamW), or as it is ("none").
+    node.LR_SCALING = "none"
+    # The IMS_PER_BATCH that BASE_LR was chosen for.
+    node.LR_REFERENCE_BATCH = 16
+    # For how many seconds the last checkpoint is tried to be written again, if the disk refuses it.
+    node.SAVE_RETRY_SECONDS = 600
+    node.EMA = CfgNode()
+    # Keep a moving average of the weights, and evaluate it beside them; see maskformer/engine/hooks/averaging.py.
+    node.EMA.ENABLED = False
+    # What the average keeps of itself at each step, 0 <= . < 1; less at the beginning.
+    node.EMA.DECAY = 0.9999
+    # How many of the checkpoints of every CHECKPOINT_PERIOD stay, the latest ones; 0: all.
+    node.KEEP_LAST = 0
+    # Compute so that two runs with the same SEED are equal bit for bit on one device; slower. Operations that have no
+    # such form there are named in the log.
+    node.DETERMINISTIC = False
+
+
+def _add_head_keys(node: CfgNode) -> None:
+    # C, the width of mask and pixel embeddings.
+    node.MASK_DIM = 256
+    # Encoder layers on the coarsest feature, in TransformerEncoderPixelDecoder.
+    node.TRANSFORMER_ENC_LAYERS = 0
+    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder".
+    node.PIXEL_DECODER_NAME = "BasePixelDecoder"
+
+
+def _mask_former_keys() -> CfgNode:
+    node = CfgNode()
+    # Loss.
+    node.DEEP_SUPERVISION = True  # a loss on every decoder layer, not only the last
+    node.NO_OBJECT_WEIGHT = 0.1  # weight of the class "no object" in the cross-entropy
+    node.DICE_WEIGHT = 1.0  # of the dice loss and cost; the class weight is 1
+    node.MASK_WEIGHT = 20.0  # of the focal loss and cost
+    # Transformer.
+    node.NHEADS = 8
+    node.DROPOUT = 0.1  # probability, 0..1
+    node.DIM_FEEDFORWARD = 2048
+    node.ENC_LAYERS = 0  # encoder layers between input and decoder
+    node.DEC_LAYERS = 6
+    node.PRE_NORM = False  # normalise before each block instead of after it
+    node.HIDDEN_DIM = 256  # D
+    node.NUM_OBJECT_QUERIES = 100  # Q: the most segments one image can have
+    node.TRANSFORMER_IN_FEATURE = "res5"  # what queries attend to: a backbone feature or "transformer_encoder"
+    node.ENFORCE_INPUT_PROJ = False  # a 1x1 convolution before the transformer even where widths agree
+    # The network input is padded to a multiple of this, in pixels; 0: only to the batch's largest image;
+    # < 0: the backbone's own.
+    node.SIZE_DIVISIBILITY = 32
+    node.TEST = CfgNode()
+    node.TEST.SEMANTIC_ON = True  # return "sem_seg"
+    node.TEST.PANOPTIC_ON = False  # return "panoptic_seg"
+    node.TEST.INSTANCE_ON = False  # return "instances"
+    # "sem_seg" is the label of each pixel, (height,width) int32, instead of (K,height,width) scores, which take K times
+    # the memory; averages over TEST.AUG or windows are taken of scores nevertheless.
+    node.TEST.SEM_SEG_LABELS = False
+    node.TEST.OBJECT_MASK_THRESHOLD = 0.0  # panoptic: the least class probability of a kept query, 0..1
+    node.TEST.OVERLAP_THRESHOLD = 0.0  # panoptic: the least visible fraction of a kept segment, 0..1
+    # Crop padding and resize masks to the original size before, not after, classes are decided; always so for
+    # panoptic and instance output.
+    node.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    # Semantic results of large images: (height, width) in pixels of the resized image; every window of that size goes
+    # through the network alone, and scores are averaged. (): the whole image at once.
+    node.TEST.SLIDING_WINDOW = ()
+    node.TEST.SLIDING_WINDOW_OVERLAP = 0.33  # the least fraction of a window that the next one shares, 0 <= . < 1
+    return node
+
+
+def _swin_keys() -> CfgNode:
+    node = CfgNode()
+    node.PRETRAIN_IMG_SIZE = 224  # side in pixels of the images that the position embedding of APE is for
+    node.PATCH_SIZE = 4  # pixels along a patch's side
+    node.EMBED_DIM = 96  # channels of the first stage; each later one has twice as many
+    node.DEPTHS = [2, 2, 6, 2]  # blocks of each stage
+    node.NUM_HEADS = [3, 6, 12, 24]  # attention heads of each stage
+    node.WINDOW_SIZE = 7  # cells along a window's side
+    node.MLP_RATIO = 4.0  # hidden width of a block's network over its input's
+    node.QKV_BIAS = True  # a bias on queries, keys and values
+    node.QK_SCALE = None  # factor on inner products; None: one over the root of a head's width
+    node.DROP_RATE = 0.0  # dropout of patches, projections and networks, 0..1
+    node.ATTN_DROP_RATE = 0.0  # dropout of attention weights, 0..1
+    node.DROP_PATH_RATE = 0.3  # probability of leaving out the last block in training, 0..1; linear from 0 at the first
+    node.APE = False  # add a learned absolute position embedding, resized to the image
+    node.PATCH_NORM = True  # normalise embedded patches
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # which stages' outputs are features
+    node.USE_CHECKPOINT = False  # in training, compute activations twice instead of keeping them: less memory
+    return node
+
+
+def default_config() -> CfgNode:
+    """All keys at Detectron2's and our defaults."""
+    cfg = get_cfg()
+    add_maskformer_config(cfg)
+    return cfg

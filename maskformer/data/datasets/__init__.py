@@ -1,0 +1,59 @@
+"""The datasets of ours that a configuration can name; one file each."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+
+from maskformer.config.own_datasets import read_own_datasets
+from maskformer.data.datasets.ade20k import register_ade20k
+from maskformer.data.datasets.ade20k_full import register_ade20k_full
+from maskformer.data.datasets.cityscapes import register_cityscapes
+from maskformer.data.datasets.coco_stuff_10k import register_coco_stuff_10k
+from maskformer.data.datasets.mapillary_vistas import register_mapillary_vistas
+from maskformer.data.datasets.own import register_own
+from maskformer.data.datasets.shapes import register_shapes
+
+__all__ = ["register_all", "register_missing"]
+
+# Each with one of the names that it registers.
+_REGISTER = {
+    register_ade20k: "ade20k_panoptic_train",
+    register_ade20k_full: "ade20k_full_sem_seg_train",
+    register_cityscapes: "cityscapes_fine_sem_seg_train",
+    register_coco_stuff_10k: "coco_2017_train_stuff_10k_sem_seg",
+    register_mapillary_vistas: "mapillary_vistas_sem_seg_train",
+    register_shapes: "shapes_panoptic_train",
+}
+
+
+def register_all(root: str | Path) -> None:
+    """Register every dataset of ours under a root, as often as wanted.
+
+    Args:
+        root: the folder of all datasets, ``$DETECTRON2_DATASETS``.
+    """
+    for register_dataset in _REGISTER:
+        register_dataset(root)
+
+
+def register_missing(own_datasets: Any) -> None:
+    """Register what nobody has registered yet, for whoever builds a model without a command line.
+
+    Datasets of ours come under ``$DETECTRON2_DATASETS``, as Detectron2's do; those that stand somewhere else already
+    (``register_all(root)``, or a user's own under our names) stay. Detectron2's own loaders of Cityscapes are replaced.
+
+    Args:
+        own_datasets: the value of ``DATASETS.OWN``.
+
+    Raises:
+        InputError: an own dataset has the name of another.
+    """
+    root = os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    for register_dataset, name in _REGISTER.items():
+        if name not in DatasetCatalog or DatasetCatalog[name].__module__ == "detectron2.data.datasets.builtin":
+            register_dataset(root)
+    register_own(read_own_datasets(own_datasets))

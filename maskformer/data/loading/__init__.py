@@ -1,0 +1,1 @@
+"""From records to batches: loaders, samplers and repeat factors."""

@@ -1,0 +1,111 @@
+"""From a label map, a panoptic map or instance masks to the segments that the network shall predict. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskformer.data.files.counting import present_values, read_only, replace_values
+from maskformer.kernels import import_pixel_loops
+from maskformer.structures import SegmentMasks
+
+
+def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, SegmentMasks]:
+    """Make one segment of each class present.
+
+    Args:
+        label_map: (H,W) integers, 0..K-1 or ``ignore_label``.
+        ignore_label: the value of pixels without a class; they belong to no segment.
+
+    Returns:
+        ``labels`` (G,) int64, ascending, and the masks.
+    """
+    classes = present_values(label_map)
+    classes = classes[classes != ignore_label].astype(np.int64)
+    segment_map = number_segments(label_map, classes)
+    return torch.from_numpy(classes), SegmentMasks(torch.from_numpy(segment_map), len(classes))
+
+
+def panoptic_targets(pan_ids: np.ndarray, segments_info: Sequence[dict[str, Any]]) -> tuple[Tensor, SegmentMasks]:
+    """Make one segment of each that is no crowd and has a pixel left: a segment that a crop emptied is no target.
+
+    Args:
+        pan_ids: (H,W) integers: the ``id`` of a segment; any other value is void.
+        segments_info: ``id``, ``category_id`` (0..K-1) and, where it is one, ``iscrowd`` of each segment.
+
+    Returns:
+        ``labels`` (G,) int64, in the order of ``segments_info``, and the masks.
+    """
+    segments = [segment for segment in segments_info if not segment.get("iscrowd", 0)]
+    segment_map = number_segments(pan_ids, [segment["id"] for segment in segments])
+    visible = visible_segments(segment_map, len(segments))
+    if not visible.all():
+        segments = [segments[index] for index in np.flatnonzero(visible)]
+        segment_map = number_segments(segment_map, np.flatnonzero(visible) + 1)
+    labels = torch.tensor([segment["category_id"] for segment in segments], dtype=torch.int64)
+    return labels, SegmentMasks(torch.from_numpy(segment_map), len(segments))
+
+
+def instance_targets(classes: Sequence[int], layers: np.ndarray) -> tuple[Tensor, SegmentMasks]:
+    """Keep the instances that have a pixel left.
+
+    Args:
+        classes: G integers, 0..K-1.
+        layers: (layers,H,W) integers: g + 1 where instance g is, in one of the layers; 0 elsewhere. Instances that
+            overlap stand in different ones.
+
+    Returns:
+        ``labels`` (G,) int64, in the given order, and the masks.
+    """
+    rows = layers.reshape(-1, layers.shape[-1])
+    kept = np.flatnonzero(visible_segments(rows, len(classes)))
+    segment_map = number_segments(rows, kept + 1).reshape(layers.shape)
+    labels = torch.tensor([classes[index] for index in kept.tolist()], dtype=torch.int64)
+    return labels, SegmentMasks(torch.from_numpy(segment_map), len(kept))
+
+
+def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Replace arbitrary ids by segment numbers: g + 1 where ``id_map`` is ``segment_ids[g]``, 0 elsewhere.
+
+    Args:
+        id_map: (H,W) integers >= 0.
+        segment_ids: G distinct integers >= 0.
+
+    Returns:
+        (H,W), the smallest of uint8, int16 and int32 that holds G.
+    """
+    segment_ids = np.asarray(segment_ids, dtype=np.int64)
+    num_segments = len(segment_ids)
+    dtype = np.uint8 if num_segments <= 255 else np.int16 if num_segments <= 32767 else np.int32
+    are_numbers = id_map.dtype == dtype and np.array_equal(segment_ids, np.arange(1, num_segments + 1))
+    if are_numbers and id_map.max(initial=0) <= num_segments:
+        return np.array(id_map, order="C")
+    loops = import_pixel_loops()
+    if loops is not None and id_map.dtype == np.int32:
+        order = np.argsort(segment_ids)
+        numbers = (order + 1).astype(dtype)
+        segment_map = np.empty(id_map.shape, dtype)
+        loops.number_ids(read_only(id_map).reshape(-1), segment_ids[order], numbers, segment_map.reshape(-1))
+        return segment_map
+    # Panoptic ids have 24 bits; np.zeros takes its pages lazily, so only those that hold an id of this image cost time.
+    number_of_id = np.zeros(int(id_map.max(initial=0)) + 1, dtype=dtype)
+    may_occur = segment_ids < len(number_of_id)
+    number_of_id[segment_ids[may_occur]] = np.arange(1, num_segments + 1)[may_occur]
+    return replace_values(id_map, number_of_id)
+
+
+def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
+    """Say which segments have a pixel.
+
+    Args:
+        segment_map: (H,W) segment numbers 1..G, or 0.
+        num_segments: G.
+
+    Returns:
+        (G,) bool.
+    """
+    return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))

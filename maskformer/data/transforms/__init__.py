@@ -1,0 +1,1 @@
+"""What happens to a training image: augmentations, and the transforms that they draw."""

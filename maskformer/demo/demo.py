@@ -1,0 +1,389 @@
+"""Train a MaskFormer on the built-in dataset, measure it and draw what it sees: what ``make demo`` runs.
+
+    python -m maskformer.tools.demo [--output-dir FOLDER] [--seed N] [KEY VALUE ...]
+
+A second call reuses what is there; an interrupted training goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import inference_on_dataset
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from maskformer.config import load_config
+from maskformer.data.datasets import register_all
+from maskformer.demo.shapes import generate_shapes
+from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.trainer import Trainer
+from maskformer.files import unfinished
+from maskformer.predictor import Predictor
+from maskformer.reports import gallery
+from maskformer.reports.console import console_to_log
+from maskformer.reports.drawing import ClassTable
+from maskformer.reports.progress import ProgressLine, format_duration
+from maskformer.reports.saving import write_picture
+from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
+from maskformer.structures import ESCAPING, InputError
+
+CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
+NUM_PICTURES = 8  # rows of the gallery
+LOSS_WINDOW = 20  # iterations: the loss that is shown is their median
+SCORES = (("semantic", "sem_seg", "mIoU"), ("panoptic", "panoptic_seg", "PQ"), ("instance", "segm", "AP"))
+# What a run leaves in its folder; a run of other settings moves these aside, and nothing else.
+LEFTOVERS = ("model_*.pth", "last_checkpoint", "metrics.json", "events.out.*", "inference", "demo", "gallery")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One run of the demo.
+
+    Attributes:
+        cfg: with a real device, seed and output folder.
+        num_train: training images.
+        num_val: held-out images.
+        datasets: the folder of all datasets.
+        console: where the progress line goes.
+    """
+
+    cfg: CfgNode
+    num_train: int
+    num_val: int
+    datasets: Path
+    console: TextIO
+
+    @property
+    def folder(self) -> Path:
+        """Where all results go."""
+        return Path(self.cfg.OUTPUT_DIR)
+
+    @property
+    def weights(self) -> Path:
+        """The trained model."""
+        return self.folder / "model_final.pth"
+
+    @property
+    def metrics(self) -> Path:
+        """The scores on held-out images."""
+        return self.folder / "demo" / "metrics.json"
+
+    @property
+    def page(self) -> Path:
+        """The gallery's page, written last."""
+        return self.folder / "gallery" / "index.html"
+
+    @property
+    def training_record(self) -> Path:
+        """Says with which settings the model was, or is being, trained."""
+        return self.folder / "demo" / "training.txt"
+
+    @property
+    def val_dataset(self) -> str:
+        """The name of the held-out images."""
+        return self.cfg.DATASETS.TEST[0]
+
+    def say(self, text: str) -> None:
+        """Print a line on the console."""
+        print(text, file=self.console, flush=True)
+
+    def progress(self, title: str, total: int, unit: str, start: int = 0) -> ProgressLine:
+        """A progress line on the console."""
+        return ProgressLine(title, total, unit=unit, start=start, stream=self.console)
+
+
+def run(demo: Demo) -> None:
+    """All steps; each one is skipped where its result is there.
+
+    Raises:
+        InputError: a mistake in the arguments or the configuration.
+    """
+    begin = time.monotonic()
+    prepare_dataset(demo)
+    set_aside_other_training(demo)
+    train(demo)
+    scores = evaluate(demo)
+    draw_gallery(demo, scores)
+    report(demo, scores, time.monotonic() - begin)
+
+
+def prepare_dataset(demo: Demo) -> None:
+    """Draw the built-in dataset, unless it is there with the same number of images."""
+    title = "[1/4] Drawing the dataset"
+    line: ProgressLine | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal line
+        line = line or demo.progress(title, total, "images")
+        line.update(done)
+
+    folder = generate_shapes(demo.datasets, num_train=demo.num_train, num_val=demo.num_val, progress=progress)
+    if line is None:
+        demo.say(f"[1/4] Reusing the dataset in {folder}")
+    else:
+        line.finish(str(folder))
+    register_all(demo.datasets)
+
+
+def settings_hash(demo: Demo, *, of_training: bool) -> str:
+    """What the results depend on, in short; device and folders leave it the same.
+
+    Args:
+        demo: the run.
+        of_training: leave out what matters only after training.
+    """
+    cfg = demo.cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
+    images = [demo.num_train, demo.num_val]
+    if of_training:
+        cfg.pop("TEST")
+        cfg.INPUT.MIN_SIZE_TEST = cfg.INPUT.MAX_SIZE_TEST = 0
+        cfg.MODEL.MASK_FORMER.pop("TEST")
+        images.pop()
+    return hashlib.sha256(f"{cfg.dump()}{images}".encode()).hexdigest()
+
+
+def set_aside_other_training(demo: Demo) -> None:
+    """Move the results of other settings into a subfolder, so that nothing is mixed and nothing is lost."""
+    settings = settings_hash(demo, of_training=True)
+    record = demo.training_record
+    if record.is_file() and record.read_text() == settings:
+        return
+    old = [path for pattern in LEFTOVERS for path in demo.folder.glob(pattern)]
+    if old:
+        place = demo.folder / time.strftime("before_%Y-%m-%d_%H-%M-%S")
+        place.mkdir()
+        for path in old:
+            shutil.move(path, place)
+        demo.say(f"      Results of other settings are kept in {place}")
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(settings)
+
+
+class DemoTrainer(Trainer):
+    """The trainer without evaluation: that is a step of its own here."""
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """All hooks but the evaluation."""
+        return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
+
+
+class ProgressHook(HookBase):
+    """Shows iteration and loss on a progress line.
+
+    Args:
+        line: counts iterations.
+    """
+
+    def __init__(self, line: ProgressLine):
+        self._line = line
+
+    def after_step(self) -> None:
+        """Update the line."""
+        losses = self.trainer.storage.histories().get("total_loss")
+        self._line.update(self.trainer.iter + 1, f"loss {losses.median(LOSS_WINDOW):.2f}" if losses else "")
+
+
+def train(demo: Demo) -> None:
+    """Train, or go on with an interrupted training; Ctrl-C saves first."""
+    if demo.weights.is_file():
+        demo.say(f"[2/4] Reusing the model {demo.weights}")
+        return
+    trainer = DemoTrainer(demo.cfg)
+    trainer.resume_or_load(resume=True)
+    where = f" on {demo.cfg.MODEL.DEVICE}" + (f" (from iteration {trainer.start_iter})" if trainer.start_iter else "")
+    with demo.progress(f"[2/4] Training{where}", demo.cfg.SOLVER.MAX_ITER, "iterations", trainer.start_iter) as line:
+        trainer.register_hooks([ProgressHook(line)])
+        try:
+            trainer.train()
+        except KeyboardInterrupt:
+            trainer.iter -= 1  # the last iteration that was completed
+            trainer.checkpointer.save("model_interrupted")
+            raise
+    (demo.folder / "model_interrupted.pth").unlink(missing_ok=True)
+
+
+class CountedLoader:
+    """A data loader that moves a progress line.
+
+    Args:
+        loader: batches.
+        line: counts them.
+    """
+
+    def __init__(self, loader: Iterable[Any], line: ProgressLine):
+        self._loader = loader
+        self._line = line
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, batch in enumerate(self._loader, start=1):
+            yield batch
+            self._line.update(done, "computing the scores" if done == len(self) else "")
+
+
+def evaluate(demo: Demo) -> dict[str, dict[str, float]]:
+    """Measure the model on the held-out images and write ``metrics.json``.
+
+    Returns:
+        Percentages by kind of result and metric, as Detectron2's evaluators name them.
+    """
+    settings = settings_hash(demo, of_training=False)
+    if _is_newer(demo.metrics, demo.weights):
+        content = json.loads(demo.metrics.read_text())
+        if content["settings"] == settings:
+            demo.say(f"[3/4] Reusing the scores {demo.metrics}")
+            return content["scores"]
+    model = Predictor.from_config(_trained(demo)).model
+    loader = Trainer.build_test_loader(demo.cfg, demo.val_dataset)
+    evaluator = Trainer.build_evaluator(demo.cfg, demo.val_dataset)
+    with demo.progress("[3/4] Evaluating", demo.num_val, "images") as line:
+        scores = inference_on_dataset(model, CountedLoader(loader, line), evaluator)
+        line.update(demo.num_val)
+    facts = {"dataset": demo.val_dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
+    _write_json(demo.metrics, {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": _finite(scores)})
+    return json.loads(demo.metrics.read_text())["scores"]
+
+
+def _trained(demo: Demo) -> CfgNode:
+    cfg = demo.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(demo.weights)
+    return cfg
+
+
+def _is_newer(path: Path, other: Path) -> bool:
+    return path.is_file() and path.stat().st_mtime >= other.stat().st_mtime
+
+
+def _finite(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """The same scores, None where there is none to give: JSON has no NaN."""
+    return {kind: {k: v if math.isfinite(v) else None for k, v in values.items()} for kind, values in scores.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either whole or not there."""
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def main_scores(scores: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:
+    """(task, metric, percent) of those in ``SCORES`` that were measured."""
+    found = [(task, metric, scores.get(kind, {}).get(metric)) for task, kind, metric in SCORES]
+    return [(task, metric, value) for task, metric, value in found if value is not None]
+
+
+def draw_gallery(demo: Demo, scores: dict[str, dict[str, float]]) -> None:
+    """Draw some held-out images: a picture each, all in one, and a page."""
+    if _is_newer(demo.page, demo.metrics):
+        demo.say(f"[4/4] Reusing the gallery {demo.page}")
+        return
+    segment = Predictor.from_config(_trained(demo))
+    classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    records = DatasetCatalog.get(demo.val_dataset)[:NUM_PICTURES]
+    rows = []
+    with demo.progress("[4/4] Drawing the gallery", len(records), "images") as line:
+        for record in records:
+            rows.append(gallery.join_row(gallery.make_row(record, segment, classes)))
+            write_picture(demo.page.with_name(Path(record["file_name"]).stem + ".png"), rows[-1])
+            line.advance()
+    write_picture(demo.page.with_name("gallery.png"), gallery.make_sheet(rows))
+    curve = gallery.draw_curve(gallery.read_losses(demo.folder / "metrics.json"))
+    write_picture(demo.page.with_name("loss.png"), curve)
+    summary = (
+        f"Trained from scratch on {demo.num_train} drawn images for {demo.cfg.SOLVER.MAX_ITER} iterations; "
+        f"measured on {demo.num_val} others, in percent."
+    )
+    page = gallery.make_page("MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
+    demo.page.write_text(page, encoding="utf-8")
+
+
+def report(demo: Demo, scores: dict[str, dict[str, float]], seconds: float) -> None:
+    """Say how good the model is and where everything lies."""
+    demo.say(f"\nOn {demo.num_val} held-out images, in percent:")
+    for task, metric, value in main_scores(scores):
+        demo.say(f"  {task:<9} {metric:<5} {value:5.1f}")
+    demo.say(f"\nPictures: {demo.page}\nMetrics:  {demo.metrics}\nModel:    {demo.weights}")
+    demo.say(f"Done in {format_duration(seconds)}.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m maskformer.tools.demo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="KEY VALUE pairs, which change the configuration, come last.",
+    )
+    parser.add_argument("--config-file", default=str(CONFIG_FILE), metavar="FILE", help="the model and its training")
+    parser.add_argument("--output-dir", default="output/shapes", metavar="FOLDER", help="where all results go")
+    parser.add_argument("--seed", type=int, default=0, help="of the training; the dataset is always the same")
+    parser.add_argument("--train-images", type=int, default=1600, metavar="N", help="size of the dataset")
+    parser.add_argument("--val-images", type=int, default=200, metavar="N", help="size of its held-out part")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
+    return parser
+
+
+def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
+    """Read the configuration, and prepare seed and logs.
+
+    Args:
+        args: what ``build_parser`` parsed.
+        console: where the progress line goes.
+
+    Raises:
+        InputError: a mistake in the arguments or the configuration.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.OUTPUT_DIR, cfg.SEED = args.output_dir, args.seed
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    cfg.freeze()
+    for name in ("detectron2", "fvcore", "maskformer"):
+        logging.getLogger(name).addHandler(ESCAPING)
+        setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
+    seed_all_rng(cfg.SEED)
+    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    return Demo(cfg, args.train_images, args.val_images, datasets, console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        Exit code: 0; 2 after a user's mistake, told in one line; 130 after Ctrl-C.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        with console_to_log(Path(args.output_dir) / "log.txt") as console:
+            run(build_demo(args, console))
+    except InputError as error:
+        print(f"error: {input_error_sentence(error)}", file=sys.stderr)
+        return EXIT_INPUT_ERROR
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Event writers beside Detectron2's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
+
+from maskformer.runs.output_folder import KeptFile
+from maskformer.sdaa.tcappdll import TcappdllRecord, format_record, parse_line
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsWriter(JSONWriter):
+    """Detectron2's ``metrics.json``, which outlives a disk that refuses, and which a resumed run goes on with.
+
+    Args:
+        path: of the file, which is appended to.
+    """
+
+    _file_handle: Any
+
+    def __init__(self, path: str):
+        super().__init__(os.devnull)
+        self._file_handle.close()
+        self._file_handle = KeptFile(path, durable=True)
+        self._path = path
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been written so far."""
+        return {"size": _size(self._path), "last_write": self._last_write}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; lines of iterations after it are dropped, for they are computed again."""
+        cut_lines(self._path, state["size"], _has_iteration)
+        self._last_write = state["last_write"]
+
+
+class TcappdllWriter(EventWriter):
+    """Writes the line of Tecorigin's tcap_dllogger for each iteration, to the standard output and to ``tcappdll.log``.
+
+    Training goes by iterations, so the epoch is always 0.
+
+    Args:
+        folder: of the run; the file in it is appended to.
+        images_per_step: over all processes.
+    """
+
+    def __init__(self, folder: str, *, images_per_step: int):
+        self._images_per_step = images_per_step
+        self._last_iteration = -1
+        self._path = os.path.join(folder, "tcappdll.log")
+        self._file = KeptFile(self._path)
+
+    def write(self) -> None:
+        """Write the latest iteration, unless it has been written."""
+        latest = get_event_storage().latest()
+        if "total_loss" not in latest or "images_per_second" not in latest:
+            return
+        loss, iteration = latest["total_loss"]
+        if iteration <= self._last_iteration:  # Detectron2 writes the last iteration twice
+            return
+        self._last_iteration = iteration
+        images_per_second, _ = latest["images_per_second"]
+        record = TcappdllRecord(
+            epoch=0,
+            iteration=iteration,
+            rank=comm.get_rank(),
+            loss=loss,
+            images_per_second=images_per_second,
+            total_time=self._images_per_step / images_per_second,
+            time=datetime.now(),
+        )
+        line = format_record(record) + "\n"
+        self._file.write(line)
+        self._file.flush()
+        with contextlib.suppress(OSError):  # the log may go to a disk that is full
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been written so far."""
+        return {"size": _size(self._path), "last_iteration": self._last_iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; lines of iterations after it are dropped, for they are computed again."""
+        cut_lines(self._path, state["size"], lambda line: parse_line(line) is not None)
+        self._last_iteration = state["last_iteration"]
+
+
+def cut_lines(path: str, size: int, is_replayed: Callable[[str], bool]) -> None:
+    """Drop the lines that a run wrote after its checkpoint; others (of an evaluation in between) stay.
+
+    Args:
+        path: of a file that the run appends to.
+        size: of the file when the checkpoint was saved, in bytes.
+        is_replayed: whether the resumed run writes such a line again. A line that was cut short is dropped too.
+    """
+    if not os.path.isfile(path):
+        return
+    with open(path, "r+b") as file:
+        file.seek(size)
+        lines = file.read().decode("utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and not is_replayed(line)]
+        if len(kept) == len(lines):
+            return
+        file.seek(size)
+        file.write("".join(kept).encode("utf-8"))
+        file.truncate()
+    logger.info("%s: %d lines are dropped; the resumed run writes them again.", path, len(lines) - len(kept))
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # the folder has gone
+        return 0
+
+
+def _has_iteration(line: str) -> bool:
+    try:
+        return "iteration" in json.loads(line)
+    except (ValueError, TypeError):
+        return True  # cut short by a crash

@@ -1,0 +1,319 @@
+"""What evaluation and prediction do beyond one pass of the network: views of ``TEST.AUG``, and sliding windows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import SemanticSegmentor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskformer.engine.accelerator import Accelerator, is_out_of_memory
+from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window, smaller_bands
+from maskformer.meta_arch import MaskFormer
+from maskformer.model_inputs import check_images, output_size
+from maskformer.runs.failures import describe_image
+from maskformer.structures import InputError, RunError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Which views of an image are shown; the keys are those of ``TEST.AUG``.
+
+    Attributes:
+        min_sizes: lengths of the shorter side, in pixels.
+        max_size: the longer side is at most this.
+        flip: show mirror images too.
+    """
+
+    min_sizes: Sequence[int]
+    max_size: int
+    flip: bool
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """How an image is divided; the keys are those of ``MODEL.MASK_FORMER.TEST``.
+
+    Attributes:
+        size: (height, width) in pixels of the resized image.
+        overlap: the least fraction of a window that the next one shares.
+    """
+
+    size: tuple[int, int]
+    overlap: float
+
+
+def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """The model as evaluation and prediction run it, and the configuration that its images are loaded with.
+
+    Args:
+        cfg: ``TEST.AUG``, ``MODEL.MASK_FORMER.TEST.SLIDING_WINDOW`` and ``_OVERLAP`` are read.
+        model: with its weights; it may be one that several processes train.
+
+    Returns:
+        Both as they are where neither option is on. With augmentation, images are loaded at their own size.
+
+    Raises:
+        InputError: a value is impossible, or the model does not give a result of a kind that the options support.
+    """
+    augmentation, window = _read_augmentation(cfg), _read_window(cfg)
+    if augmentation is None and window is None:
+        return cfg, model
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    _check_support(model, window)
+    if augmentation is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
+        cfg.freeze()
+    return cfg, TestTimeModel(model=model, augmentation=augmentation, window=window)
+
+
+def _read_augmentation(cfg: CfgNode) -> Augmentation | None:
+    aug = cfg.TEST.AUG
+    if not aug.ENABLED:
+        return None
+    if not aug.MIN_SIZES or min(aug.MIN_SIZES) < 1:
+        raise InputError(f"TEST.AUG.MIN_SIZES is {aug.MIN_SIZES}; expected one or more lengths in pixels, 1 or more.")
+    if aug.MAX_SIZE < 1:
+        raise InputError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}; expected a length in pixels, 1 or more.")
+    return Augmentation(min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
+
+
+def _read_window(cfg: CfgNode) -> SlidingWindow | None:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    size, overlap = tuple(test.SLIDING_WINDOW), test.SLIDING_WINDOW_OVERLAP
+    if not size:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(
+            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW is {size}; expected (height, width) in pixels, or () for none."
+        )
+    if not 0 <= overlap < 1:
+        raise InputError(
+            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP is {overlap}; expected a fraction, 0 or more and below 1."
+        )
+    return SlidingWindow(size=size, overlap=overlap)
+
+
+def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
+    if not isinstance(model, (MaskFormer, SemanticSegmentor)):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE is {type(model).__name__}; TEST.AUG.ENABLED and "
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW expect MaskFormer or SemanticSegmentor: switch them off."
+        )
+    if window is None or not isinstance(model, MaskFormer):
+        return
+    options = model.inference
+    if options.panoptic_on or options.instance_on:
+        raise InputError(
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW gives semantic results only, because a segment may reach over many "
+            "windows: set PANOPTIC_ON and INSTANCE_ON of MODEL.MASK_FORMER.TEST to False, or SLIDING_WINDOW to ()."
+        )
+
+
+@contextmanager
+def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
+    """In the ``with`` block, a ``MaskFormer`` gives semantic labels: a K-th of the memory, and all that is measured.
+
+    Args:
+        model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
+    """
+    model = innermost(model)
+    if not isinstance(model, MaskFormer):
+        yield
+        return
+    options = model.inference
+    model.inference = replace(options, semantic_as_labels=True)
+    try:
+        yield
+    finally:
+        model.inference = options
+
+
+def innermost(model: nn.Module) -> nn.Module:
+    """The model itself, of one that is shown images by others: ``DistributedDataParallel``, ``TestTimeModel``, ..."""
+    while isinstance(model, (DistributedDataParallel, TestTimeModel, RetryingModel)):
+        model = model.module if isinstance(model, DistributedDataParallel) else model.model
+    return model
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How finely an image is divided once memory did not suffice.
+
+    Attributes:
+        band_divisor: of the bands of rows in which results are computed; results stay the same.
+        window_divisor: of both sides of the image, for the windows that the network sees; 1: the whole image.
+    """
+
+    band_divisor: int
+    window_divisor: int = 1
+
+
+SMALLER_TILES = (Tiles(2), Tiles(4), Tiles(8, window_divisor=2), Tiles(8, window_divisor=4))
+
+
+class RetryingModel(nn.Module):
+    """A model that tries again, in smaller tiles, on images for which memory does not suffice.
+
+    Bands of rows become smaller first; then a model that gives semantic results alone sees windows of half, then of a
+    quarter of the image's sides, whose scores differ a little from those of the whole image.
+
+    Args:
+        model: what evaluation would run, in evaluation mode.
+        accelerator: where it is.
+        overlap: the least fraction of a window that the next one shares.
+    """
+
+    def __init__(self, *, model: nn.Module, accelerator: Accelerator, overlap: float = 0.33):
+        super().__init__()
+        self.model = model
+        self.accelerator = accelerator
+        self.overlap = overlap
+        self.training = model.training  # evaluation restores the mode that it finds here
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images; inputs and results are those of the model.
+
+        Raises:
+            RunError: memory does not suffice for the smallest tiles either.
+        """
+        for tiles in (Tiles(1), *SMALLER_TILES):
+            if tiles.window_divisor > 1 and not self._may_slide:
+                continue
+            results = self._try(batched_inputs, tiles)
+            if results is not None:
+                return results
+            # Here, where the error is gone and with it what its traceback held.
+            self.accelerator.release_unused_memory()
+            logger.warning(
+                "Out of memory on %s for %s in %s; trying smaller tiles",
+                self.accelerator.device, ", ".join(map(describe_image, batched_inputs)), tiles,
+            )  # fmt: skip
+        images = ", ".join(map(describe_image, batched_inputs))
+        raise RunError(
+            f"Out of memory on {self.accelerator.device} in evaluation, in the smallest tiles too: {images}. Lower "
+            "INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST; or, for semantic results alone, set "
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW."
+        )
+
+    @property
+    def _may_slide(self) -> bool:
+        model = innermost(self.model)
+        if not isinstance(model, MaskFormer) or isinstance(self.model, TestTimeModel):
+            return False
+        return not (model.inference.panoptic_on or model.inference.instance_on)
+
+    def _try(self, batched_inputs: list[dict[str, Any]], tiles: Tiles) -> list[dict[str, Any]] | None:
+        try:
+            with smaller_bands(tiles.band_divisor):
+                if tiles.window_divisor == 1:
+                    return self.model(batched_inputs)
+                return [self._slide(example, tiles.window_divisor) for example in batched_inputs]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _slide(self, example: dict[str, Any], divisor: int) -> dict[str, Any]:
+        rows, columns = example["image"].shape[-2:]
+        window = SlidingWindow(size=(-(-rows // divisor), -(-columns // divisor)), overlap=self.overlap)
+        return TestTimeModel(model=innermost(self.model), augmentation=None, window=window)([example])[0]
+
+
+class TestTimeModel(nn.Module):
+    """A model that looks at an image several times, and stands where the model itself does in evaluation.
+
+    Args:
+        model: ``MaskFormer``, or a ``SemanticSegmentor``, which gives semantic results only.
+        augmentation: the views of each image; None: the image as it comes.
+        window: divides each view, for semantic results only; None: views are whole.
+    """
+
+    def __init__(self, *, model: nn.Module, augmentation: Augmentation | None, window: SlidingWindow | None):
+        super().__init__()
+        self.model = model
+        self.augmentation = augmentation
+        self.window = window
+        self.training = model.training  # evaluation restores the mode that it finds here
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Segment images one by one; inputs and results are those of the model."""
+        check_images(batched_inputs, len(self.model.get_buffer("pixel_mean")))
+        return [self._segment(example) for example in batched_inputs]
+
+    def _segment(self, example: dict[str, Any]) -> dict[str, Any]:
+        image: Tensor = example["image"]
+        rows, columns = image.shape[-2:]
+        output = dict(zip(("height", "width"), output_size(example, (rows, columns))))
+        views = self._plan_views((rows, columns))
+        if not isinstance(self.model, MaskFormer) or self.window is not None:
+            return self._segment_semantically(image, views, output)
+        return _segment_by_queries(self.model, image, views, output)
+
+    def _plan_views(self, image_size: tuple[int, int]) -> list[View]:
+        aug = self.augmentation
+        if aug is None:
+            return [View(image_size)]
+        return plan_views(image_size, min_sizes=aug.min_sizes, max_size=aug.max_size, flip=aug.flip)
+
+    def _segment_semantically(self, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
+        scores = ScoreAverage()
+        for view in views:
+            scores.add(view.restore(self._scores(view.show(image), output)))
+        return {"sem_seg": _answer(self.model, scores.mean())}
+
+    def _scores(self, image: Tensor, output: dict[str, int]) -> Tensor:
+        """(K,height,width) scores of one view, in windows where it is larger than one."""
+        window = self.window
+        if window is None or (image.shape[-2] <= window.size[0] and image.shape[-1] <= window.size[1]):
+            return _semantic_scores(self.model, {"image": image, **output})
+        scores = slide_window(
+            image, window.size, window.overlap, lambda part: _semantic_scores(self.model, {"image": part})
+        )
+        return resize_maps(scores, (output["height"], output["width"]))
+
+
+def _semantic_scores(model: nn.Module, example: dict[str, Any]) -> Tensor:
+    """(K,height,width) scores, also of a model that gives labels."""
+    if not isinstance(model, MaskFormer):
+        return model([example])[0]["sem_seg"]
+    (prediction,) = model.predict([example])
+    return model.semantic_scores(*prediction)
+
+
+def _answer(model: nn.Module, scores: Tensor) -> Tensor:
+    """What the model gives as "sem_seg": (K,height,width) scores, or their (height,width) int32 labels."""
+    gives_labels = isinstance(model, MaskFormer) and model.inference.semantic_as_labels
+    return scores.max(0).indices.int() if gives_labels else scores
+
+
+def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
+    """All results of MaskFormer from whole views; see ``maskformer.inference.tta``."""
+    options = model.inference
+    scores = ScoreAverage()
+    queries: QueryAverage | None = None
+    for view in views:
+        (prediction,) = model.predict([{"image": view.show(image), **output}])
+        if options.semantic_on:
+            scores.add(view.restore(model.semantic_scores(*prediction)))
+        if not (options.panoptic_on or options.instance_on):
+            continue
+        if queries is None:  # the largest view, not flipped
+            queries = QueryAverage(*prediction)
+        else:
+            queries.add(*prediction, flipped=view.flipped)
+    results = {"sem_seg": _answer(model, scores.mean())} if options.semantic_on else {}
+    if queries is None:
+        return results
+    return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}

@@ -1,0 +1,188 @@
+"""Evaluation on each dataset of ``DATASETS.TEST``, which goes on where an earlier one of the same was interrupted."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from maskformer.data.datasets.classes import check_classes
+from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.test_time import innermost
+from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
+from maskformer.kernels import import_loops
+from maskformer.meta_arch import MaskFormer
+from maskformer.structures import InputError
+
+logger = logging.getLogger(__name__)
+
+# Parts of the configuration that the results of an image depend on, less what changes nothing in them.
+_PARTS = ("MODEL", "INPUT", "TEST")
+_WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the whole config.
+        model: with ``classes``, or of a user's own kind.
+
+    Raises:
+        InputError: they differ, or results need to know more of them than is known.
+    """
+    model = innermost(model)
+    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+        model.check_classes()
+    for name in cfg.DATASETS.TEST:
+        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))
+
+
+def check_evaluation(
+    cfg: CfgNode,
+    build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
+    build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
+) -> None:
+    """Build all that evaluating needs, and let go of it, so that what is wrong is known before hours of training.
+
+    Every process does, for each reads the truth later. Images and labels are looked for but not opened.
+
+    Args:
+        cfg: the whole config.
+        build_loader: see ``evaluate_datasets``.
+        build_evaluator: likewise.
+
+    Raises:
+        InputError: a dataset of ``DATASETS.TEST`` cannot be loaded or measured.
+    """
+    for name in cfg.DATASETS.TEST:
+        build_evaluator(cfg, name)
+        build_loader(cfg, name)
+        # A subclass of the trainer may evaluate what is not registered.
+        for record in DatasetCatalog.get(name) if name in DatasetCatalog else ():
+            for key in ("file_name", "sem_seg_file_name", "pan_seg_file_name"):
+                if key in record and not PathManager.isfile(record[key]):
+                    raise InputError(
+                        f"{record[key]} ({key}) does not exist but the dataset {name} names it; restore it, or change "
+                        "DATASETS.TEST."
+                    )
+
+
+def evaluate_datasets(
+    cfg: CfgNode,
+    model: nn.Module,
+    build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
+    build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
+) -> dict[str, Any]:
+    """Detectron2's loop over datasets, with partial results on disk.
+
+    Our own evaluators write what they measure of each image under ``OUTPUT_DIR/inference/DATASET`` as they go. With
+    ``TEST.RESUME``, images that were measured before are not even read; the scores are those of an evaluation that was
+    never interrupted, whatever the number of processes then and now.
+
+    Args:
+        cfg: the whole config.
+        model: as it is evaluated.
+        build_loader: (cfg, dataset name, indices of the images to leave out) -> batches.
+        build_evaluator: (cfg, dataset name) -> evaluator.
+
+    Returns:
+        Scores by kind of result and metric; of several datasets, by their names first. On the main process only.
+    """
+    results: dict[str, Any] = OrderedDict()
+    for name in cfg.DATASETS.TEST:
+        evaluator = build_evaluator(cfg, name)
+        journal = _keep_journal(cfg, model, name, evaluator)
+        loader = build_loader(cfg, name, frozenset() if journal is None else journal.done)
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            logger.info("Evaluation results for %s in csv format:", name)
+            print_csv_format(results[name])
+        del evaluator, loader, journal
+        gc.collect()
+        Accelerator(cfg.MODEL.DEVICE).release_unused_memory()  # else a training keeps what its evaluations needed
+    return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator) -> Journal | None:
+    """A journal that is given to the evaluator; None where it cannot keep one."""
+    if not isinstance(evaluator, ImageByImageEvaluators) or evaluator.output_folder is None:
+        return None
+    of_main = fingerprint(cfg, model, _describe_dataset(dataset_name)) if comm.is_main_process() else ""
+    common = comm.all_gather(of_main)[0]
+    journal = Journal(evaluator.output_folder, common, resume=cfg.TEST.RESUME)
+    evaluator.keep_in(journal)
+    if comm.is_main_process():
+        _report(journal, dataset_name, tidy_partial_results(evaluator.output_folder))
+    return journal
+
+
+def _report(journal: Journal, dataset_name: str, unfinished: int) -> None:
+    if journal.done:
+        logger.info(
+            "Going on with an interrupted evaluation on %s: %d images were measured before, with the same weights, "
+            "configuration, data and code (%s). TEST.RESUME False would measure all of them again.",
+            dataset_name, len(journal.done), journal.folder,
+        )  # fmt: skip
+    elif unfinished > 1:
+        logger.info(
+            "%s holds partial results of %d other evaluations, of other weights, configuration, data or code. They are "
+            "not used here; after a week they are removed.", journal.folder.parent, unfinished - 1,
+        )  # fmt: skip
+
+
+def fingerprint(cfg: CfgNode, model: nn.Module, facts: Iterable[Any] = ()) -> str:
+    """What the results of images depend on: settings, code and weights.
+
+    Args:
+        cfg: the whole config.
+        model: as it is evaluated; its values count, not the file that they came from.
+        facts: what they depend on besides; each has a ``repr`` of its value.
+
+    Returns:
+        24 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for part in _PARTS:
+        digest.update(repr({key: value for key, value in cfg[part].items() if key not in _WITHOUT_EFFECT}).encode())
+    has_loops = import_loops() is not None  # PyTorch's operators round otherwise
+    for fact in (torch.__version__, detectron2.__version__, str(has_loops)):
+        digest.update(fact.encode())
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.read_bytes())
+    for fact in facts:
+        digest.update(repr(fact).encode())
+    for tensor in model.state_dict().values():
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _describe_dataset(name: str) -> Iterator[Any]:
+    """Facts that change when an image, a label or their order does; no file is opened."""
+    records = DatasetCatalog.get(name)  # first: Detectron2 completes the metadata as it reads
+    yield {key: _describe_value(value) for key, value in MetadataCatalog.get(name).as_dict().items()}
+    for record in records:
+        yield {key: _describe_value(value) for key, value in record.items() if not isinstance(value, (list, dict))}
+
+
+def _describe_value(value: Any) -> Any:
+    """A value that is a file with its size and time."""
+    if not isinstance(value, str) or not os.path.isfile(value):
+        return value
+    status = os.stat(value)
+    return value, status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""Query decoders: from image features to the class and the mask of each query."""

@@ -1,0 +1,187 @@
+"""MaskFormerPredictor: queries ask the image for masks and say which class each one is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d
+from fvcore.nn import weight_init
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskformer.modeling.transformer import (
+    TransformerDecoder,
+    TransformerEncoder,
+    initialise_matrices,
+    layer_options,
+    sine_position_embedding,
+)
+from maskformer.structures import MaskPredictions
+
+
+class MaskFormerPredictor(nn.Module):
+    """The transformer module and the segmentation module.
+
+    Args:
+        in_channels: of the feature that queries attend to.
+        num_classes: K; None where each query is a class itself: then there is no class branch, only ``predict_masks``.
+        num_queries: Q.
+        dim: D.
+        mask_dim: C.
+        num_encoder_layers: encoder layers between the feature and the decoder.
+        num_decoder_layers: decoder layers.
+        num_heads: attention heads; divides D.
+        dim_feedforward: hidden width of the feed-forward networks.
+        dropout: probability.
+        pre_norm: normalise before each block.
+        enforce_input_proj: a 1x1 convolution on the feature even if it has D channels already.
+        deep_supervision: predict from every decoder layer during training.
+
+    Source: MaskFormer, section 3.3, "Transformer module" and "Segmentation module".
+    """
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int | None,
+        num_queries: int,
+        dim: int,
+        mask_dim: int,
+        num_encoder_layers: int,
+        num_decoder_layers: int,
+        num_heads: int,
+        dim_feedforward: int,
+        dropout: float,
+        pre_norm: bool,
+        enforce_input_proj: bool,
+        deep_supervision: bool,
+    ):
+        super().__init__()
+        layer: dict[str, Any] = {
+            "dim": dim,
+            "num_heads": num_heads,
+            "dim_feedforward": dim_feedforward,
+            "dropout": dropout,
+            "pre_norm": pre_norm,
+        }
+        # Sub-modules are named as in the released weights: predictor.transformer.decoder.layers.0...
+        self.transformer = nn.ModuleDict(
+            {
+                "encoder": TransformerEncoder(num_layers=num_encoder_layers, **layer),
+                "decoder": TransformerDecoder(num_layers=num_decoder_layers, **layer),
+            }
+        )
+        initialise_matrices(self.transformer)
+        self.query_embed = nn.Embedding(num_queries, dim)
+        self.input_proj = _input_projection(in_channels, dim, enforce_input_proj)
+        self.class_embed = None if num_classes is None else nn.Linear(dim, num_classes + 1)  # index K is "no object"
+        self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
+        self.deep_supervision = deep_supervision
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        """Read ``MODEL.MASK_FORMER`` and the widths of ``MODEL.SEM_SEG_HEAD``."""
+        node = cfg.MODEL.MASK_FORMER
+        return {
+            **layer_options(cfg),
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "num_queries": node.NUM_OBJECT_QUERIES,
+            "dim": node.HIDDEN_DIM,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "num_encoder_layers": node.ENC_LAYERS,
+            "num_decoder_layers": node.DEC_LAYERS,
+            "enforce_input_proj": node.ENFORCE_INPUT_PROJ,
+            "deep_supervision": node.DEEP_SUPERVISION,
+        }
+
+    def forward(self, feature: Tensor, pixel_embeddings: Tensor) -> MaskPredictions:
+        """Predict Q classes and masks.
+
+        Args:
+            feature: (B, in_channels, rows, columns), what queries attend to.
+            pixel_embeddings: (B,C,h,w).
+
+        Returns:
+            Predictions of every decoder layer while training with deep supervision, else of the last one only.
+        """
+        assert self.class_embed is not None
+        queries = self._decode(feature)
+        mask_embeddings = self.mask_embed(queries)
+        return MaskPredictions(
+            class_logits=self.class_embed(queries),
+            mask_logits=_multiply(mask_embeddings, pixel_embeddings),
+            mask_embeddings=mask_embeddings,
+            pixel_embeddings=pixel_embeddings,
+        )
+
+    def predict_embeddings(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict from the last decoder layer, up to the product with pixels.
+
+        Args:
+            feature: (B, in_channels, rows, columns), what queries attend to.
+
+        Returns:
+            (B,Q,K+1) class logits and (B,Q,C) mask embeddings.
+        """
+        assert self.class_embed is not None
+        queries = self._decode(feature)[-1]
+        return self.class_embed(queries), self.mask_embed(queries)
+
+    def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
+        """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
+        return _multiply(self.mask_embed(self._decode(feature)), pixel_embeddings)
+
+    def _decode(self, feature: Tensor) -> Tensor:
+        """(L,B,Q,D): the queries after each supervised layer."""
+        projected = self.input_proj(feature)
+        rows, columns = projected.shape[-2:]
+        position = sine_position_embedding(rows, columns, projected.shape[1], projected.device)
+        position = position.to(projected.dtype).flatten(1).mT[None]
+        memory = self.transformer["encoder"](projected.flatten(2).mT, position)
+        every_layer = self.training and self.deep_supervision
+        return self.transformer["decoder"](self.query_embed.weight[None], memory, position, every_layer=every_layer)
+
+
+def _multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
+
+    ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
+    """
+    of_image = mask_embeddings.transpose(0, 1)  # one matrix product for each image, whatever L is
+    products = of_image.flatten(1, 2) @ pixel_embeddings.flatten(2)
+    return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
+
+
+def _input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
+    if in_channels == dim and not enforce:
+        return nn.Identity()
+    projection = Conv2d(in_channels, dim, kernel_size=1)
+    weight_init.c2_xavier_fill(projection)
+    return projection
+
+
+class MLP(nn.Module):
+    """Linear layers with a ReLU between each two.
+
+    Args:
+        in_dim: width of the input.
+        hidden_dim: width between layers.
+        out_dim: width of the output.
+        num_layers: linear layers, at least 1.
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, num_layers: int):
+        super().__init__()
+        dims = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_dim) to (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)

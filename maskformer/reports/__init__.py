@@ -1,0 +1,1 @@
+"""Drawing, id maps and HTML pages, for every command that shows results."""

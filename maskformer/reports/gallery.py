@@ -1,0 +1,180 @@
+"""The demo's gallery: a row of pictures an image, a contact sheet, the loss curve and a page that shows them all.
+
+All pictures are (height,width,3) uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from maskformer.reports.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from maskformer.reports.sources import read_picture
+from maskformer.reports.tasks import read_instances, read_panoptic, read_semantic
+from maskformer.structures import PanopticResult
+
+SCALE = 3  # of the pictures, over the images
+GAP = 8  # pixels between pictures
+HEADING_HEIGHT = 44
+HEADINGS = ("image", "annotation", "panoptic", "semantic", "instance")
+BACKGROUND = (255, 255, 255)
+INK = "#282c34"
+PAGE_JPEG_QUALITY = 88
+
+
+def read_annotation(record: dict[str, Any]) -> PanopticResult:
+    """The annotated segments of a Detectron2 panoptic dataset dict."""
+    colors = read_picture(record["pan_seg_file_name"]).astype(np.int32)
+    ids = colors @ np.array([1, 256, 65536], dtype=np.int32)
+    return PanopticResult(torch.from_numpy(ids), record["segments_info"])
+
+
+def make_row(
+    record: dict[str, Any], segment: Callable[[np.ndarray], dict[str, Any]], classes: ClassTable
+) -> list[np.ndarray]:
+    """The pictures of one image, in the order of ``HEADINGS``; results that the model does not give are blank.
+
+    Args:
+        record: a Detectron2 panoptic dataset dict.
+        segment: RGB image -> the model's output.
+        classes: K names and colours.
+    """
+    image = read_picture(record["file_name"])
+    output = segment(image)
+    enlarged = cv2.resize(image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
+    drawings = {
+        "panoptic_seg": lambda: draw_panoptic(image, read_panoptic(output), classes, scale=SCALE),
+        "sem_seg": lambda: draw_semantic(image, read_semantic(output), classes, scale=SCALE),
+        "instances": lambda: draw_instances(image, read_instances(output), classes, scale=SCALE),
+    }
+    results = [draw() if name in output else np.full_like(enlarged, 255) for name, draw in drawings.items()]
+    return [enlarged, draw_panoptic(image, read_annotation(record), classes, scale=SCALE), *results]
+
+
+def join_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size side by side."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), BACKGROUND, dtype=np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=1)
+
+
+def make_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """All rows under one another, with headings."""
+    width = rows[0].shape[1]
+    gap = np.full((GAP, width, 3), BACKGROUND, dtype=np.uint8)
+    parts = [part for row in rows for part in (gap, row)][1:]
+    return np.concatenate([_headings(width), *parts], axis=0)
+
+
+def _headings(width: int) -> np.ndarray:
+    dpi = 100
+    figure = Figure(figsize=((width + 0.01) / dpi, (HEADING_HEIGHT + 0.01) / dpi), dpi=dpi)  # matplotlib truncates
+    for index, heading in enumerate(HEADINGS):
+        middle = (index + 0.5) / len(HEADINGS)
+        figure.text(middle, 0.5, heading, color=INK, fontsize=19, ha="center", va="center")
+    return _to_picture(figure)
+
+
+def _to_picture(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def read_losses(log: Path) -> list[tuple[int, float]]:
+    """(iteration, total loss) from Detectron2's ``metrics.json``; of an iteration told twice, the last."""
+    losses = {}
+    for line in log.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if "total_loss" in entry:
+            losses[entry["iteration"]] = entry["total_loss"]
+    return sorted(losses.items())
+
+
+def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:
+    """The loss over iterations."""
+    figure = Figure(figsize=(9, 3.2), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([iteration for iteration, _ in losses], [loss for _, loss in losses], color="#2f6fde", linewidth=1.8)
+    axes.set(xlabel="iteration", ylabel="loss")
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=True, color="#e6e8ec")
+    axes.spines[["top", "right"]].set_visible(False)
+    return _to_picture(figure)
+
+
+def make_page(
+    title: str, summary: str, scores: Sequence[tuple[str, str, float]], rows: Sequence[np.ndarray], curve: np.ndarray
+) -> str:
+    """One HTML file that holds everything, pictures included.
+
+    Args:
+        title: heading of the page.
+        summary: a sentence under it.
+        scores: (task, metric, percent).
+        rows: one picture an image, its columns as in ``HEADINGS``.
+        curve: the loss curve.
+    """
+    return _PAGE.substitute(
+        title=html.escape(title),
+        summary=html.escape(summary),
+        scores="".join(
+            f"<div><b>{value:.1f}</b><span>{html.escape(metric)}, {html.escape(task)}</span></div>"
+            for task, metric, value in scores
+        ),
+        headings="".join(f"<span>{heading}</span>" for heading in HEADINGS),
+        rows="".join(f'<img alt="{", ".join(HEADINGS)}" src="{_as_data(row)}">' for row in rows),
+        curve=_as_data(curve),
+    )
+
+
+def _as_data(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=PAGE_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { margin: 0 auto; max-width: 1240px; padding: 2rem 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: #282c34; }
+h1 { margin: 0; font-size: 1.9rem; }
+h2 { margin: 2.5rem 0 0.75rem; font-size: 1.2rem; }
+p { margin: 0.25rem 0 1.5rem; color: #5c6370; }
+.scores { display: flex; flex-wrap: wrap; gap: 1rem; }
+.scores div { padding: 0.75rem 1.5rem; border: 1px solid #e1e4e8; border-radius: 10px; }
+.scores b { display: block; font-size: 1.9rem; }
+.scores span { color: #5c6370; }
+.headings { display: flex; font-weight: 600; }
+.headings span { flex: 1; text-align: center; }
+img { display: block; width: 100%; margin: 0.4rem 0; border-radius: 4px; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+<p>$summary</p>
+<div class="scores">$scores</div>
+<h2>Held-out images</h2>
+<div class="headings">$headings</div>
+$rows
+<h2>Training</h2>
+<img alt="loss over iterations" src="$curve">
+</body>
+</html>
+""")

@@ -1,0 +1,227 @@
+"""What to read and where to write: input patterns, pictures, video frames, names of outputs."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from maskformer.data.files import reading
+from maskformer.structures import BadImageError, InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+WRITABLE_VIDEO_SUFFIXES = (".mp4", ".avi")
+_CHUNK = 2**20  # bytes
+DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file or a camera does not say
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to read pictures from.
+
+    Attributes:
+        name: the file; for a camera, what its recording is called.
+        is_video: whether it gives frames, not one image.
+        camera: the index of a camera; None for files.
+    """
+
+    name: str
+    is_video: bool = False
+    camera: int | None = None
+
+    @classmethod
+    def of_file(cls, path: str) -> Source:
+        """An image or a video, as the name's ending says; an unknown ending is tried as an image."""
+        return cls(path, is_video=Path(path).suffix.lower() in VIDEO_SUFFIXES)
+
+    @classmethod
+    def of_camera(cls, index: int) -> Source:
+        """A camera by index."""
+        return cls(f"camera_{index}", is_video=True, camera=index)
+
+
+def find_sources(patterns: Sequence[str]) -> list[Source]:
+    """The files that paths, folders and globs stand for, in order and each once; whoever reads them finds bad ones.
+
+    Args:
+        patterns: files, folders (their images and videos, not those of subfolders) and globs (``**`` included).
+
+    Raises:
+        InputError: a pattern stands for nothing.
+    """
+    paths = dict.fromkeys(path for pattern in patterns for path in _expand(os.path.expanduser(pattern)))
+    return [Source.of_file(path) for path in paths]
+
+
+def _expand(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        names = sorted(name for name in os.listdir(pattern) if _has_known_ending(name))
+        if not names:
+            endings = " ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+            raise InputError(f"Folder {pattern} given as input holds no image or video ({endings}).")
+        return [os.path.join(pattern, name) for name in names]
+    if os.path.lexists(pattern):
+        return [pattern]
+    found = glob.glob(pattern, recursive=True)
+    matches = sorted(path for path in found if _has_known_ending(os.path.basename(path)) or not os.path.isdir(path))
+    if not matches:
+        raise InputError(
+            f"No file matches the input {pattern}. Give images, folders, globs or videos; KEY VALUE options come last, "
+            "after another option such as --output."
+        )
+    return matches
+
+
+def _has_known_ending(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+
+
+def read_picture(path: str) -> np.ndarray:
+    """One image as (height,width,3) uint8 RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        BadImageError: the file cannot be read or is not a whole image.
+    """
+    return np.asarray(reading.read_picture(path, "Give another file or leave it out."))
+
+
+def name_for_opencv(path: str | Path) -> str:
+    """The name of a video file, as text: OpenCV ends the process by a segmentation fault on one that is none.
+
+    Raises:
+        BadImageError: it is no UTF-8.
+    """
+    name = str(path)
+    if name != name.encode(errors="replace").decode():
+        raise BadImageError(f"{name} cannot be opened: its name is no UTF-8, which videos need; rename it.")
+    return name
+
+
+def digest(path: str) -> str:
+    """What a picture's file holds, as 32 hexadecimal digits.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    reading.refuse_what_is_no_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = hashlib.blake2b(digest_size=16)
+            while chunk := file.read(_CHUNK):
+                content.update(chunk)
+            return content.hexdigest()
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read: {error.strerror or error}. Restore it or leave it out.") from error
+
+
+@dataclass(frozen=True)
+class Video:
+    """An open video file or camera; iterating gives (height,width,3) uint8 RGB frames, once.
+
+    Attributes:
+        frame_rate: frames a second.
+        num_frames: as the file's header says; None for cameras and files that do not say.
+    """
+
+    frame_rate: float
+    num_frames: int | None
+    capture: cv2.VideoCapture
+
+    @classmethod
+    def open(cls, source: Source) -> Video:
+        """Open a video file or a camera.
+
+        Raises:
+            BadImageError: it cannot be opened.
+        """
+        if source.camera is None:
+            reading.refuse_what_is_no_file(source.name)
+            capture = cv2.VideoCapture(name_for_opencv(source.name))
+        else:
+            capture = cv2.VideoCapture(source.camera)
+        if not capture.isOpened():
+            raise BadImageError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
+        frame_rate = capture.get(cv2.CAP_PROP_FPS)
+        num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        return cls(
+            frame_rate=frame_rate if 0 < frame_rate < 1000 else DEFAULT_FRAME_RATE,  # NaN and 0 mean "unknown"
+            num_frames=num_frames if num_frames > 0 else None,
+            capture=capture,
+        )
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            while True:
+                is_read, frame = self.capture.read()
+                if not is_read:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # OpenCV's frames are BGR
+        finally:
+            self.capture.release()
+
+
+def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
+    """The picture or video file that each source is drawn into.
+
+    Args:
+        sources: what is read.
+        output: a file (for one source), or a folder.
+
+    Raises:
+        InputError: a file for several sources, a wrong ending, two sources of one name, or a source in the way.
+    """
+    if _is_folder(output):
+        outputs = [_output_in(output, source) for source in sources]
+    else:
+        outputs = [_only_output(output, sources)]
+    _check_names(sources, outputs)
+    return outputs
+
+
+def _is_folder(output: str) -> bool:
+    return os.path.isdir(output) or output.endswith(("/", os.sep)) or not Path(output).suffix
+
+
+def _output_in(folder: str, source: Source) -> Path:
+    name = Path(source.name)
+    if source.is_video:
+        return Path(folder, name.stem + WRITABLE_VIDEO_SUFFIXES[0])
+    return Path(folder, name.stem + (name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"))
+
+
+def _only_output(output: str, sources: Sequence[Source]) -> Path:
+    if len(sources) > 1:
+        raise InputError(f"--output {output} is a file, but there are {len(sources)} inputs: give a folder.")
+    suffixes = WRITABLE_VIDEO_SUFFIXES if sources[0].is_video else IMAGE_SUFFIXES
+    if Path(output).suffix.lower() not in suffixes:
+        raise InputError(
+            f"--output {output} ends in {Path(output).suffix}; expected one of {' '.join(suffixes)} for "
+            f"{sources[0].name}, or a folder (end it with /)."
+        )
+    return Path(output)
+
+
+def ids_path(output: Path, suffix: str) -> Path:
+    """Where the raw ids of a picture go: ``NAME_ids.png``, ``NAME_ids.json`` beside it."""
+    return output.with_name(f"{output.stem}_ids{suffix}")
+
+
+def _check_names(sources: Sequence[Source], outputs: Sequence[Path]) -> None:
+    read = {os.path.realpath(source.name) for source in sources}
+    first_of: dict[Path, Source] = {}
+    for source, output in zip(sources, outputs, strict=True):
+        for written in [output] if source.is_video else [output, ids_path(output, ".png")]:
+            first = first_of.setdefault(written, source)
+            if first is not source:
+                raise InputError(
+                    f"{first.name} and {source.name} would both be written to {written}: draw them one by one."
+                )
+            if os.path.realpath(written) in read:
+                raise InputError(f"--output {written} would overwrite an input: give another file or folder.")

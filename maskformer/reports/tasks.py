@@ -1,0 +1,119 @@
+"""The three tasks, and for each: what switches it on, how to read the model's output, draw it and encode it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+
+from maskformer.reports.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from maskformer.reports.saving import IdMap, encode_instances, encode_panoptic, encode_semantic
+from maskformer.structures import InputError, PanopticResult
+
+INSTANCE_THRESHOLD = 0.5  # drawn by default; panoptic has the configuration's OBJECT_MASK_THRESHOLD
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is done with one kind of result.
+
+    Attributes:
+        name: as on the command line.
+        switch: which of MODEL.MASK_FORMER.TEST's keys makes the model give this result.
+        read: the model's output for one image -> the result, on the CPU.
+        draw: (RGB image, result, classes) -> RGB picture.
+        encode: (result, classes) -> raw ids.
+    """
+
+    name: str
+    switch: str
+    read: Callable[[dict[str, Any]], Any]
+    draw: Callable[..., np.ndarray]
+    encode: Callable[[Any, ClassTable], IdMap]
+
+
+def read_semantic(output: dict[str, Any]) -> np.ndarray:
+    """The best class of each pixel, (height,width) int32 or int64."""
+    semantic = output["sem_seg"]
+    labels = semantic if semantic.dim() == 2 else semantic.argmax(dim=0)  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+    return labels.cpu().numpy()
+
+
+def read_panoptic(output: dict[str, Any]) -> PanopticResult:
+    """The panoptic result."""
+    segment_map, segments_info = output["panoptic_seg"]
+    return PanopticResult(segment_map.cpu(), segments_info)
+
+
+def read_instances(output: dict[str, Any], threshold: float = INSTANCE_THRESHOLD) -> Instances:
+    """The instances whose score exceeds a threshold."""
+    instances = output["instances"].to("cpu")
+    return instances[instances.scores > threshold]
+
+
+# In order of preference: the first that is switched on is drawn.
+TASKS = {
+    task.name: task
+    for task in (
+        Task("panoptic", "PANOPTIC_ON", read_panoptic, draw_panoptic, encode_panoptic),
+        Task("instance", "INSTANCE_ON", read_instances, draw_instances, encode_instances),
+        Task("semantic", "SEMANTIC_ON", read_semantic, draw_semantic, encode_semantic),
+    )
+}
+
+
+def choose_task(cfg: CfgNode, name: str | None = None) -> Task:
+    """The task that is asked for, or else the first that the model has switched on.
+
+    Raises:
+        InputError: the model has it, or all of them, switched off.
+    """
+    switches = cfg.MODEL.MASK_FORMER.TEST
+    if name is not None and not switches[TASKS[name].switch]:
+        raise InputError(f"--task {name}, but {_switch_key(TASKS[name])} is False; expected True, or another --task.")
+    for task in TASKS.values():
+        if task.name == name or (name is None and switches[task.switch]):
+            return task
+    raise InputError(f"The model gives no result: one of {', '.join(map(_switch_key, TASKS.values()))} must be True.")
+
+
+def give_only(task: Task, cfg: CfgNode) -> None:
+    """Switch off in a configuration what is not asked for; the results of the task stay the same."""
+    test = cfg.MODEL.MASK_FORMER.TEST
+    # Panoptic and instance output have it so for semantic output too.
+    test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE |= test.PANOPTIC_ON or test.INSTANCE_ON
+    for other in TASKS.values():
+        test[other.switch] = other.name == task.name
+
+
+def _switch_key(task: Task) -> str:
+    return f"MODEL.MASK_FORMER.TEST.{task.switch}"
+
+
+def with_threshold(task: Task, cfg: CfgNode, threshold: float) -> Task:
+    """The task that keeps only what scores higher than a threshold.
+
+    Args:
+        task: panoptic or instance.
+        cfg: changed where the model applies the threshold itself (panoptic).
+        threshold: 0..1.
+
+    Raises:
+        InputError: the threshold is outside 0..1, or the task is semantic.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"--confidence-threshold is {threshold}; expected 0..1.")
+    if task.name == "panoptic":
+        cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = threshold
+        return task
+    if task.name == "instance":
+        return replace(task, read=partial(read_instances, threshold=threshold))
+    raise InputError(
+        "--confidence-threshold does not apply to semantic results, where every pixel has its best class: leave it "
+        f"out, or use a model with {_switch_key(TASKS['panoptic'])} or {_switch_key(TASKS['instance'])}."
+    )

@@ -1,0 +1,1 @@
+"""What keeps a run: launch, processes, signals, peers, failures, output_folder."""

@@ -1,0 +1,202 @@
+"""The strict verdict on two loss curves, which looks at the size of every difference and at every stretch of the run.
+
+Letters in the sentences: s is a loss with SDAA, c the one with CUDA, which is the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from maskformer.sdaa.curves import LossPairs
+
+MIN_WINDOW = 10  # fewer losses say nothing about how much a loss varies
+QUIET = 0.02  # relative steps that deviate less are rounding, not batches: those of 2 images deviate by 0.18
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Limits of the strict verdict, as fractions; the reasons for the defaults are in the help of ``compare_loss``.
+
+    Attributes:
+        first: most that the first losses may differ by.
+        bias: most that the signed mean of the differences may be, on either side.
+        mean: most that the mean size of a difference may be.
+        p95: most that the 95th percentile of the sizes may be.
+        window: losses in a stretch of the run.
+        window_error: most that the means of any stretch may differ by.
+        variation: least ratio of the steps' standard deviations in any stretch, the smaller over the larger.
+        correlation: least correlation of the steps from loss to loss; 0 switches it off.
+    """
+
+    first: float = 0.02
+    bias: float = 0.05
+    mean: float = 0.10
+    p95: float = 0.30
+    window: int = 50
+    window_error: float = 0.10
+    variation: float = 0.25
+    correlation: float = 0.4
+
+
+@dataclass
+class StrictVerdict:
+    """What the strict comparison found.
+
+    Attributes:
+        reasons: one sentence a failure; none means pass.
+        measured: what was compared with the limits.
+        unchecked: what these logs cannot show.
+    """
+
+    reasons: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return not self.reasons
+
+    def judge(self, name: str, value: float, limit: float) -> None:
+        """Compares the size of a measured fraction with its limit."""
+        sentence = f"{name}: {value:.2%} (limit {limit:.2%})"
+        (self.measured if abs(value) <= limit else self.reasons).append(sentence)  # NaN is a reason
+
+    def extend(self, other: StrictVerdict) -> None:
+        """Adds another verdict's findings."""
+        self.reasons += other.reasons
+        self.measured += other.measured
+        self.unchecked += other.unchecked
+
+    def lines(self) -> list[str]:
+        """The verdict, and a line a finding."""
+        named = (("reason", self.reasons), ("measured", self.measured), ("not checked", self.unchecked))
+        head = "strict: pass" if self.passed else "strict: fail"
+        return [head, *(f"  {name}: {finding}" for name, findings in named for finding in findings)]
+
+
+def check_losses(pairs: LossPairs, span: int, limits: Thresholds) -> StrictVerdict:
+    """How far the losses of two aligned curves are apart.
+
+    Args:
+        pairs: what both logs have.
+        span: iterations that one loss is the median of.
+        limits: what is allowed.
+    """
+    usable = pairs.select(np.isfinite(pairs.sdaa) & np.isfinite(pairs.cuda) & (pairs.cuda != 0))
+    verdict = StrictVerdict()
+    if not len(usable):
+        verdict.reasons.append("there is no pair of finite losses with a reference other than 0")
+        return verdict
+    if span > 1:
+        verdict.unchecked.append(f"the first batch: a loss of metrics.json is the median of {span} iterations")
+    with np.errstate(all="ignore"):  # what overflows is NaN or infinite, and fails
+        for check in (_check_first, _check_sizes, _check_windows, _check_variation, _check_order):
+            check(usable, limits, verdict)
+    return verdict
+
+
+def _check_first(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
+    sdaa, cuda = pairs.sdaa[0], pairs.cuda[0]
+    error = abs(sdaa - cuda) / abs(cuda)
+    sentence = (
+        f"first losses (iteration {pairs.iterations[0]}): {sdaa:.6g} and {cuda:.6g}, {error:.2%} apart "
+        f"(limit {limits.first:.2%})"
+    )
+    if error <= limits.first:
+        verdict.measured.append(sentence)
+    else:
+        verdict.reasons.append(f"different seed, weights or data order: {sentence}")
+
+
+def _check_sizes(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
+    signed = (pairs.sdaa - pairs.cuda) / np.abs(pairs.cuda)
+    size = np.abs(signed)
+    verdict.judge(f"mean of |s-c|/|c| over {len(pairs)} losses", size.mean(), limits.mean)
+    verdict.judge("95th percentile of |s-c|/|c|", np.percentile(size, 95), limits.p95)
+    verdict.judge("signed mean of (s-c)/|c|", signed.mean(), limits.bias)
+
+
+def _check_windows(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
+    """A stretch cannot hide behind the rest of the run, as it can in a mean over all of it."""
+    length = min(limits.window, len(pairs))
+    sdaa, cuda = (mean_windows(losses, length) for losses in (pairs.sdaa, pairs.cuda))
+    error = np.abs(sdaa - cuda) / np.maximum(np.abs(cuda), np.finfo(float).tiny)
+    worst = int(error.argmax())
+    first, last = pairs.iterations[worst], pairs.iterations[worst + length - 1]
+    name = f"worst difference between means of {length} losses in a row (iterations {first} to {last})"
+    verdict.judge(name, error[worst], limits.window_error)
+
+
+def mean_windows(values: np.ndarray, length: int) -> np.ndarray:
+    """(N,) -> (N-length+1,): the mean of every stretch of consecutive values."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[length:] - sums[:-length]) / length
+
+
+def smooth(values: np.ndarray, length: int) -> np.ndarray:
+    """(N,) -> (N,): the mean of the ``length`` values around each one, of fewer at the ends."""
+    kernel = np.ones(min(length, len(values)))
+    return np.convolve(values, kernel, mode="same") / np.convolve(np.ones(len(values)), kernel, mode="same")
+
+
+def _take_steps(pairs: LossPairs) -> tuple[np.ndarray, np.ndarray]:
+    """From each loss to the next, over the reference's level around it: without the trend, with the batches' noise.
+
+    Returns:
+        (N-1,) of SDAA, (N-1,) of CUDA.
+    """
+    level = smooth(np.abs(pairs.cuda), MIN_WINDOW)[:-1]
+    return np.diff(pairs.sdaa) / level, np.diff(pairs.cuda) / level
+
+
+def _check_variation(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
+    """A constant near the reference, and noise around it, have a small difference and the wrong steps."""
+    length = min(limits.window, len(pairs) - 1)
+    if length < MIN_WINDOW:
+        verdict.unchecked.append(f"variation: stretches have {length} steps from loss to loss, {MIN_WINDOW} are enough")
+        return
+    sdaa, cuda = (_deviate_windows(steps, length) for steps in _take_steps(pairs))
+    larger = np.maximum(np.maximum(sdaa, cuda), QUIET)
+    if not (larger > QUIET).any():
+        verdict.unchecked.append(f"variation: no stretch has steps from loss to loss of more than {QUIET:.0%}")
+        return
+    ratio = np.where(larger > QUIET, np.minimum(sdaa, cuda) / larger, 1.0)
+    worst = int(ratio.argmin())
+    sentence = (
+        f"standard deviation of the steps from loss to loss, in iterations {pairs.iterations[worst]} to "
+        f"{pairs.iterations[worst + length]}: {sdaa[worst]:.2%} with SDAA, {cuda[worst]:.2%} with CUDA "
+        f"(ratio at least {limits.variation})"
+    )
+    (verdict.measured if ratio[worst] >= limits.variation else verdict.reasons).append(sentence)
+
+
+def _deviate_windows(values: np.ndarray, length: int) -> np.ndarray:
+    """(N,) -> (N-length+1,): the standard deviation of every stretch of consecutive values."""
+    variance = mean_windows(values**2, length) - mean_windows(values, length) ** 2
+    return np.sqrt(np.maximum(variance, 0))  # rounding may leave a little less than 0
+
+
+def _check_order(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
+    """Batches differ in difficulty, so the same order of data moves both losses up and down together.
+
+    Steps of unrelated runs correlate by 0 with a standard deviation of sqrt(1.5 / N), because neighbouring steps share
+    a loss. The check is made where its limit is three of those or more.
+    """
+    needed = int(np.ceil(9 * 1.5 / limits.correlation**2)) + 1 if limits.correlation > 0 else 0
+    if not needed or len(pairs) < needed:
+        why = f"{len(pairs)} losses are too few to correlate, {needed} are enough" if needed else "it is switched off"
+        verdict.unchecked.append(f"data order by correlation: {why}")
+        return
+    sdaa, cuda = _take_steps(pairs)
+    if cuda.std() < QUIET:
+        verdict.unchecked.append(f"data order by correlation: steps of CUDA's loss are only {cuda.std():.2%}")
+        return
+    correlation = float(np.corrcoef(sdaa, cuda)[0, 1]) if sdaa.std() > 0 else 0.0
+    sentence = f"correlation of the steps from loss to loss: {correlation:.2f} (at least {limits.correlation})"
+    if correlation >= limits.correlation:
+        verdict.measured.append(sentence)
+    else:
+        verdict.reasons.append(f"different seed or data order: {sentence}")

@@ -1,1 +1,0 @@
-"""The benchmark: ``python -m maskformer.tools.benchmark``. Ours against the plain definitions and against peers."""

@@ -1,0 +1,153 @@
+"""A key is obeyed or refused: impossible values, and keys without effect, are named before anything runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from detectron2.config import CfgNode
+
+from maskformer.config import default_config, load_config
+from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD, _WHOLE, _at
+from maskformer.structures import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES: dict[str, dict[str, Any]] = json.loads((REPOSITORY / "tests/reference/recipes.json").read_text())
+R50 = "ade20k-150/maskformer_R50_bs16_160k.yaml"
+SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
+PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
+COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
+
+
+def load(recipe: str, *options: Any) -> CfgNode:
+    return load_config(str(REPOSITORY / "configs" / recipe), [str(option) for option in options])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.MAX_ITER", -5),
+        ("SOLVER.MAX_ITER", 0),
+        ("SOLVER.BASE_LR", -0.1),
+        ("SOLVER.BASE_LR", "1e999"),
+        ("SOLVER.CHECKPOINT_PERIOD", 0),
+        ("SOLVER.WARMUP_ITERS", -1),
+        ("SOLVER.WEIGHT_DECAY", -1e-4),
+        ("SOLVER.BACKBONE_MULTIPLIER", -1.0),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -0.01),
+        ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0),
+        ("SOLVER.WARMUP_METHOD", "cosine"),
+        ("SOLVER.AMP.PRECISION", "half"),
+        ("TEST.EVAL_PERIOD", -1),
+        ("TEST.EXPECTED_RESULTS", "[['mIoU', 44.5]]"),
+        ("DATALOADER.NUM_WORKERS", -1),
+        ("INPUT.MIN_SIZE_TRAIN", "(512, -1)"),
+        ("INPUT.MIN_SIZE_TRAIN", "()"),
+        ("INPUT.MAX_SIZE_TEST", 0),
+        ("INPUT.FORMAT", "L"),
+        ("INPUT.CROP.SIZE", "(512,)"),
+        ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
+        ("MODEL.PIXEL_MEAN", "[1.0]"),
+        ("MODEL.BACKBONE.FREEZE_AT", 6),
+        ("MODEL.BACKBONE.FREEZE_AT", -2),
+        ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
+        ("MODEL.MASK_FORMER.DROPOUT", 1.5),
+        ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 1.5),
+        ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0),
+        ("MODEL.RESNETS.DEPTH", 20),
+        ("OUTPUT_DIR", "''"),
+        ("SEED", 2**40),
+        ("SOLVER.WEIGHT_DECAY_BIAS", 0.1),
+    ],
+)
+def test_impossible_value_is_refused_by_key(key: str, value: Any):
+    with pytest.raises(InputError, match=rf"^{key} is .*expected"):
+        load(R50, key, value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        (R50, "MODEL.KEYPOINT_ON", True),
+        (R50, "MODEL.LOAD_PROPOSALS", True),
+        (R50, "MODEL.ROI_HEADS.NUM_CLASSES", 3),
+        (R50, "MODEL.SEM_SEG_HEAD.LOSS_TYPE", "cross_entropy"),
+        (R50, "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0),
+        (R50, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 3),
+        (R50, "MODEL.RESNETS.RES5_MULTI_GRID", "[1, 2, 8]"),
+        (R50, "MODEL.RESNETS.DEFORM_MODULATED", True),
+        (R50, "MODEL.SWIN.EMBED_DIM", 48),
+        (R50, "MODEL.FPN.OUT_CHANNELS", 64),
+        (R50, "INPUT.IMAGE_SIZE", 512),
+        (R50, "DATALOADER.REPEAT_THRESHOLD", 0.1),
+        (R50, "DATASETS.PROPOSAL_FILES_TRAIN", "('a.pkl',)"),
+        (R50, "SOLVER.NESTEROV", True),
+        (R50, "SOLVER.MOMENTUM", 0.5),
+        (R50, "SOLVER.BIAS_LR_FACTOR", 2.0),
+        (R50, "SOLVER.STEPS", "(100,)"),
+        (R50, "SOLVER.LR_REFERENCE_BATCH", 32),
+        (COCO, "SOLVER.POLY_LR_POWER", 2.0),
+        (R50, "TEST.PRECISE_BN.ENABLED", True),
+        (R50, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"),
+        (R50, "VIS_PERIOD", 10),
+        (R50, "GLOBAL.HACK", 2.0),
+        (SWIN, "MODEL.RESNETS.DEPTH", 101),
+        (SWIN, "MODEL.RESNETS.NORM", "BN"),
+        (PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
+        (PER_PIXEL, "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", 0.5),
+    ],
+)
+def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, value: Any):
+    with pytest.raises(InputError, match=rf"{key} is .*has no effect with|{key} is .*has no effect (in|where)"):
+        load(recipe, key, value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (R50, ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", True)),
+        (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
+        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
+        (R50, ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999")),
+        (R50, ("SOLVER.WEIGHT_DECAY_BIAS", 0.0001)),  # as older Detectron2 writes it into each config.yaml
+        (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads
+        (R50, ("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 44.5, 0.2]]")),
+        (COCO, ("SOLVER.GAMMA", 0.5)),
+        (R50, ("MODEL.BACKBONE.FREEZE_AT", -1)),  # Swin's own files for Detectron2 have it; it is 0
+        (SWIN, ("MODEL.BACKBONE.FREEZE_AT", -1)),
+        (PER_PIXEL, ("MODEL.SEM_SEG_HEAD.LOSS_WEIGHT", 2.0)),
+    ],
+)
+def test_key_that_is_read_is_accepted(recipe: str, options: tuple[Any, ...]):
+    load(recipe, *options)
+
+
+def test_key_that_a_base_brings_is_refused_to_nobody_who_chooses_otherwise(tmp_path: Path):
+    load(COCO, "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")  # STEPS and GAMMA are the recipe's
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"_BASE_: {REPOSITORY / 'configs' / COCO}\nSOLVER: {{LR_SCHEDULER_NAME: WarmupPolyLR}}\n")
+    load_config(str(path))
+    path.write_text(path.read_text().replace("WarmupPolyLR}", "WarmupPolyLR, STEPS: [7]}"))
+    with pytest.raises(InputError, match=r"SOLVER\.STEPS is \(7,\)"):
+        load_config(str(path))
+
+
+def test_values_of_the_released_files_are_accepted():
+    for recipe in RECIPES.values():
+        load_config("", [str(word) for pair in recipe.items() for word in pair])
+
+
+def test_configuration_that_a_run_wrote_is_accepted(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(load(R50).dump())
+    read = load_config(str(tmp_path / "config.yaml"))
+    assert yaml.safe_load(read.dump()) == yaml.safe_load(load(R50).dump())
+
+
+def test_tables_name_keys_that_exist():
+    cfg = default_config()
+    keys = [key for *_, names in [*_RANGES, *_UNREAD] for key in names.split()]
+    for key in (*keys, *_CHOICES, *_RELEASED, *(key for key, *_ in _WHOLE)):
+        _at(cfg, key)

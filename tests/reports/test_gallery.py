@@ -1,0 +1,77 @@
+"""The demo's pictures and its page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from maskformer.reports import gallery
+from maskformer.reports.drawing import ClassTable
+
+CLASSES = ClassTable(names=("ball", "grass"), colors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
+
+
+def make_record(folder: Path) -> dict[str, Any]:
+    Image.new("RGB", (20, 16), (128, 128, 128)).save(folder / "image.png")
+    ids = np.zeros((16, 20, 3), dtype=np.uint8)
+    ids[:8] = (5, 1, 0)  # 5 + 256
+    Image.fromarray(ids).save(folder / "ids.png")
+    segments = [{"id": 261, "isthing": False, "category_id": 1}]
+    names = {"file_name": str(folder / "image.png"), "pan_seg_file_name": str(folder / "ids.png")}
+    return {**names, "segments_info": segments}
+
+
+def test_annotation_is_read_as_24_bit_ids(tmp_path: Path) -> None:
+    result = gallery.read_annotation(make_record(tmp_path))
+    assert result.segment_map[:8].unique().tolist() == [261]
+    assert result.segment_map[8:].unique().tolist() == [0]
+
+
+def test_row_has_a_picture_for_each_heading_and_blanks_for_missing_results(tmp_path: Path) -> None:
+    scores = torch.zeros(2, 16, 20)
+    scores[1] = 1
+    row = gallery.make_row(make_record(tmp_path), lambda image: {"sem_seg": scores}, CLASSES)
+    assert [picture.shape for picture in row] == [(48, 60, 3)] * len(gallery.HEADINGS)
+    image, annotation, panoptic, semantic, instance = row
+    assert np.abs(image.astype(int) - 128).max() <= 1
+    assert annotation[15, 50].argmax() == 1
+    assert annotation[40, 50].tolist() == [128, 128, 128]
+    assert panoptic.min() == instance.min() == 255
+    assert semantic[40, 50].argmax() == 1
+
+
+def test_sheet_holds_all_rows_under_the_headings() -> None:
+    pictures = [np.full((30, 40, 3), 10 * index, dtype=np.uint8) for index in range(5)]
+    row = gallery.join_row(pictures)
+    assert row.shape == (30, 5 * 40 + 4 * gallery.GAP, 3)
+    sheet = gallery.make_sheet([row, row])
+    assert sheet.shape == (gallery.HEADING_HEIGHT + 2 * 30 + gallery.GAP, row.shape[1], 3)
+    np.testing.assert_array_equal(sheet[-30:], row)
+    assert sheet[: gallery.HEADING_HEIGHT].min() < 100  # something is written there
+
+
+def test_losses_of_a_resumed_training_are_told_once(tmp_path: Path) -> None:
+    entries = [
+        {"iteration": 19, "total_loss": 3.0, "lr": 0.1},
+        {"iteration": 39, "total_loss": 2.0},
+        {"iteration": 19, "total_loss": 2.5},
+        {"iteration": 59, "sem_seg/mIoU": 80.0},
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
+    assert gallery.read_losses(tmp_path / "metrics.json") == [(19, 2.5), (39, 2.0)]
+
+
+def test_page_needs_no_other_file() -> None:
+    picture = np.zeros((10, 10, 3), dtype=np.uint8)
+    curve = gallery.draw_curve([(0, 4.0), (20, 2.0)])
+    page = gallery.make_page("Title <1>", "Summary.", [("panoptic", "PQ", 65.432)], [picture, picture], curve)
+    assert page.count('src="data:image/jpeg;base64,') == 3
+    assert page.count("src=") == 3
+    assert "http" not in page
+    assert "Title &lt;1&gt;" in page
+    assert "<b>65.4</b><span>PQ, panoptic</span>" in page

@@ -1,0 +1,122 @@
+"""Failures of the surroundings are recognised by what PyTorch really says."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.reductions import rebuild_storage_fd
+from torch.utils.data import DataLoader
+
+from maskformer.engine.accelerator import Accelerator
+from maskformer.runs.failures import end_workers_that_cannot_deliver, explain, explained, explained_memory
+from maskformer.structures import InputError, RunError
+
+
+class Suicidal(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGSEGV)
+        return index
+
+
+class Undeliverable(Suicidal):
+    """Its items cannot be pickled, which fails where a full /dev/shm fails: in the thread that hands over."""
+
+    def __getitem__(self, index: int) -> Any:
+        return lambda: index
+
+
+def too_large() -> torch.Tensor:
+    return torch.empty(2**50)
+
+
+def test_worker_that_crashes_is_told():
+    with pytest.raises(RunError, match=r"A process that loads images \(pid \d+\) .*Lower DATALOADER.NUM_WORKERS"):
+        explained(list)(DataLoader(Suicidal(), num_workers=1))
+
+
+class _OfDeadWorker:
+    """Stands in for the file descriptor that a worker offers, and for the moment at which it is killed."""
+
+    def __init__(self, error: OSError | EOFError):
+        self._error = error
+
+    def detach(self) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_worker_that_ends_while_it_hands_over_is_told(error: OSError | EOFError):
+    with pytest.raises(RunError, match=r"A process that loads images ended while .*Lower DATALOADER.NUM_WORKERS"):
+        explained(rebuild_storage_fd)(torch.UntypedStorage, _OfDeadWorker(error), 8)
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_connection_of_something_else_is_no_worker(error: OSError | EOFError):
+    with pytest.raises(type(error)):
+        explained(_OfDeadWorker(error).detach)()
+
+
+@pytest.fixture
+def _handler() -> Iterator[None]:
+    before = multiprocessing.queues.Queue.__dict__["_on_queue_feeder_error"]
+    yield
+    multiprocessing.queues.Queue._on_queue_feeder_error = before
+
+
+@pytest.mark.usefixtures("_handler")
+def test_worker_that_cannot_hand_over_is_told_instead_of_waited_for():
+    end_workers_that_cannot_deliver()
+    with pytest.raises(RunError, match="A process that loads images"):
+        explained(list)(DataLoader(Undeliverable(), num_workers=1, batch_size=None, timeout=60))
+
+
+def test_memory_of_the_host_is_told():
+    with pytest.raises(RunError, match=r"Out of memory \(.*can't allocate memory.*Lower SOLVER.IMS_PER_BATCH"):
+        explained(too_large)()
+
+
+def test_memory_of_a_step_is_told_with_its_images():
+    batch = [
+        {"image": torch.zeros(3, 4, 6), "instances": [1, 2], "file_name": "a.jpg"},
+        {"image": torch.zeros(3, 2, 2)},
+    ]
+    expected = (
+        r"on cpu in iteration 7, with 2 images in this process \(height x width\): 4x6 with 2 segments \(a.jpg\), 2x2"
+    )
+    with pytest.raises(RunError, match=expected), explained_memory(batch, 7, Accelerator("cpu")):
+        too_large()
+
+
+@pytest.mark.parametrize("error", [ValueError("out of memory"), InputError("no"), RuntimeError("shape mismatch")])
+def test_other_errors_stay_as_they_are(error: Exception):
+    def fail() -> None:
+        raise error
+
+    assert explain(error) is None
+    with pytest.raises(type(error)) as caught:
+        explained(fail)()
+    assert caught.value is error
+    with pytest.raises(type(error)), explained_memory([], 0, Accelerator("cpu")):
+        fail()
+
+
+def test_processes_that_end_are_told():
+    killed = ProcessExitedException("text", 1, 99, -9, "SIGKILL")
+    assert explain(killed).startswith("Process 1 of this machine was ended by SIGKILL and so the others were stopped.")
+    assert "ended with code 3" in explain(ProcessExitedException("text", 0, 99, 3, None))
+    assert explain(ProcessRaisedException("Connection closed by peer", 0, 99)) is None
+
+
+def test_full_shared_memory_is_told():
+    words = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+    assert explain(RuntimeError(words)).startswith("Shared memory (/dev/shm)")
