@@ -12,7 +12,7 @@ READY := $(VENV)/installed.stamp
 # Most tests use one core, or wait for a process: two files at a time.
 TWO_AT_ONCE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: help demo bench faults fuzz soak test test_fast check install_dev clean
+.PHONY: help demo bench house faults fuzz soak test test_fast check install_dev clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -23,6 +23,9 @@ demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and dr
 
 bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")
 	@$(RUN) -W ignore::FutureWarning -m benchmarks $(BENCH)
+
+house: $(READY)  ## Print the size and shape of the code beside its limits
+	@$(RUN) -W ignore -m benchmarks.house
 
 test: $(READY)  ## Run all tests
 	@$(TWO_AT_ONCE)

@@ -6,11 +6,11 @@ arrays and tensors of it; ``detection`` knows a layout by its names; ``hugging_f
 ``files`` writes checkpoints so that they are whole or not there at all.
 """
 
-from maskformer.checkpoint.checkpointer import Checkpointer, refuse_unknown_weights
-from maskformer.checkpoint.files import CheckpointWriteError, remove_partial_files
-from maskformer.checkpoint.layouts.detection import LAYOUTS, Conversion, convert_weights
-from maskformer.checkpoint.layouts.original import rename_old_layout
-from maskformer.checkpoint.reading import find_weights_file, read_weights
+from .checkpointer import Checkpointer, refuse_unknown_weights
+from .files import CheckpointWriteError, remove_partial_files
+from .layouts.detection import LAYOUTS, Conversion, convert_weights
+from .layouts.original import rename_old_layout
+from .reading import find_weights_file, read_weights
 
 __all__ = [
     "LAYOUTS",

@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
-from maskformer.config.keys import default_config
-from maskformer.config.own_datasets import absolute_paths, read_own_datasets
-from maskformer.config.values import check_unread, check_values
 from maskformer.structures import InputError, OwnDataset
+
+from .keys import default_config
+from .own_datasets import absolute_paths, read_own_datasets
+from .values import check_unread, check_values
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:

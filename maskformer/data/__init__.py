@@ -1,8 +1,8 @@
 """From datasets on disk to batches: catalog, mappers, augmentations, targets and loaders."""
 
-from maskformer.data.checks.verification import verify_dataset
-from maskformer.data.loading.loaders import build_test_loader, build_train_loader
-from maskformer.data.mappers import (
+from .checks.verification import verify_dataset
+from .loading.loaders import build_test_loader, build_train_loader
+from .mappers import (
     MAPPERS,
     DETRPanopticDatasetMapper,
     InferenceMapper,
@@ -11,7 +11,7 @@ from maskformer.data.mappers import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from maskformer.data.transforms.resampling import prepare_resizing
+from .transforms.resampling import prepare_resizing
 
 __all__ = [
     "MAPPERS",

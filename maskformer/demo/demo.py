@@ -31,7 +31,6 @@ from detectron2.utils.logger import setup_logger
 
 from maskformer.config import load_config
 from maskformer.data.datasets import register_all
-from maskformer.demo.shapes import generate_shapes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.trainer import Trainer
 from maskformer.files import unfinished
@@ -43,6 +42,8 @@ from maskformer.reports.progress import ProgressLine, format_duration
 from maskformer.reports.saving import write_picture
 from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
 from maskformer.structures import ESCAPING, InputError
+
+from .shapes import generate_shapes
 
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
 NUM_PICTURES = 8  # rows of the gallery

@@ -16,8 +16,9 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, distributed, nn
 
-from maskformer.engine.optimizer import NORM_MODULES
 from maskformer.structures import RunError
+
+from .optimizer import NORM_MODULES
 
 logger = logging.getLogger(__name__)
 

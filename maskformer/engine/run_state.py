@@ -17,7 +17,8 @@ from detectron2.utils.events import EventStorage, has_event_storage
 
 from maskformer.checkpoint.files import write_text
 from maskformer.data.loading.train_loader import TrainLoader
-from maskformer.engine.accelerator import Accelerator
+
+from .accelerator import Accelerator
 
 logger = logging.getLogger(__name__)
 

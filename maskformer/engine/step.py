@@ -17,13 +17,14 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
-from maskformer.engine.hooks.averaging import agree_on_state
-from maskformer.engine.optimizer import gradients_of, known_norm, total_norm
 from maskformer.losses import masks_per_batch
 from maskformer.runs.failures import explained_memory
 from maskformer.structures import InputError, RunError, SegmentMasks
+
+from .accelerator import Accelerator
+from .bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
+from .hooks.averaging import agree_on_state
+from .optimizer import gradients_of, known_norm, total_norm
 
 Batch = list[dict[str, Any]]
 SCALE_PERIOD = 20  # iterations, as Detectron2's writers

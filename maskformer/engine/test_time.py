@@ -13,12 +13,13 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.engine.accelerator import Accelerator, is_out_of_memory
 from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window, smaller_bands
 from maskformer.meta_arch import MaskFormer
 from maskformer.model_inputs import check_images, output_size
 from maskformer.runs.failures import describe_image
 from maskformer.structures import InputError, RunError
+
+from .accelerator import Accelerator, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 

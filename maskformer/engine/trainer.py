@@ -25,26 +25,27 @@ from maskformer.checkpoint import Checkpointer, remove_partial_files
 from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
-from maskformer.engine.accelerator import Accelerator, with_device
-from maskformer.engine.hooks.accelerator import AcceleratorHook
-from maskformer.engine.hooks.averaging import agree_on_state, build_average, explain_batch_norm
-from maskformer.engine.hooks.best import BestCheckpoint
-from maskformer.engine.hooks.determinism import DeterminismReport
-from maskformer.engine.hooks.histories import HistoryHook
-from maskformer.engine.hooks.loss_watch import LossWatch
-from maskformer.engine.hooks.saving import SavingHook
-from maskformer.engine.hooks.writers import MetricsWriter, TcappdllWriter
-from maskformer.engine.libraries import loading_libraries
-from maskformer.engine.optimizer import build_optimizer, configured_schedule, go_on_as_configured
-from maskformer.engine.run_state import BadImageReport, Resumable, RunState
-from maskformer.engine.step import build_step_trainer
-from maskformer.engine.test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
 from maskformer.evaluation.loop import check_evaluation, check_test_classes, evaluate_datasets
 from maskformer.meta_arch import know_classes
 from maskformer.runs.output_folder import EventFileWriter
 from maskformer.runs.signals import REQUESTS, Agreement, shield_workers
 from maskformer.structures import InputError
+
+from .accelerator import Accelerator, with_device
+from .hooks.accelerator import AcceleratorHook
+from .hooks.averaging import agree_on_state, build_average, explain_batch_norm
+from .hooks.best import BestCheckpoint
+from .hooks.determinism import DeterminismReport
+from .hooks.histories import HistoryHook
+from .hooks.loss_watch import LossWatch
+from .hooks.saving import SavingHook
+from .hooks.writers import MetricsWriter, TcappdllWriter
+from .libraries import loading_libraries
+from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
+from .run_state import BadImageReport, Resumable, RunState
+from .step import build_step_trainer
+from .test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
 
 logger = logging.getLogger(__name__)
 

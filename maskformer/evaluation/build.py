@@ -12,13 +12,14 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from maskformer.data.checks.verification import check_registered, load_dataset
-from maskformer.evaluation.cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
-from maskformer.evaluation.instance import InstanceEvaluator
-from maskformer.evaluation.label_map import check_num_classes
-from maskformer.evaluation.panoptic import PanopticEvaluator
-from maskformer.evaluation.resume.image_by_image import ImageByImageEvaluators
-from maskformer.evaluation.semantic import SemanticEvaluator
 from maskformer.structures import InputError
+
+from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
+from .instance import InstanceEvaluator
+from .label_map import check_num_classes
+from .panoptic import PanopticEvaluator
+from .resume.image_by_image import ImageByImageEvaluators
+from .semantic import SemanticEvaluator
 
 Records = Sequence[dict[str, Any]]
 

@@ -25,8 +25,9 @@ from PIL import Image
 
 from maskformer.data.datasets.classes import require
 from maskformer.data.files.reading import read_class_map
-from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
+
+from .label_map import read_labels
 
 _IMAGE_END = "_leftImg8bit.png"
 _INSTANCES_PER_LABEL = 1000  # an instance id is label id x 1000 + number; below 1000 it is a group, or no thing

@@ -22,8 +22,9 @@ from pycocotools.cocoeval import COCOeval
 
 from maskformer.data.datasets.classes import require
 from maskformer.data.files.json_files import instances_of_records, read_instance_json
-from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
 from maskformer.structures import InputError
+
+from .truth import check_image_ids, image_id_of, match_ids
 
 logger = logging.getLogger(__name__)
 

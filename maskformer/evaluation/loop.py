@@ -23,10 +23,11 @@ from torch import nn
 from maskformer.data.datasets.classes import check_classes
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.test_time import innermost
-from maskformer.evaluation import ImageByImageEvaluators, Journal, tidy_partial_results
 from maskformer.kernels import import_loops
 from maskformer.meta_arch import MaskFormer
 from maskformer.structures import InputError
+
+from . import ImageByImageEvaluators, Journal, tidy_partial_results
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,9 @@ from tabulate import tabulate
 from maskformer.data.datasets.classes import require
 from maskformer.data.files.json_files import join_inside, panoptic_of_records, read_panoptic_json
 from maskformer.data.files.reading import read_segment_ids
-from maskformer.evaluation.panoptic_quality import (
+from maskformer.structures import BadImageError, InputError
+
+from .panoptic_quality import (
     VOID,
     CategoryCounts,
     Pairs,
@@ -30,8 +32,7 @@ from maskformer.evaluation.panoptic_quality import (
     count_pairs,
     match_segments,
 )
-from maskformer.evaluation.truth import check_image_ids, image_id_of, match_ids
-from maskformer.structures import BadImageError, InputError
+from .truth import check_image_ids, image_id_of, match_ids
 
 logger = logging.getLogger(__name__)
 

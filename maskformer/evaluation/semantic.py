@@ -19,8 +19,9 @@ from detectron2.utils import comm
 from maskformer.data.datasets.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
 from maskformer.data.files.reading import read_label_map
 from maskformer.data.files.run_lengths import encode_segments
-from maskformer.evaluation.label_map import read_labels
 from maskformer.structures import BadImageError, InputError
+
+from .label_map import read_labels
 
 logger = logging.getLogger(__name__)
 

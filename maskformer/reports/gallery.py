@@ -21,10 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from maskformer.reports.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
-from maskformer.reports.sources import read_picture
-from maskformer.reports.tasks import read_instances, read_panoptic, read_semantic
 from maskformer.structures import PanopticResult
+
+from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from .sources import read_picture
+from .tasks import read_instances, read_panoptic, read_semantic
 
 SCALE = 3  # of the pictures, over the images
 GAP = 8  # pixels between pictures

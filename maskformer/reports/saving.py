@@ -19,9 +19,10 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from maskformer.files import folder_beside, unfinished
-from maskformer.reports.drawing import ClassTable
-from maskformer.reports.sources import ids_path, name_for_opencv
 from maskformer.structures import BadImageError, InputError, PanopticResult
+
+from .drawing import ClassTable
+from .sources import ids_path, name_for_opencv
 
 JPEG_QUALITY = 92
 # A name that this file alone cannot have (too long, no text, a folder's), or a picture that its format cannot hold.

@@ -11,9 +11,10 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from maskformer.reports.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
-from maskformer.reports.saving import IdMap, encode_instances, encode_panoptic, encode_semantic
 from maskformer.structures import InputError, PanopticResult
+
+from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from .saving import IdMap, encode_instances, encode_panoptic, encode_semantic
 
 INSTANCE_THRESHOLD = 0.5  # drawn by default; panoptic has the configuration's OBJECT_MASK_THRESHOLD
 

@@ -27,11 +27,12 @@ from maskformer.config.own_datasets import read_own_datasets
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.own import register_own
 from maskformer.engine.accelerator import Accelerator, resolve_device
-from maskformer.runs.failures import EXIT_RUN_ERROR, end_workers_that_cannot_deliver, explain
-from maskformer.runs.output_folder import keep_logging, lock_output_folder
-from maskformer.runs.processes import run_in_processes
-from maskformer.runs.signals import REQUESTS, Interrupted
 from maskformer.structures import ESCAPING, InputError, RunError
+
+from .failures import EXIT_RUN_ERROR, end_workers_that_cannot_deliver, explain
+from .output_folder import keep_logging, lock_output_folder
+from .processes import run_in_processes
+from .signals import REQUESTS, Interrupted
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C

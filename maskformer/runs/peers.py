@@ -19,7 +19,7 @@ import time
 
 from detectron2.utils import comm
 
-from maskformer.runs.failures import EXIT_RUN_ERROR
+from .failures import EXIT_RUN_ERROR
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,11 @@ from detectron2.utils import comm
 from torch import distributed
 
 from maskformer.engine.accelerator import Accelerator, device_count
-from maskformer.runs.failures import explained
-from maskformer.runs.peers import Watch
-from maskformer.runs.signals import REQUESTS, passing_signals_on
 from maskformer.structures import InputError
+
+from .failures import explained
+from .peers import Watch
+from .signals import REQUESTS, passing_signals_on
 
 PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
 PORTS = range(20000, 32768)  # below those that systems give to connections

@@ -15,12 +15,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from maskformer.sdaa.curves import align, pair, read_curve
-from maskformer.sdaa.logs import check_logs, check_presence, check_settings
-from maskformer.sdaa.plot import draw_comparison, save_figure
-from maskformer.sdaa.vendor import apply_vendor_rule
-from maskformer.sdaa.verdict import Thresholds, check_losses
 from maskformer.structures import InputError
+
+from .curves import align, pair, read_curve
+from .logs import check_logs, check_presence, check_settings
+from .plot import draw_comparison, save_figure
+from .vendor import apply_vendor_rule
+from .verdict import Thresholds, check_losses
 
 DESCRIPTION = """\
 Compare the losses of a training on SDAA with those of the same training on CUDA: same configuration, weights, SEED and

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maskformer.sdaa.tcappdll import TcappdllRecord, parse_line
 from maskformer.structures import InputError
+
+from .tcappdll import TcappdllRecord, parse_line
 
 METRICS_SPAN = 20  # iterations under one median: Detectron2's JSONWriter, unless it is built with another window_size
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from maskformer.sdaa.curves import LossCurve
-from maskformer.sdaa.verdict import StrictVerdict
 from maskformer.structures import InputError
+
+from .curves import LossCurve
+from .verdict import StrictVerdict
 
 SETTING_KEYS = ("SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "DATASETS.TRAIN")
 

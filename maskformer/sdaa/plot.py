@@ -11,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from maskformer.sdaa.curves import LossPairs
-from maskformer.sdaa.verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
 from maskformer.structures import InputError
+
+from .curves import LossPairs
+from .verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
 
 SDAA_COLOR, CUDA_COLOR, DIFFERENCE_COLOR, LIMIT_COLOR = "#d9480f", "#2f6fde", "#5f3dc4", "#868e96"
 RAW: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.4}

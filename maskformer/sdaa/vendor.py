@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maskformer.sdaa.curves import LossPairs
+from .curves import LossPairs
 
 RELATIVE_LIMIT = 0.05
 ABSOLUTE_LIMIT = 0.0002

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from maskformer.sdaa.curves import LossPairs
+from .curves import LossPairs
 
 MIN_WINDOW = 10  # fewer losses say nothing about how much a loss varies
 QUIET = 0.02  # relative steps that deviate less are rounding, not batches: those of 2 images deviate by 0.18

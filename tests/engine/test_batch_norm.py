@@ -19,8 +19,7 @@ from maskformer.engine import Trainer, build_argument_parser
 from maskformer.engine.hooks.averaging import agree_on_state, explain_batch_norm
 from maskformer.runs.processes import run_in_processes
 
-TESTS = Path(__file__).parents[1]
-sys.path.extend([str(TESTS / "engine"), str(TESTS / "runs"), str(TESTS.parent)])  # for the processes started here, too
+sys.path.extend([str(Path(__file__).parents[1] / name) for name in ("engine", "runs", "..")])  # for processes, too
 from test_processes import REPOSITORY, arguments
 from test_step import TINY
 

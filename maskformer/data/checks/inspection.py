@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 
-from maskformer.data.files.json_files import check_annotation, check_segments
-from maskformer.data.files.reading import (
+from maskformer.structures import BadImageError, InputError
+
+from ..files.json_files import check_annotation, check_segments
+from ..files.reading import (
     check_declared_size,
     check_same_size,
     read_class_map,
@@ -20,8 +22,7 @@ from maskformer.data.files.reading import (
     read_label_map,
     read_segment_ids,
 )
-from maskformer.data.mappers.targets import panoptic_targets
-from maskformer.structures import BadImageError, InputError
+from ..mappers.targets import panoptic_targets
 
 Record = dict[str, Any]
 

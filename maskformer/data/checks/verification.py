@@ -12,15 +12,16 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from maskformer.data.files.annotations import drawn_part, find_fault
-from maskformer.data.files.json_files import (
+from maskformer.structures import InputError
+
+from ..files.annotations import drawn_part, find_fault
+from ..files.json_files import (
     check_annotation,
     check_segments,
     is_inside,
     read_instance_json,
     read_panoptic_json,
 )
-from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
 

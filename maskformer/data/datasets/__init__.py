@@ -9,13 +9,14 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 
 from maskformer.config.own_datasets import read_own_datasets
-from maskformer.data.datasets.ade20k import register_ade20k
-from maskformer.data.datasets.ade20k_full import register_ade20k_full
-from maskformer.data.datasets.cityscapes import register_cityscapes
-from maskformer.data.datasets.coco_stuff_10k import register_coco_stuff_10k
-from maskformer.data.datasets.mapillary_vistas import register_mapillary_vistas
-from maskformer.data.datasets.own import register_own
-from maskformer.data.datasets.shapes import register_shapes
+
+from .ade20k import register_ade20k
+from .ade20k_full import register_ade20k_full
+from .cityscapes import register_cityscapes
+from .coco_stuff_10k import register_coco_stuff_10k
+from .mapillary_vistas import register_mapillary_vistas
+from .own import register_own
+from .shapes import register_shapes
 
 __all__ = ["register_all", "register_missing"]
 

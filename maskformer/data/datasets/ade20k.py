@@ -10,15 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskformer.data.datasets.registration import (
+from maskformer.structures import InputError
+
+from ..files.json_files import join_inside, read_panoptic_json
+from .registration import (
     instance_metadata,
     load_instances,
     panoptic_metadata,
     read_categories,
     register,
 )
-from maskformer.data.files.json_files import join_inside, read_panoptic_json
-from maskformer.structures import InputError
 
 FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
 

@@ -17,17 +17,18 @@ import numpy as np
 import pycocotools.mask as rle
 from detectron2.structures import BoxMode
 
-from maskformer.data.datasets.registration import (
+from maskformer.structures import InputError
+
+from ..files.json_files import join_inside, read_panoptic_json
+from ..files.reading import read_class_map
+from ..files.run_lengths import encode_segments
+from .registration import (
     instance_metadata,
     panoptic_metadata,
     read_categories,
     register,
     semantic_metadata,
 )
-from maskformer.data.files.json_files import join_inside, read_panoptic_json
-from maskformer.data.files.reading import read_class_map
-from maskformer.data.files.run_lengths import encode_segments
-from maskformer.structures import InputError
 
 Record = dict[str, Any]
 

@@ -12,9 +12,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
-from maskformer.data.checks.verification import LOADING_ERRORS
-from maskformer.data.datasets import register_missing
 from maskformer.structures import Classes, InputError
+
+from ..checks.verification import LOADING_ERRORS
+from . import register_missing
 
 DEFAULT_IGNORE_LABEL = 255  # Detectron2's, of MODEL.SEM_SEG_HEAD.IGNORE_VALUE
 _OF_THINGS = ("coco", "cityscapes_instance")  # evaluator types of datasets whose labels count things alone

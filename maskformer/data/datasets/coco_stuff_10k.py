@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.data.datasets import load_sem_seg
 
-from maskformer.data.datasets.registration import read_categories, register, semantic_metadata
+from .registration import read_categories, register, semantic_metadata
 
 
 def register_coco_stuff_10k(root: str | Path) -> None:

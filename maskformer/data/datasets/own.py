@@ -12,15 +12,16 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from maskformer.data.datasets.registration import (
+from maskformer.structures import InputError, OwnDataset
+
+from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
+from .registration import (
     index_colour,
     instance_metadata,
     panoptic_metadata,
     register,
     semantic_metadata,
 )
-from maskformer.data.files.json_files import join_inside, read_instance_json, read_panoptic_json
-from maskformer.structures import InputError, OwnDataset
 
 logger = logging.getLogger(__name__)
 

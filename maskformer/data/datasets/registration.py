@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from maskformer.data.files.json_files import join_inside, read_instance_json
+from ..files.json_files import join_inside, read_instance_json
 
 Category = dict[str, Any]
 

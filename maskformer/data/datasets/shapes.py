@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskformer.data.datasets import registration
-from maskformer.data.datasets.registration import register
-from maskformer.data.files.json_files import join_inside, read_panoptic_json
 from maskformer.structures import InputError
+
+from ..files.json_files import join_inside, read_panoptic_json
+from . import registration
+from .registration import register
 
 Record = dict[str, Any]
 FOLDER = "shapes"

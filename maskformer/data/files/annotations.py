@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from detectron2.structures import PolygonMasks
 
-from maskformer.data.files.run_lengths import find_rle_fault, read_runs
+from .run_lengths import find_rle_fault, read_runs
 
 # A corner may lie this many times the image's size outside of it. Far ones make pycocotools fill the memory, for it
 # lists every point of an outline.

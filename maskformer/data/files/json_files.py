@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 
-from maskformer.data.files.annotations import drawn_part, find_fault, mask_area
 from maskformer.structures import InputError
+
+from .annotations import drawn_part, find_fault, mask_area
 
 logger = logging.getLogger(__name__)
 

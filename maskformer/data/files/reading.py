@@ -22,8 +22,9 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 
-from maskformer.data.files.counting import present_values
 from maskformer.structures import BadImageError, InputError, LabelValues
+
+from .counting import present_values
 
 MAX_PIXELS_VARIABLE = "MASKFORMER_MAX_IMAGE_PIXELS"
 DEFAULT_MAX_PIXELS = 89_478_485  # where Pillow begins to warn: a quarter of a gibibyte of RGB

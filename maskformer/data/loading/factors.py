@@ -10,8 +10,9 @@ from detectron2.config import CfgNode
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch import Tensor
 
-from maskformer.data.loading.sampling import choose_subset
 from maskformer.structures import InputError
+
+from .sampling import choose_subset
 
 Records = Mapping[str, list[dict[str, Any]]]  # dataset -> its entries
 

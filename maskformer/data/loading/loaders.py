@@ -10,14 +10,15 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.utils import comm
 
-from maskformer.data.checks.verification import verify_dataset
-from maskformer.data.datasets.classes import check_classes, ignore_label_of, read_classes
-from maskformer.data.loading.factors import sampling_factors
-from maskformer.data.loading.sampling import Stream
-from maskformer.data.loading.train_loader import TrainLoader
-from maskformer.data.mappers import build_mapper
-from maskformer.data.transforms.resampling import prepare_resizing
 from maskformer.structures import InputError
+
+from ..checks.verification import verify_dataset
+from ..datasets.classes import check_classes, ignore_label_of, read_classes
+from ..mappers import build_mapper
+from ..transforms.resampling import prepare_resizing
+from .factors import sampling_factors
+from .sampling import Stream
+from .train_loader import TrainLoader
 
 logger = logging.getLogger(__name__)
 

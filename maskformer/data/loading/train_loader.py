@@ -18,9 +18,10 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from maskformer.data.loading.sampling import Draw, Position, Stream, augmentation_seeds, deal
 from maskformer.kernels import keep_memory_for_images
 from maskformer.structures import BadImageError, InputError
+
+from .sampling import Draw, Position, Stream, augmentation_seeds, deal
 
 logger = logging.getLogger(__name__)
 

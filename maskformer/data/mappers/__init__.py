@@ -1,10 +1,10 @@
 """From a dataset's entry for one image to what the model takes."""
 
-from maskformer.data.mappers.inference import InferenceMapper
-from maskformer.data.mappers.instance import MaskFormerInstanceDatasetMapper
-from maskformer.data.mappers.panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
-from maskformer.data.mappers.semantic import MaskFormerSemanticDatasetMapper
-from maskformer.data.mappers.table import MAPPERS, build_mapper
+from .inference import InferenceMapper
+from .instance import MaskFormerInstanceDatasetMapper
+from .panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
+from .semantic import MaskFormerSemanticDatasetMapper
+from .table import MAPPERS, build_mapper
 
 __all__ = [
     "MAPPERS",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskformer.data.transforms.lazy import Picture
+from ..transforms.lazy import Picture
 
 Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
 

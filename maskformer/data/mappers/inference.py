@@ -7,9 +7,9 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
-from maskformer.data.files.reading import check_declared_size, read_picture
-from maskformer.data.mappers.example import Record, image_example, image_tensor
-from maskformer.data.transforms.augmentations import LabelledImage, build_resize
+from ..files.reading import check_declared_size, read_picture
+from ..transforms.augmentations import LabelledImage, build_resize
+from .example import Record, image_example, image_tensor
 
 
 class InferenceMapper:

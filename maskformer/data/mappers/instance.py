@@ -11,13 +11,14 @@ import pycocotools.mask as rle
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-from maskformer.data.files.json_files import check_annotation
-from maskformer.data.files.run_lengths import have_value, paint, read_runs
-from maskformer.data.mappers.example import Record
-from maskformer.data.mappers.targets import instance_targets
-from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.transforms.augmentations import transform_map
 from maskformer.structures import BadImageError, InputError
+
+from ..files.json_files import check_annotation
+from ..files.run_lengths import have_value, paint, read_runs
+from ..transforms.augmentations import transform_map
+from .example import Record
+from .targets import instance_targets
+from .training import TrainingMapper
 
 Segmentation = list[Any] | dict[str, Any]
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from maskformer.data.mappers.instance import MaskFormerInstanceDatasetMapper
-from maskformer.data.mappers.panoptic import MaskFormerPanopticDatasetMapper
-from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.transforms.augmentations import build_flip, large_scale_jitter_recipe
 from maskformer.structures import InputError
+
+from ..transforms.augmentations import build_flip, large_scale_jitter_recipe
+from .instance import MaskFormerInstanceDatasetMapper
+from .panoptic import MaskFormerPanopticDatasetMapper
+from .training import TrainingMapper
 
 
 class LargeScaleJitter(TrainingMapper):

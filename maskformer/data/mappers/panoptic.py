@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from maskformer.data.files.counting import count_values, replace_values
-from maskformer.data.files.json_files import check_segments
-from maskformer.data.files.reading import check_same_size, read_label_map, read_segment_ids
-from maskformer.data.mappers.example import Record, owned_tensor
-from maskformer.data.mappers.targets import number_segments, panoptic_targets
-from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.transforms.augmentations import detr_recipe, transform_map
 from maskformer.structures import BadImageError
+
+from ..files.counting import count_values, replace_values
+from ..files.json_files import check_segments
+from ..files.reading import check_same_size, read_label_map, read_segment_ids
+from ..transforms.augmentations import detr_recipe, transform_map
+from .example import Record, owned_tensor
+from .targets import number_segments, panoptic_targets
+from .training import TrainingMapper
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from maskformer.data.files.reading import check_same_size, read_label_map
-from maskformer.data.mappers.example import Record, owned_tensor
-from maskformer.data.mappers.targets import semantic_targets
-from maskformer.data.mappers.training import TrainingMapper
+from ..files.reading import check_same_size, read_label_map
+from .example import Record, owned_tensor
+from .targets import semantic_targets
+from .training import TrainingMapper
 
 
 class MaskFormerSemanticDatasetMapper(TrainingMapper):

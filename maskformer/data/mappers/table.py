@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from maskformer.data.mappers.inference import InferenceMapper
-from maskformer.data.mappers.instance import MaskFormerInstanceDatasetMapper
-from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper, PanopticLSJDatasetMapper
-from maskformer.data.mappers.panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
-from maskformer.data.mappers.semantic import MaskFormerSemanticDatasetMapper
-from maskformer.data.mappers.training import TrainingMapper
 from maskformer.structures import InputError
+
+from .inference import InferenceMapper
+from .instance import MaskFormerInstanceDatasetMapper
+from .large_scale_jitter import InstanceLSJDatasetMapper, PanopticLSJDatasetMapper
+from .panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
+from .semantic import MaskFormerSemanticDatasetMapper
+from .training import TrainingMapper
 
 MAPPERS: dict[str, type[TrainingMapper]] = {
     "mask_former_semantic": MaskFormerSemanticDatasetMapper,

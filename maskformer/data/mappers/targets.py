@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskformer.data.files.counting import present_values, read_only, replace_values
 from maskformer.kernels import import_pixel_loops
 from maskformer.structures import SegmentMasks
+
+from ..files.counting import present_values, read_only, replace_values
 
 
 def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, SegmentMasks]:

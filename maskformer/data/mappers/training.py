@@ -11,10 +11,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from torch import Tensor
 
-from maskformer.data.datasets.classes import ignore_label_of
-from maskformer.data.files.reading import check_declared_size, read_picture
-from maskformer.data.mappers.example import Record, image_example, image_tensor
-from maskformer.data.transforms.augmentations import (
+from maskformer.structures import InputError, SegmentMasks
+
+from ..datasets.classes import ignore_label_of
+from ..files.reading import check_declared_size, read_picture
+from ..transforms.augmentations import (
     LabelledImage,
     build_colour_jitter,
     build_crop,
@@ -23,8 +24,8 @@ from maskformer.data.transforms.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
-from maskformer.data.transforms.lazy import Picture
-from maskformer.structures import InputError, SegmentMasks
+from ..transforms.lazy import Picture
+from .example import Record, image_example, image_tensor
 
 IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
 

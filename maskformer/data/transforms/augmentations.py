@@ -15,9 +15,10 @@ from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 
-from maskformer.data.files.counting import count_values
-from maskformer.data.transforms.lazy import IntegerMap, Picture
 from maskformer.structures import InputError
+
+from ..files.counting import count_values
+from .lazy import IntegerMap, Picture
 
 DETR_SHORT_EDGES = (400, 500, 600)  # pixels, before DETR's crop
 

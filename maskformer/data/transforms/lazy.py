@@ -10,9 +10,10 @@ import numpy as np
 from detectron2.data import transforms as T
 from PIL import Image
 
-from maskformer.data.files.counting import read_only
-from maskformer.data.transforms.resampling import CompiledResizing, Window, find_resizing, resize_map, resize_picture
 from maskformer.kernels import import_pixel_loops
+
+from ..files.counting import read_only
+from .resampling import CompiledResizing, Window, find_resizing, resize_map, resize_picture
 
 _TYPES_THAT_FLIP = (np.uint8, np.int16, np.int32)  # in OpenCV, at a thirtieth of NumPy's time
 

@@ -14,8 +14,9 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from maskformer.data.files.counting import read_only
 from maskformer.kernels import import_pixel_loops
+
+from ..files.counting import read_only
 
 _BITS = 22  # behind the point of a filter's weights, as in Pillow
 _ROWS_AT_ONCE = 64  # of the original: few enough for the second cache

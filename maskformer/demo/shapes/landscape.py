@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from maskformer.data.datasets.shapes import INDEX_OF
-from maskformer.demo.shapes.surfaces import SURFACES, Size, mix
+
+from .surfaces import SURFACES, Size, mix
 
 _GROUNDS = ("water", "grass", "sand")
 

@@ -10,9 +10,10 @@ import cv2
 import numpy as np
 
 from maskformer.data.datasets.shapes import CATEGORIES
-from maskformer.demo.shapes.landscape import draw_landscape
-from maskformer.demo.shapes.sprites import SHADOW_MARGIN, Sprite, make_sprite, shade, shadow
-from maskformer.demo.shapes.surfaces import Size, mix, rgb, white_noise
+
+from .landscape import draw_landscape
+from .sprites import SHADOW_MARGIN, Sprite, make_sprite, shade, shadow
+from .surfaces import Size, mix, rgb, white_noise
 
 MIN_VISIBLE_PIXELS = 64
 MIN_VISIBLE_FRACTION = 0.5  # of each segment, so that one can still tell what it is

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 
 from maskformer.data.datasets.shapes import THINGS
-from maskformer.demo.shapes.outlines import outline
-from maskformer.demo.shapes.surfaces import mix, rgb
+
+from .outlines import outline
+from .surfaces import mix, rgb
 
 _SUPERSAMPLE = 3
 _HUE_SPREAD = 0.045  # standard deviation, in turns of the colour wheel; neighbours are 0.2 apart

@@ -13,8 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from maskformer.data.datasets.shapes import CATEGORIES, FOLDER, THINGS, Category, dataset_id
-from maskformer.demo.shapes.scene import MIN_SIDE, Scene, draw_scene
 from maskformer.structures import InputError
+
+from .scene import MIN_SIDE, Scene, draw_scene
 
 SPLITS = ("train", "val")
 MANIFEST = "shapes.json"

@@ -7,7 +7,7 @@ import time
 
 from detectron2.engine import HookBase
 
-from maskformer.engine.accelerator import Accelerator
+from ..accelerator import Accelerator
 
 MEGABYTE = 2**20
 

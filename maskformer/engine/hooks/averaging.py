@@ -19,9 +19,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maskformer.checkpoint.checkpointer import model_content
 from maskformer.checkpoint.files import save_checkpoint
-from maskformer.engine.optimizer import NORM_MODULES
 from maskformer.runs.output_folder import tell
 from maskformer.structures import InputError
+
+from ..optimizer import NORM_MODULES
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
-from maskformer.evaluation.resume.journal import Journal
+from .journal import Journal
 
 
 class ImageEvaluator(Protocol):

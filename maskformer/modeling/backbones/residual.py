@@ -9,8 +9,7 @@ from detectron2.modeling.backbone.resnet import BottleneckBlock, ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.modeling.in_place import row_bands
-
+from ..in_place import row_bands
 from .frozen_norm import FrozenNormConv2d
 
 Network = TypeVar("Network", bound=nn.Module)

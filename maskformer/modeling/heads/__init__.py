@@ -1,7 +1,6 @@
 """Heads: backbone features -> predictions; chosen by ``MODEL.SEM_SEG_HEAD.NAME``."""
 
-from maskformer.modeling.query_decoders.standard import MLP, MaskFormerPredictor
-
+from ..query_decoders.standard import MLP, MaskFormerPredictor
 from .mask_former import MaskFormerHead
 from .per_pixel import PerPixelBaselineHead, PerPixelBaselinePlusHead
 

@@ -12,9 +12,10 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.modeling.pixel_decoders import BasePixelDecoder, build_pixel_decoder
-from maskformer.modeling.query_decoders.standard import MaskFormerPredictor
 from maskformer.structures import InputError, MaskPredictions
+
+from ..pixel_decoders import BasePixelDecoder, build_pixel_decoder
+from ..query_decoders.standard import MaskFormerPredictor
 
 _ENCODED = "transformer_encoder"
 

@@ -16,10 +16,10 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.modeling.pixel_decoders import BasePixelDecoder, build_pixel_decoder
-from maskformer.modeling.query_decoders.standard import MaskFormerPredictor
 from maskformer.structures import InputError
 
+from ..pixel_decoders import BasePixelDecoder, build_pixel_decoder
+from ..query_decoders.standard import MaskFormerPredictor
 from .mask_former import choose_attended_feature, pick_attended_feature
 
 

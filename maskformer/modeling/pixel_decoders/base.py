@@ -17,7 +17,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.modeling.in_place import convolve_in_place, in_row_order, is_worth_in_place, normalise_in_place
+from ..in_place import convolve_in_place, in_row_order, is_worth_in_place, normalise_in_place
 
 
 @SEM_SEG_HEADS_REGISTRY.register()

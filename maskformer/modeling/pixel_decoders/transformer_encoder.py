@@ -10,13 +10,12 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from maskformer.modeling.transformer import (
+from ..transformer import (
     TransformerEncoder,
     initialise_matrices,
     layer_options,
     sine_position_embedding,
 )
-
 from .base import BasePixelDecoder
 
 

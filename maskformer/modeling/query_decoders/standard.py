@@ -11,14 +11,15 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.modeling.transformer import (
+from maskformer.structures import MaskPredictions
+
+from ..transformer import (
     TransformerDecoder,
     TransformerEncoder,
     initialise_matrices,
     layer_options,
     sine_position_embedding,
 )
-from maskformer.structures import MaskPredictions
 
 
 class MaskFormerPredictor(nn.Module):

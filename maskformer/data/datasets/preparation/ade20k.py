@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as rle
 
-from maskformer.data.datasets.preparation.files import Job, find_files, pair_files, read_parts, write_image, write_json
-from maskformer.data.datasets.registration import read_categories
-from maskformer.data.files.reading import check_same_size, read_class_map, read_rgb
-from maskformer.data.files.run_lengths import encode_segments
 from maskformer.structures import InputError
+
+from ...files.reading import check_same_size, read_class_map, read_rgb
+from ...files.run_lengths import encode_segments
+from ..registration import read_categories
+from .files import Job, find_files, pair_files, read_parts, write_image, write_json
 
 NUM_CLASSES = 150
 IGNORED = 255

@@ -8,10 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from maskformer.data.datasets.preparation.files import Job, pair_files, write_image
-from maskformer.data.datasets.registration import read_categories
-from maskformer.data.files.reading import read_image, read_rgb
 from maskformer.structures import InputError
+
+from ...files.reading import read_image, read_rgb
+from ..registration import read_categories
+from .files import Job, pair_files, write_image
 
 SHORT_SIDE = 512  # pixels
 IGNORED = 65535

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat, matlab
 
-from maskformer.data.datasets.preparation.files import Job, find_files, pair_files, read_list, write_image
 from maskformer.files import unfinished
 from maskformer.structures import InputError
+
+from .files import Job, find_files, pair_files, read_list, write_image
 
 NUM_CLASSES = 171
 IGNORED = 255
