@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "maskformer"
 BESIDE_THE_PRODUCT = ("tools", "demo", "sdaa", "reports", "export")
 LONGEST_FUNCTION = 60
+_PUBLIC = {"_exit", "_replace"}  # os._exit and namedtuple's, which are documented
 
 # "file: attribute" -> why no public name does it. It only shrinks.
 FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {}
@@ -59,11 +61,17 @@ def count_lines(*, product_only: bool) -> int:
 
 
 def find_foreign_private_attributes() -> set[str]:
-    """Every private name that a file uses and does not define, as "file: attribute"; `os._exit` is a public one."""
+    """Every private name that a file uses and that is not its own, as "file: attribute".
+
+    Its own are those that it defines, and of ``self`` those that a class of the package defines.
+    """
     found = set()
-    for path, tree in trees().items():
-        names = {name for name in _used(tree) if name.startswith("_") and not name.startswith("__")}
-        names -= {"_exit", *_defined(tree)}
+    sources = trees()
+    inherited = {f"self.{name}" for tree in sources.values() for name in _defined(tree)}
+    for path, tree in sources.items():
+        own = {*_PUBLIC, *_defined(tree)}
+        private = {use for use in _used(tree) if re.search(r"(^|\.)_[^_]", use)} - inherited
+        names = {use.rpartition(".")[2] for use in private} - own
         names |= {"__class__"} if _sets_class(tree) else set()
         found |= {f"{path.relative_to(REPOSITORY)}: {name}" for name in names}
     return found
@@ -82,17 +90,14 @@ def _defined(tree: ast.Module) -> Iterator[str]:
                         yield part.attr
 
 
-def _used(tree: ast.Module) -> Iterator[str]:
+def _used(tree: ast.Module) -> Iterator[str]:  # of self with it: self._name
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            yield node.attr
+            yield f"self.{node.attr}" if ast.unparse(node.value) == "self" else node.attr
         elif isinstance(node, ast.ImportFrom):
-            yield from (alias.name for alias in node.names)
-            yield from (node.module or "").split(".")
+            yield from [*(alias.name for alias in node.names), *(node.module or "").split(".")]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr", "delattr"):
-            yield from (
-                argument.value for argument in node.args if isinstance(argument, ast.Constant) and argument.value
-            )
+            yield from (str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
 
 
 def _sets_class(tree: ast.Module) -> bool:
