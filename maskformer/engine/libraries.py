@@ -7,12 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from maskformer.data import prepare_resizing
-
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Load SciPy and the compiled loops, about a second, in a thread that has ended when the ``with`` block has.
+    """Load SciPy in a thread that has ended when the ``with`` block has.
 
     Nothing may fork while a library is being loaded; drawing a model's weights leaves Python's lock to the thread.
     """
@@ -27,4 +25,3 @@ def loading_libraries() -> Iterator[None]:
 def _load() -> None:
     with suppress(ImportError):  # whoever needs it says so
         importlib.import_module("scipy.optimize")
-    prepare_resizing()

@@ -1,11 +1,11 @@
 """What makes a CPU fast: formulas as loops that Numba compiles, and threads that compute independent pieces.
 
-availability (can the loops be used), loops (of losses and inference), pixel_loops (of data), compiling, interpolation,
+availability (can the loops be used), loops (of losses and inference), compiling, interpolation,
 threads, memory. Where Numba is missing, and for other types and devices, the callers compute the same with PyTorch's,
 OpenCV's and Pillow's operators.
 """
 
-from .availability import find_kernels, import_loops, import_pixel_loops
+from .availability import find_kernels, import_loops
 from .interpolation import interpolation_matrix, plan_interpolation
 from .memory import (
     MALLOC_VARIABLES,
@@ -24,7 +24,6 @@ __all__ = [
     "for_each",
     "give_back_unused_memory",
     "import_loops",
-    "import_pixel_loops",
     "interpolation_matrix",
     "keep_freed_memory",
     "keep_memory_for_images",

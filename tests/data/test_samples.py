@@ -29,6 +29,7 @@ from maskformer.data import (
 )
 from maskformer.data.datasets.ade20k import load_panoptic
 from maskformer.data.transforms.augmentations import (
+    LabelledImage,
     build_colour_jitter,
     build_crop,
     build_flip,
@@ -151,7 +152,7 @@ def test_augmented_panoptic_targets_are_the_segments_augmented_one_by_one(panopt
 
         label_map = np.asarray(Image.open(record["sem_seg_file_name"]))
         np.random.seed(seed)
-        transforms = mapper.augmentations(T.AugInput(np.zeros((*label_map.shape, 3), np.uint8), sem_seg=label_map))
+        transforms = mapper.augmentations(LabelledImage(np.zeros((*label_map.shape, 3), np.uint8), label_map))
         red, green, blue = np.moveaxis(np.asarray(Image.open(record["pan_seg_file_name"]), dtype=int), 2, 0)
         labels, masks = [], []
         for segment in record["segments_info"]:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as rle
 
-from maskformer.kernels import import_pixel_loops
-
 
 def encode_segments(id_map: np.ndarray, segment_ids: Iterable[int]) -> dict[int, dict[str, Any]]:
     """Encode segments, all in one pass over the map: an image of Cityscapes has two million pixels and fifty segments.
@@ -82,15 +80,6 @@ def read_runs(counts: Any) -> np.ndarray | None:
     if not isinstance(counts, (str, bytes)) or (isinstance(counts, str) and not counts.isascii()):
         return None
     text = np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8)
-    loops = import_pixel_loops()
-    if loops is None:
-        return _read_compressed(text)
-    runs = np.empty(text.size, np.int64)
-    num_runs = loops.read_runs(text, runs)
-    return runs[:num_runs] if num_runs else None
-
-
-def _read_compressed(text: np.ndarray) -> np.ndarray | None:
     # Each character from "0" on holds five bits, lowest first, and a sixth that says whether another one follows.
     digits = text.astype(np.int64) - 48
     if not digits.size or ((digits < 0) | (digits > 63)).any() or digits[-1] & 32:
@@ -106,27 +95,3 @@ def _read_compressed(text: np.ndarray) -> np.ndarray | None:
     for first in (1, 2):  # from the fourth run on, the difference to the last but one
         values[first::2] = values[first::2].cumsum()
     return values
-
-
-def have_value(runs: np.ndarray, values: np.ndarray) -> bool:
-    """Say whether a value that is not 0 lies in runs.
-
-    Args:
-        runs: (n,) int64, as ``read_runs`` gives them.
-        values: (pixels,), as many as the runs and gaps are long together.
-    """
-    loops = import_pixel_loops()
-    return bool(values[_inside(runs)].any() if loops is None else loops.has_value_in_runs(runs, values))
-
-
-def paint(runs: np.ndarray, number: int, values: np.ndarray) -> None:
-    """Set the ``values`` in runs to a number; see ``have_value``."""
-    loops = import_pixel_loops()
-    if loops is None:
-        values[_inside(runs)] = number
-    else:
-        loops.paint_runs(runs, number, values)
-
-
-def _inside(runs: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs)

@@ -15,7 +15,6 @@ from maskformer.structures import InputError
 from ..checks.verification import verify_dataset
 from ..datasets.classes import check_classes, ignore_label_of, read_classes
 from ..mappers import build_mapper
-from ..transforms.resampling import prepare_resizing
 from .factors import sampling_factors
 from .sampling import Stream
 from .train_loader import TrainLoader
@@ -55,8 +54,6 @@ def build_train_loader(cfg: CfgNode) -> TrainLoader:
         "Training on %d images of %s with %s, in the order that the seed %d gives.",
         len(records), ", ".join(datasets), type(mapper).__name__, seed,
     )  # fmt: skip
-    if cfg.DATALOADER.NUM_WORKERS:
-        prepare_resizing()
     return TrainLoader(
         records,
         mapper,
@@ -87,8 +84,6 @@ def build_test_loader(cfg: CfgNode, dataset_name: str, done: Container[int] = ()
     if not records:  # which Detectron2's loader cannot be built from
         return []
     mapper = build_mapper(cfg, is_train=False)
-    if cfg.DATALOADER.NUM_WORKERS:
-        prepare_resizing()
     return build_detection_test_loader(records, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..transforms.lazy import Picture
-
 Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
 
 
@@ -29,21 +27,20 @@ def image_example(record: Record, original_size: tuple[int, int], image: torch.T
     return example
 
 
-def image_tensor(picture: Picture, size: tuple[int, int] | None = None, padding: int = 0) -> torch.Tensor:
+def image_tensor(image: np.ndarray, size: tuple[int, int] | None = None, padding: int = 0) -> torch.Tensor:
     """Turn an image into the tensor that the network takes.
 
     Args:
-        picture: (height, width).
-        size: (H, W), not less than the picture's; None: the same.
+        image: (height,width,3) uint8.
+        size: (H, W), not less than the image's; None: the same.
         padding: the value of pixels below and right of the image.
 
     Returns:
         (3,H,W) uint8.
     """
-    height, width = picture.size
-    planes = np.empty((3, *(size or picture.size)), dtype=np.uint8)
-    planes[:, height:], planes[:, :height, width:] = padding, padding
-    picture.write_planes(planes)
+    height, width = image.shape[:2]
+    planes = np.full((3, *(size or (height, width))), padding, dtype=np.uint8)
+    planes[:, :height, :width] = image.transpose(2, 0, 1)
     return torch.from_numpy(planes)
 
 

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 
 from ..files.reading import check_declared_size, read_picture
-from ..transforms.augmentations import LabelledImage, build_resize
+from ..transforms.augmentations import LabelledImage, ResizedCrop, build_resize
 from .example import Record, image_example, image_tensor
 
 
@@ -28,13 +28,13 @@ class InferenceMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
-        resize = build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice")
+        resize = ResizedCrop(build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice"))
         return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
         labelled = LabelledImage(read_picture(dataset_dict["file_name"]), image_format=self.image_format)
-        original_size = labelled.picture.size
-        check_declared_size(dataset_dict, labelled.blank)
+        original_size = labelled.shape
+        check_declared_size(dataset_dict, labelled)
         self.resize(labelled)
-        return image_example(dataset_dict, original_size, image_tensor(labelled.picture))
+        return image_example(dataset_dict, original_size, image_tensor(labelled.image))

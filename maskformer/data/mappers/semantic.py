@@ -15,14 +15,14 @@ class MaskFormerSemanticDatasetMapper(TrainingMapper):
         """Make the example of an image with ``sem_seg_file_name``; see the base class."""
         label_file = self._required(dataset_dict, "sem_seg_file_name")
         labelled = self._read_image(dataset_dict)
-        original_size = labelled.picture.size
+        original_size = labelled.shape
         values = dataset_dict.get("label_values")
         label_map = read_label_map(label_file, self.num_classes, self.ignore_label, values)
-        check_same_size(labelled.blank, dataset_dict["file_name"], label_map, label_file)
-        labelled.add_labels(label_map)
+        check_same_size(labelled, dataset_dict["file_name"], label_map, label_file)
+        labelled.sem_seg = label_map
         self.augmentations(labelled)
         label_map = self._pad(labelled.sem_seg, self.ignore_label)
         labels, masks = semantic_targets(label_map, self.ignore_label)
-        example = self._example(dataset_dict, original_size, labelled.picture, labels, masks)
+        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
         example["sem_seg"] = owned_tensor(label_map)
         return example

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskformer.kernels import import_pixel_loops
 from maskformer.structures import SegmentMasks
 
-from ..files.counting import present_values, read_only, replace_values
+from ..files.reading import present_values
 
 
 def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, SegmentMasks]:
@@ -85,18 +84,11 @@ def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray)
     are_numbers = id_map.dtype == dtype and np.array_equal(segment_ids, np.arange(1, num_segments + 1))
     if are_numbers and id_map.max(initial=0) <= num_segments:
         return np.array(id_map, order="C")
-    loops = import_pixel_loops()
-    if loops is not None and id_map.dtype == np.int32:
-        order = np.argsort(segment_ids)
-        numbers = (order + 1).astype(dtype)
-        segment_map = np.empty(id_map.shape, dtype)
-        loops.number_ids(read_only(id_map).reshape(-1), segment_ids[order], numbers, segment_map.reshape(-1))
-        return segment_map
     # Panoptic ids have 24 bits; np.zeros takes its pages lazily, so only those that hold an id of this image cost time.
     number_of_id = np.zeros(int(id_map.max(initial=0)) + 1, dtype=dtype)
     may_occur = segment_ids < len(number_of_id)
     number_of_id[segment_ids[may_occur]] = np.arange(1, num_segments + 1)[may_occur]
-    return replace_values(id_map, number_of_id)
+    return number_of_id.take(id_map)
 
 
 def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:

@@ -24,7 +24,6 @@ from ..transforms.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
-from ..transforms.lazy import Picture
 from .example import Record, image_example, image_tensor
 
 IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
@@ -99,7 +98,7 @@ class TrainingMapper:
 
     def _read_image(self, record: Record) -> LabelledImage:
         labelled = LabelledImage(read_picture(record["file_name"]), image_format=self.image_format)
-        check_declared_size(record, labelled.blank)
+        check_declared_size(record, labelled)
         return labelled
 
     def _required(self, record: Record, key: str) -> Any:
@@ -118,12 +117,12 @@ class TrainingMapper:
         self,
         record: Record,
         original_size: tuple[int, int],
-        picture: Picture,
+        image: np.ndarray,
         labels: Tensor,
         masks: SegmentMasks,
     ) -> Record:
         size = masks.image_size  # padded
-        example = image_example(record, original_size, image_tensor(picture, size, IMAGE_PADDING))
+        example = image_example(record, original_size, image_tensor(image, size, IMAGE_PADDING))
         example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
         return example
 
