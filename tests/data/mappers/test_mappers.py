@@ -302,7 +302,7 @@ class TestInference:
 
     def test_image_of_another_size_than_declared_is_refused(self, image_2x3: dict) -> None:
         mapper = InferenceMapper(resize=T.NoOpTransform(), image_format="RGB")
-        with pytest.raises(InputError, match="image.png is 3 x 2 .*annotation says .* 3 x 5"):
+        with pytest.raises(InputError, match=r"image\.png is 3 x 2 .*annotation says .* 3 x 5"):
             mapper({**image_2x3, "height": 5, "width": 3})
 
 
