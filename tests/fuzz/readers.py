@@ -25,7 +25,7 @@ from maskformer.config import load_config
 from maskformer.data.datasets.own import load_instances, load_panoptic
 from maskformer.data.files.reading import read_class_map, read_image, read_label_map
 from maskformer.data.mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
-from maskformer.data.mappers.training import TrainingMapper
+from maskformer.data.mappers.base import TrainingMapper
 from maskformer.data.transforms.augmentations import LabelledImage, ResizedCrop, build_flip, build_resize, crop_recipe
 from maskformer.structures import LabelValues, OwnDataset
 

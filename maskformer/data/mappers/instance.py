@@ -15,9 +15,8 @@ from maskformer.structures import BadImageError, InputError
 from ..files.json_files import check_annotation
 from ..files.run_lengths import read_runs
 from ..transforms.augmentations import transform_map
-from .example import Record
+from .base import Record, TrainingMapper
 from .targets import instance_targets
-from .training import TrainingMapper
 
 Segmentation = list[Any] | dict[str, Any]
 

@@ -11,9 +11,8 @@ from maskformer.structures import BadImageError
 from ..files.json_files import check_segments
 from ..files.reading import check_same_size, read_label_map, read_segment_ids
 from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
-from .example import Record, owned_tensor
+from .base import Record, TrainingMapper, owned_tensor
 from .targets import number_segments, panoptic_targets
-from .training import TrainingMapper
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from ..files.reading import check_same_size, read_label_map
-from .example import Record, owned_tensor
+from .base import Record, TrainingMapper, owned_tensor
 from .targets import semantic_targets
-from .training import TrainingMapper
 
 
 class MaskFormerSemanticDatasetMapper(TrainingMapper):

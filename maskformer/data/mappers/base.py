@@ -1,10 +1,11 @@
-"""What all training mappers share: settings, augmentation, padding and the form of an example."""
+"""What all mappers share: settings, augmentation, padding and the form of an example; and the mapper of evaluation."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
@@ -17,6 +18,7 @@ from ..datasets.classes import ignore_label_of
 from ..files.reading import check_declared_size, read_picture
 from ..transforms.augmentations import (
     LabelledImage,
+    ResizedCrop,
     build_colour_jitter,
     build_crop,
     build_flip,
@@ -24,7 +26,8 @@ from ..transforms.augmentations import (
     crop_recipe,
     pad_to_multiple,
 )
-from .example import Record, image_example, image_tensor
+
+Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
 
 IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
 
@@ -121,9 +124,8 @@ class TrainingMapper:
         labels: Tensor,
         masks: SegmentMasks,
     ) -> Record:
-        size = masks.image_size  # padded
-        example = image_example(record, original_size, image_tensor(image, size, IMAGE_PADDING))
-        example["instances"] = Instances(size, gt_classes=labels, gt_masks=masks)
+        example = image_example(record, original_size, self._pad(image, IMAGE_PADDING))
+        example["instances"] = Instances(masks.image_size, gt_classes=labels, gt_masks=masks)
         return example
 
 
@@ -134,3 +136,53 @@ def _ignore_label(cfg: CfgNode) -> int:
     name = cfg.DATASETS.TRAIN[0]
     default = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
     return ignore_label_of(MetadataCatalog.get(name), default) if name in DatasetCatalog else default
+
+
+class InferenceMapper:
+    """Reads and resizes an image; evaluators read the labels themselves.
+
+    Args:
+        resize: of the shortest edge.
+        image_format: "RGB" or "BGR".
+    """
+
+    @configurable
+    def __init__(self, *, resize: T.Augmentation, image_format: str):
+        self.resize = resize
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
+        resize = ResizedCrop(build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice"))
+        return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
+        labelled = LabelledImage(read_picture(dataset_dict["file_name"]), image_format=self.image_format)
+        original_size = labelled.shape
+        check_declared_size(dataset_dict, labelled)
+        self.resize(labelled)
+        return image_example(dataset_dict, original_size, labelled.image)
+
+
+def image_example(record: Record, original_size: tuple[int, int], image: np.ndarray) -> Record:
+    """Start an example: the names of an image, its original size and the pixels that the network takes.
+
+    Args:
+        record: the dataset's entry, left as it is.
+        original_size: (height, width), as read.
+        image: (H,W,3) uint8, as augmented and padded.
+
+    Returns:
+        ``file_name``, ``image_id`` and ``dataset_index`` if there is one, ``height``, ``width``, ``image`` (3,H,W).
+    """
+    example: Record = {key: record[key] for key in ("file_name", "image_id", "dataset_index") if key in record}
+    example["height"], example["width"] = original_size
+    example["image"] = owned_tensor(image.transpose(2, 0, 1))
+    return example
+
+
+def owned_tensor(array: np.ndarray) -> torch.Tensor:
+    """Copy an array: what Pillow returns is read-only, and a crop would carry its whole image out of the worker."""
+    return torch.from_numpy(np.array(array, order="C"))
