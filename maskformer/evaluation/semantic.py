@@ -17,8 +17,8 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
 from maskformer.data.datasets.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
+from maskformer.data.files.masks import encode_segments
 from maskformer.data.files.reading import read_label_map
-from maskformer.data.files.run_lengths import encode_segments
 from maskformer.structures import BadImageError, InputError
 
 from .label_map import read_labels

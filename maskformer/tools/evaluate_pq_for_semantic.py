@@ -20,8 +20,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from maskformer.config import load_config
 from maskformer.data.datasets import register_missing
 from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
+from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
-from maskformer.data.files.run_lengths import find_rle_fault
 from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
 from maskformer.runs.launch import EXIT_INPUT_ERROR
 from maskformer.structures import InputError

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from maskformer.data.files.run_lengths import encode_segments
+from maskformer.data.files.masks import encode_segments
 from maskformer.evaluation import SemanticEvaluator
 from maskformer.tools.evaluate_pq_for_semantic import main
 

@@ -20,8 +20,8 @@ from detectron2.structures import BoxMode
 from maskformer.structures import InputError
 
 from ..files.json_files import join_inside, read_panoptic_json
+from ..files.masks import encode_segments
 from ..files.reading import read_class_map
-from ..files.run_lengths import encode_segments
 from .registration import (
     instance_metadata,
     panoptic_metadata,

@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from maskformer.structures import BadImageError, InputError
 
 from ..files.json_files import check_annotation
-from ..files.run_lengths import read_runs
+from ..files.masks import read_runs
 from ..transforms.augmentations import transform_map
 from .base import Record, TrainingMapper
 from .targets import instance_targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pycocotools.mask as rle
 
-from maskformer.data.files.run_lengths import find_rle_fault, read_runs
+from maskformer.data.files.masks import find_rle_fault, read_runs
 
 
 def random_masks() -> list[np.ndarray]:
