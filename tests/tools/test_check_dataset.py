@@ -79,7 +79,7 @@ def test_more_segments_than_queries_and_sizes_that_differ_are_found(check: Calla
     code, out = check([[[0, 1, 2]]])
     assert code == 1 and "is 3 x 2 pixels (width x height) but its label" in out and "is 3 x 1" in out
     code, out = check([[[0, 1, 2], [0, 1, 2]]], height=9, width=3)
-    assert code == 1 and "but its annotation says 3 x 9" in out
+    assert code == 1 and "but its annotation says that it is 3 x 9" in out
 
 
 def test_files_without_partner_are_found_and_unreadable_ones_named(check: Callable, tmp_path: Path) -> None:
