@@ -22,7 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from maskformer.data.checks.verification import load_dataset
-from maskformer.data.datasets.ade20k import load_panoptic
+from maskformer.data.datasets.registration import load_panoptic
 from maskformer.data.files.json_files import is_inside, join_inside
 from maskformer.structures import ESCAPING, BadImageError, InputError, RunError, printable
 
@@ -165,7 +165,7 @@ def test_panoptic_json_reads_nothing_outside(tmp_path: Path, key: str, name: str
     (tmp_path / "p.json").write_text(json.dumps(content))
     folders = {key: str(tmp_path / key) for key in ("image_root", "sem_seg_root", "panoptic_root")}
     with pytest.raises(InputError, match="which is not in"):
-        load_panoptic(**folders, panoptic_json=str(tmp_path / "p.json"))
+        load_panoptic(**folders, categories=[], panoptic_json=str(tmp_path / "p.json"))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from maskformer.data import (
     build_test_loader,
     build_train_loader,
 )
-from maskformer.data.datasets.ade20k import load_panoptic
+from maskformer.data.datasets.registration import load_panoptic, read_categories
 from maskformer.data.transforms.augmentations import (
     LabelledImage,
     build_colour_jitter,
@@ -75,6 +75,7 @@ def panoptic_records(ade20k: Path) -> list[dict[str, Any]]:
             image_root=str(ade20k / "images" / folder),
             sem_seg_root=str(ade20k / "annotations_detectron2" / folder),
             panoptic_root=str(ade20k / f"ade20k_panoptic_{split}"),
+            categories=read_categories("ade20k_150.json"),
             panoptic_json=str(ade20k / f"ade20k_panoptic_{split}.json"),
         )
     ]
