@@ -80,7 +80,7 @@ def load_panoptic(folder: Path, split: str) -> list[Record]:
         sem_seg_root=str(folder / f"sem_seg_{split}"),
         panoptic_root=str(folder / f"panoptic_{split}"),
         panoptic_json=str(_existing(folder / "annotations" / f"panoptic_{split}.json")),
-        categories=[{"id": dataset_id(i), "isthing": each.is_thing} for i, each in enumerate(CATEGORIES)],
+        categories=_categories(),
     )
 
 
@@ -97,15 +97,18 @@ def load_instances(folder: Path, split: str) -> list[Record]:
     return registration.load_instances(str(json_file), str(folder / split), f"shapes_instance_{split}")
 
 
+def _categories() -> list[registration.Category]:
+    return [
+        {"id": dataset_id(index), "name": each.name, "color": list(each.color), "isthing": each.is_thing}
+        for index, each in enumerate(CATEGORIES)
+    ]
+
+
 def _metadata(folder: Path, split: str) -> Record:
     """Say what evaluators and visualizer ask for; the stuff tables hold all categories, as Detectron2's COCO does."""
     return {
-        "thing_classes": [category.name for category in THINGS],
-        "thing_colors": [list(category.color) for category in THINGS],
-        "thing_dataset_id_to_contiguous_id": {dataset_id(index): index for index in range(len(THINGS))},
-        "stuff_classes": [category.name for category in CATEGORIES],
-        "stuff_colors": [list(category.color) for category in CATEGORIES],
-        "stuff_dataset_id_to_contiguous_id": {dataset_id(index): index for index in range(len(CATEGORIES))},
+        **registration.semantic_metadata(_categories()),
+        **registration.instance_metadata(_categories()),
         "image_root": str(folder / split),
         "panoptic_root": str(folder / f"panoptic_{split}"),
         "panoptic_json": str(folder / "annotations" / f"panoptic_{split}.json"),

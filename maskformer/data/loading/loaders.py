@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 Records = Mapping[str, list[dict[str, Any]]]  # dataset -> its entries
+
+SAMPLERS = (
+    "TrainingSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "WeightedTrainingSampler",
+    "WeightedCategoryTrainingSampler",
+)
 
 
 def build_train_loader(cfg: CfgNode) -> TrainLoader:
@@ -135,42 +143,35 @@ def build_repeat_factors(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in SAMPLERS:
         raise InputError(f"DATALOADER.SAMPLER_TRAIN is {name!r}, expected one of {', '.join(SAMPLERS)}.")
-    factors = SAMPLERS[name](cfg, datasets, seed).double()
+    records = [record for of_dataset in datasets.values() for record in of_dataset]
+    if name == "TrainingSampler":
+        factors = torch.ones(len(records))
+    elif name == "RandomSubsetTrainingSampler":
+        ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)  # a key of newer Detectron2
+        if not 0 < ratio <= 1:
+            raise InputError(f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, expected more than 0 and at most 1.")
+        factors = choose_subset(len(records), ratio, seed)
+    elif name == "RepeatFactorTrainingSampler":
+        factors = _category_factors(cfg, records)
+    else:
+        factors = _dataset_factors(cfg, datasets)
+        if name == "WeightedCategoryTrainingSampler":
+            factors = factors * torch.cat([_category_factors(cfg, of_dataset) for of_dataset in datasets.values()])
+            factors = factors / factors.min()
     if not (factors >= 0).all() or factors.sum() == 0:
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN {name} would draw none of the {len(factors)} training images, or some less than "
             "never; expected positive DATALOADER.RANDOM_SUBSET_RATIO and DATASETS.TRAIN_REPEAT_FACTOR."
         )
-    return factors
+    return factors.double()
 
 
-def _uniform(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:  # noqa: ARG001
-    return torch.ones(sum(len(records) for records in datasets.values()))
-
-
-def _subset(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:
-    ratio = cfg.DATALOADER.get("RANDOM_SUBSET_RATIO", 1.0)  # a key of newer Detectron2
-    if not 0 < ratio <= 1:
-        raise InputError(f"DATALOADER.RANDOM_SUBSET_RATIO is {ratio}, expected more than 0 and at most 1.")
-    return choose_subset(sum(len(records) for records in datasets.values()), ratio, seed)
-
-
-def _repeat(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:  # noqa: ARG001
-    return _category_factors(cfg, [record for records in datasets.values() for record in records])
-
-
-def _weighted(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:  # noqa: ARG001
+def _dataset_factors(cfg: CfgNode, datasets: Records) -> Tensor:
     weights = dict(cfg.DATASETS.get("TRAIN_REPEAT_FACTOR", ()))  # a key of newer Detectron2
     unknown = sorted(weights.keys() - datasets.keys())
     if unknown:
         raise InputError(f"DATASETS.TRAIN_REPEAT_FACTOR names {unknown[0]}, expected one of {', '.join(datasets)}.")
     return torch.cat([torch.full((len(records),), float(weights.get(name, 1))) for name, records in datasets.items()])
-
-
-def _weighted_by_category(cfg: CfgNode, datasets: Records, seed: int) -> Tensor:
-    by_category = torch.cat([_category_factors(cfg, records) for records in datasets.values()])
-    factors = by_category * _weighted(cfg, datasets, seed)
-    return factors / factors.min()
 
 
 def _category_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> Tensor:
@@ -182,12 +183,3 @@ def _category_factors(cfg: CfgNode, records: list[dict[str, Any]]) -> Tensor:
     return RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         records, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
     )
-
-
-SAMPLERS: dict[str, Callable[[CfgNode, Records, int], Tensor]] = {
-    "TrainingSampler": _uniform,
-    "RandomSubsetTrainingSampler": _subset,
-    "RepeatFactorTrainingSampler": _repeat,
-    "WeightedTrainingSampler": _weighted,
-    "WeightedCategoryTrainingSampler": _weighted_by_category,
-}

@@ -12,7 +12,7 @@ from ..files.json_files import check_segments
 from ..files.reading import check_same_size, read_label_map, read_segment_ids
 from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
 from .base import Record, TrainingMapper, owned_tensor
-from .targets import number_segments, panoptic_targets
+from .targets import number_annotated_segments, panoptic_targets
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
@@ -50,7 +50,8 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
                 )
         id_map = read_segment_ids(label_file)
         check_same_size(image, record["file_name"], id_map, label_file)
-        segment_map = _number_segments(id_map, record["segments_info"], label_file)
+        segment_map, _ = number_annotated_segments(id_map, record["segments_info"], label_file)
+        segment_map[segment_map > len(segments)] = 0  # crowds
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
 
     def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray | None:
@@ -65,30 +66,6 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
         dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
         return np.array(category_of_segment, dtype=dtype).take(segment_map)
-
-
-def _number_segments(id_map: np.ndarray, segments_info: list[dict[str, Any]], label_file: str) -> np.ndarray:
-    """Number the segments that are no crowds from 1, in their order, after comparing the ids of map and JSON."""
-    crowd_ids = [segment["id"] for segment in segments_info if segment.get("iscrowd", 0)]
-    segment_ids = [segment["id"] for segment in segments_info if not segment.get("iscrowd", 0)]
-    segment_map = number_segments(id_map, segment_ids + crowd_ids)
-    areas = np.bincount(segment_map.ravel())[1:]
-    missing = np.flatnonzero(areas[: len(segment_ids)] == 0).tolist() or range(len(areas), len(segment_ids))
-    if missing:
-        raise BadImageError(
-            f"Segment {segment_ids[missing[0]]} of the dataset's JSON has no pixel in {label_file}; expected the "
-            "same ids in both: make PNG and JSON again by one run of the preparation (datasets/README.md)."
-        )
-    if np.count_nonzero(id_map) != areas.sum():
-        foreign = np.setdiff1d(id_map, [0, *segment_ids, *crowd_ids])[0]
-        raise BadImageError(
-            f"{label_file} has pixels of the segment {foreign}, which the dataset's JSON does not name; expected the "
-            "same ids in both, and 0 for void: make PNG and JSON again by one run of the preparation "
-            "(datasets/README.md)."
-        )
-    if crowd_ids:
-        segment_map[segment_map > len(segment_ids)] = 0
-    return segment_map
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):

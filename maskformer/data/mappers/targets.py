@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskformer.structures import SegmentMasks
+from maskformer.structures import BadImageError, SegmentMasks
 
 from ..files.reading import present_values
 
@@ -102,3 +102,38 @@ def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
         (G,) bool.
     """
     return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))
+
+
+def number_annotated_segments(
+    id_map: np.ndarray, segments_info: Sequence[dict[str, Any]], label_file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number segments from 1, in their order but crowds last, after comparing the ids of a map with its annotation's.
+
+    Args:
+        id_map: (H,W) integers; 0 is void.
+        segments_info: ``id`` and, where it is one, ``iscrowd`` of each segment.
+        label_file: what the map was read from.
+
+    Returns:
+        (H,W) segment numbers, and (G,) the pixels of each.
+
+    Raises:
+        BadImageError: one has an id that the other lacks; a crowd may lack pixels.
+    """
+    ids = [segment["id"] for segment in sorted(segments_info, key=lambda segment: segment.get("iscrowd", 0))]
+    segment_map = number_segments(id_map, ids)
+    areas = np.bincount(segment_map.ravel(), minlength=len(ids) + 1)[1:]
+    remedy = "make PNG and JSON again by one run of the preparation (datasets/README.md)."
+    num_targets = sum(not segment.get("iscrowd", 0) for segment in segments_info)
+    if not areas[:num_targets].all():
+        raise BadImageError(
+            f"Segment {ids[int(areas[:num_targets].argmin())]} of the dataset's JSON has no pixel in {label_file}; expected the same "
+            f"ids in both: {remedy}"
+        )
+    if np.count_nonzero(id_map) != areas.sum():
+        foreign = np.setdiff1d(id_map, [0, *ids])[0]
+        raise BadImageError(
+            f"{label_file} has pixels of the segment {foreign}, which the dataset's JSON does not name; expected the "
+            f"same ids in both, and 0 for void: {remedy}"
+        )
+    return segment_map, areas

@@ -182,6 +182,11 @@ class TestPanoptic:
         with pytest.raises(InputError, match=r"Segment 12 .* has no pixel in .*panoptic\.png"):
             MaskFormerPanopticDatasetMapper(augmentations=LEFT_COLUMN, **PLAIN)(panoptic_record)
 
+    def test_crowd_that_the_png_lacks_is_passed_over(self, panoptic_record: dict) -> None:
+        panoptic_record["segments_info"].insert(0, {"id": 12, "category_id": 0, "iscrowd": 1})
+        example = MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
+        assert example["instances"].gt_masks.segment_map.tolist() == [[2, 1, 0], [2, 1, 0]]
+
     def test_pixels_that_the_json_does_not_name_are_named(self, panoptic_record: dict) -> None:
         del panoptic_record["segments_info"][2]
         with pytest.raises(BadImageError, match=r"panoptic\.png has pixels of the segment 9, which .* does not name"):

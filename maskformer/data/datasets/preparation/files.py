@@ -1,4 +1,4 @@
-"""From files to files, as all ``datasets/prepare_*.py`` go: pairs, several processes, and going on after an interruption."""
+"""What all ``datasets/prepare_*.py`` share: pairs of files, several processes, going on after an interruption."""
 
 from __future__ import annotations
 
