@@ -30,7 +30,7 @@ Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what 
 
 MAX_SEGMENT_ID = 2**24 - 1  # a panoptic PNG's pixel has 24 bits
 _MAX_SIDE = 2**20  # pixels; far above any image
-_LARGEST_KEPT = 2**26  # bytes of a JSON whose content is kept
+_LARGEST_KEPT = 2**24  # bytes of a JSON whose content is kept, some ten times as large
 _kept: dict[tuple[Any, ...], Record] = {}  # (kind, path, (time, size)) -> content
 
 

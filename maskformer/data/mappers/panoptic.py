@@ -8,7 +8,6 @@ import numpy as np
 
 from maskformer.structures import BadImageError
 
-from ..files.json_files import check_segments
 from ..files.reading import check_same_size, read_label_map, read_segment_ids
 from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
 from .base import Record, TrainingMapper, owned_tensor
@@ -40,8 +39,8 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def _read_segments(self, record: Record, image: LabelledImage) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Read the panoptic label: (H,W) segment numbers, and ``id`` and ``category_id`` of each that is no crowd."""
         label_file = self._required(record, "pan_seg_file_name")
-        check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
-        segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
+        annotated = self._required(record, "segments_info")
+        segments = [segment for segment in annotated if not segment.get("iscrowd", 0)]
         for segment in segments:
             if not 0 <= segment["category_id"] < self.num_classes:
                 raise BadImageError(
@@ -50,7 +49,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
                 )
         id_map = read_segment_ids(label_file)
         check_same_size(image, record["file_name"], id_map, label_file)
-        segment_map, _ = number_annotated_segments(id_map, record["segments_info"], label_file)
+        segment_map, _ = number_annotated_segments(id_map, annotated, label_file)
         segment_map[segment_map > len(segments)] = 0  # crowds
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
 

@@ -118,17 +118,22 @@ def number_annotated_segments(
         (H,W) segment numbers, and (G,) the pixels of each.
 
     Raises:
-        BadImageError: one has an id that the other lacks; a crowd may lack pixels.
+        BadImageError: one has an id that the other lacks, or the annotation has one twice; a crowd may lack pixels.
     """
     ids = [segment["id"] for segment in sorted(segments_info, key=lambda segment: segment.get("iscrowd", 0))]
+    if len(set(ids)) < len(ids):
+        twice = next(each for each in ids if ids.count(each) > 1)
+        raise BadImageError(
+            f"The dataset's JSON gives {label_file} the segment id {twice} twice; expected each id once."
+        )
     segment_map = number_segments(id_map, ids)
     areas = np.bincount(segment_map.ravel(), minlength=len(ids) + 1)[1:]
     remedy = "make PNG and JSON again by one run of the preparation (datasets/README.md)."
     num_targets = sum(not segment.get("iscrowd", 0) for segment in segments_info)
     if not areas[:num_targets].all():
         raise BadImageError(
-            f"Segment {ids[int(areas[:num_targets].argmin())]} of the dataset's JSON has no pixel in {label_file}; expected the same "
-            f"ids in both: {remedy}"
+            f"Segment {ids[int(areas[:num_targets].argmin())]} of the dataset's JSON has no pixel in {label_file}; "
+            f"expected the same ids in both: {remedy}"
         )
     if np.count_nonzero(id_map) != areas.sum():
         foreign = np.setdiff1d(id_map, [0, *ids])[0]

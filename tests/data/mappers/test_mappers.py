@@ -194,7 +194,7 @@ class TestPanoptic:
 
     def test_segment_listed_twice_is_named(self, panoptic_record: dict) -> None:
         panoptic_record["segments_info"].append({"id": 9, "category_id": 0})
-        with pytest.raises(BadImageError, match=r"panoptic\.png, segment 3, has id 9; expected each id once"):
+        with pytest.raises(BadImageError, match=r"panoptic\.png the segment id 9 twice; expected each id once"):
             MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
 
     def test_label_of_another_size_is_refused(self, panoptic_record: dict, write_png: Write) -> None:
