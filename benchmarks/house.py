@@ -125,7 +125,7 @@ def files_of_a_step() -> list[str]:
     from maskformer.config import load_config
     from maskformer.demo.shapes import generate_shapes
     from maskformer.engine import Trainer
-    from maskformer.runs.launch import register_datasets
+    from maskformer.engine.setup import register_datasets
 
     with tempfile.TemporaryDirectory() as folder:
         generate_shapes(folder, num_train=4, num_val=1, seed=0)

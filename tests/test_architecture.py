@@ -32,7 +32,7 @@ ALLOWED = {
     "checkpoint": {"structures", "files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
     "evaluation": {"structures", "data", "kernels", "meta_arch", "engine.accelerator", "engine.test_time"},
-    "runs": {"structures", "files", "engine.accelerator", "checkpoint", "config", "data"},
+    "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": BELOW_ENGINE,
     "export": {"structures", "files", "config", "checkpoint"},

@@ -22,7 +22,6 @@ from PIL import Image
 
 from maskformer.config import load_config
 from maskformer.data.datasets import register_all
-from maskformer.data.loading.train_loader import prepare_worker
 from maskformer.data.mappers import build_mapper
 from maskformer.structures import InputError
 
@@ -99,7 +98,6 @@ def map_image(recipe: str = "ade20k_semantic", root: str | None = None, seed: in
     settings = _look_up(recipe)
     record = _find_record(settings, root)
     mapper = build_mapper(_config(settings), is_train=True)
-    prepare_worker(0)
     _seed(seed)
 
     def measure(example: Record) -> dict[str, float]:

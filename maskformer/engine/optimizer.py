@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +27,6 @@ NORM_MODULES = (
     nn.LocalResponseNorm,
 )
 logger = logging.getLogger(__name__)
-_EPSILON = 1e-6  # added to the norm before gradients are divided by it, as PyTorch's clipping does
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # Swin's; they never decay
 
 
@@ -146,9 +143,7 @@ def parameter_groups(
 def _adamw(groups: list[dict[str, Any]], solver: CfgNode) -> torch.optim.Optimizer:
     # On a CPU one pass over a group is a fifth of the time of a dozen; other devices choose by themselves.
     fused = True if all(_is_on_cpu(group) for group in groups) else None
-    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
-    optimizer._step_supports_amp_scaling = False  # then a loss scaler skips a step by not calling it: ``StepTrainer``
-    return optimizer
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, fused=fused)
 
 
 def _is_on_cpu(group: dict[str, Any]) -> bool:
@@ -234,46 +229,12 @@ def _with_gradient_clipping(optimizer: torch.optim.Optimizer, cfg: CfgNode) -> t
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0) -> None:
-    """Scale all gradients together, before each step, so that the norm over every parameter is at most ``max_norm``.
-
-    A pre-hook, so that it runs after a loss scaler has divided the gradients and not at all for a skipped step.
-    """
+    """Scale all gradients together, before each step, so that the norm over every parameter is at most ``max_norm``."""
 
     def clip(*_: Any) -> None:
-        gradients = gradients_of(optimizer)
-        norm = _norm_of_gradients.get() if norm_type == 2 else None
-        if gradients and _divides_by_itself(optimizer, gradients):
-            norm = total_norm(gradients, norm_type) if norm is None else norm
-            optimizer.grad_scale = ((norm + _EPSILON) / max_norm).clamp(min=1)  # type: ignore[attr-defined]
-        elif norm is not None and hasattr(nn.utils, "clip_grads_with_norm_"):  # PyTorch 2.6 and newer
-            nn.utils.clip_grads_with_norm_(parameters_of(optimizer), max_norm, norm)
-        else:
-            nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm, norm_type)
-
-    def forget(*_: Any) -> None:
-        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm, norm_type)
 
     optimizer.register_step_pre_hook(clip)
-    optimizer.register_step_post_hook(forget)
-
-
-def _divides_by_itself(optimizer: torch.optim.Optimizer, gradients: list[Tensor]) -> bool:
-    """Whether its step divides gradients by ``grad_scale``, a float32 scalar, in the pass that it makes anyway."""
-    fused = isinstance(optimizer, torch.optim.AdamW) and all(group["fused"] for group in optimizer.param_groups)
-    return fused and all(gradient.device.type == "cpu" and gradient.dtype == torch.float32 for gradient in gradients)
-
-
-_norm_of_gradients: ContextVar[Tensor | None] = ContextVar("norm_of_gradients", default=None)
-
-
-@contextmanager
-def known_norm(norm: Tensor | None) -> Iterator[None]:
-    """In the ``with`` block, clipping takes this for the 2-norm of all gradients; None: it computes its own."""
-    token = _norm_of_gradients.set(norm)
-    try:
-        yield
-    finally:
-        _norm_of_gradients.reset(token)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -38,7 +38,7 @@ def test_killed_data_worker_ends_the_training_in_a_sentence(
     process = training.start(tmp_path, *LONG, "DATALOADER.NUM_WORKERS", "2")
     read_until(process, FIRST_STEPS)
     seconds, printed = kill_and_wait(process, children(process.pid, process.pid)[-1])
-    ended = process.returncode == 3 and "error: A process that loads images (pid" in printed.splitlines()[-1]
+    ended = process.returncode == 3 and "error: A process that loads images ended" in printed.splitlines()[-1]
     ledger("SIGKILL of a data worker", injected=1, survived=int(ended), lost=0, seconds=[seconds])
     assert ended, printed[-3000:]
     assert "Lower DATALOADER.NUM_WORKERS" in printed

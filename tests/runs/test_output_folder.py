@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from detectron2.utils.events import EventStorage
 
-from maskformer.engine.hooks.writers import MetricsWriter
+from maskformer.engine.hooks.writers import EventFileWriter, MetricsWriter
 from maskformer.runs import output_folder
 from maskformer.runs.output_folder import (
     Backoff,
-    EventFileWriter,
     KeptFile,
     keep_logging,
     lock_output_folder,

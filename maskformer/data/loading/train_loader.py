@@ -18,7 +18,6 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from maskformer.kernels import keep_memory_for_images
 from maskformer.structures import BadImageError, InputError
 
 from .sampling import Draw, Position, Stream, augmentation_seeds, deal
@@ -94,15 +93,6 @@ class Examples(Dataset):
             return self.mapper(self.records[index])
 
 
-def prepare_worker(number: int) -> None:  # noqa: ARG001
-    """Make a process ready to load images, as a worker is.
-
-    Args:
-        number: of the worker; of no effect.
-    """
-    keep_memory_for_images()
-
-
 class TrainLoader:
     """Batches without end. The same seed gives the same ones, whatever the number of workers and of restarts.
 
@@ -118,8 +108,7 @@ class TrainLoader:
         max_bad_images: how many different images may be unusable; None: none, the first one's error is raised.
 
     Attributes:
-        worker_init_fn: what each worker calls first with its number, as in ``DataLoader``; ``prepare_worker`` if
-            nothing else was set.
+        worker_init_fn: what each worker calls first with its number, as in ``DataLoader``.
     """
 
     def __init__(
@@ -135,7 +124,7 @@ class TrainLoader:
         world_size: int = 1,
         max_bad_images: int | None = None,
     ):
-        self.worker_init_fn: Callable[[int], None] = prepare_worker
+        self.worker_init_fn: Callable[[int], None] | None = None
         self.bad_images: set[int] = set()
         self.max_bad_images = max_bad_images
         self._examples = Examples(

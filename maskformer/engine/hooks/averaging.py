@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maskformer.checkpoint.checkpointer import model_content
-from maskformer.checkpoint.files import save_checkpoint
+from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
 from maskformer.structures import InputError
 
@@ -55,7 +55,8 @@ class WeightAverage(HookBase):
     def before_train(self) -> None:
         """Begin with the weights as they were loaded, unless a training is resumed."""
         if self._updates == 0:
-            torch._foreach_copy_(self._averages, [weight.detach() for weight in self._weights])
+            for average, weight in zip(self._averages, self._weights, strict=True):
+                average.copy_(weight.detach())
 
     def after_train(self) -> None:
         """Write the average, in the process that writes."""
@@ -117,7 +118,7 @@ def build_average(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 @torch.no_grad()
-def agree_on_state(model: nn.Module) -> None:
+def share_state(model: nn.Module) -> None:
     """Give all processes the same weights and buffers, to be evaluated or saved; each of them has to ask.
 
     Running means and variances, which each process keeps of its own images, become their mean over processes: what one

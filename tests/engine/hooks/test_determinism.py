@@ -9,7 +9,7 @@ import torch
 from detectron2.engine import TrainerBase
 
 from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.hooks.determinism import DeterminismReport
+from maskformer.engine.hooks.reports import DeterminismReport
 
 
 class Warned(TrainerBase):

@@ -1,7 +1,7 @@
-"""Steps whose numbers have gone wrong: recognised on the device, undone, explained, counted.
+"""Non-finite steps and states: recognised on the device, undone, explained, counted, never saved.
 
-Everything that a bad step has touched is as before it: weights and optimiser, which it never reaches, and the running
-statistics of normalisation layers, which its forward pass has moved.
+Everything that a non-finite step has touched is as before it: weights and optimiser, which it never reaches, and the
+running statistics of normalisation layers, which its forward pass has moved.
 """
 
 from __future__ import annotations
@@ -23,54 +23,42 @@ from .optimizer import NORM_MODULES
 logger = logging.getLogger(__name__)
 
 
-class RunningStatistics:
-    """The buffers that a forward pass in training changes: running means and variances of batch normalisation.
-
-    Args:
-        model: its layers are looked through once.
-    """
-
-    def __init__(self, model: nn.Module):
-        norms = [module for module in model.modules() if isinstance(module, NORM_MODULES)]
-        self._by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in (buffer for module in norms for buffer in module.buffers(recurse=False)):
-            self._by_type.setdefault(buffer.dtype, []).append(buffer)
-
-    def copy(self) -> list[Tensor]:
-        """All values, one tensor a type, because few large copies cost less than many small ones."""
-        return [torch.cat([buffer.flatten() for buffer in buffers]) for buffers in self._by_type.values()]
-
-    def restore(self, copy: list[Tensor]) -> None:
-        """Put back what ``copy`` gave."""
-        for values, buffers in zip(copy, self._by_type.values()):
-            for part, buffer in zip(values.split([buffer.numel() for buffer in buffers]), buffers):
-                buffer.copy_(part.reshape(buffer.shape))
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass in training changes: running means and variances of batch normalisation."""
+    norms = [module for module in model.modules() if isinstance(module, NORM_MODULES)]
+    return [buffer for module in norms for buffer in module.buffers(recurse=False)]
 
 
-def all_finite(losses: Iterable[Tensor], statistics: list[Tensor], norm: Tensor | None) -> Tensor:
-    """Whether a step may be taken, the same answer in every process: a float32 scalar on the device, 1 or 0.
+def restore(buffers: list[Tensor], values: list[Tensor]) -> None:
+    """Give buffers the values that they had."""
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer.copy_(value)
+
+
+def find_finite(losses: Iterable[Tensor], statistics: list[Tensor], norm: Tensor) -> Tensor:
+    """Whether a step may be taken, the same answer in every process.
 
     The norm of the gradients is what is looked at: AdamW would keep squares that overflow, too.
 
     Args:
         losses: scalars.
-        statistics: see ``RunningStatistics.copy``.
-        norm: of all gradients together, a scalar; None where a loss scaler looks at them.
+        statistics: see ``running_statistics``.
+        norm: of all gradients together, a scalar.
+
+    Returns:
+        (2,) float32 on the device: 1 or 0 of losses and statistics, and of the gradients.
     """
-    values = [torch.stack([loss.float() for loss in losses]).sum()]
-    values += [] if norm is None else [norm.float()]
-    finite = torch.stack(values).isfinite().all()
-    for buffer in (buffer for buffer in statistics if buffer.is_floating_point()):
-        finite = finite & buffer.isfinite().all()
-    answer = finite.float()
+    values = [torch.stack([loss.float() for loss in losses]).sum()[None]]
+    values += [buffer.flatten().float() for buffer in statistics if buffer.is_floating_point()]
+    finite = torch.stack([torch.cat(values).isfinite().all(), norm.isfinite()]).float()
     if comm.get_world_size() > 1:
-        distributed.all_reduce(answer, distributed.ReduceOp.MIN)
-    return answer
+        distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+    return finite
 
 
 @dataclass(frozen=True)
-class BadStep:
-    """What is said of a bad step in one process.
+class NonFiniteStep:
+    """What is said of a non-finite step in one process.
 
     Attributes:
         files: images of the step in this process.
@@ -83,8 +71,8 @@ class BadStep:
     origin: str
 
 
-class BadSteps:
-    """Counts bad steps, logs each, and ends a run that meets nothing else.
+class NonFiniteSteps:
+    """Counts non-finite steps, logs each, and ends a run that meets nothing else.
 
     Args:
         most_in_a_row: the run stops after so many; SOLVER.MAX_BAD_STEPS.
@@ -95,11 +83,11 @@ class BadSteps:
         self.total = 0
         self._in_a_row = 0
 
-    def note_good(self) -> None:
+    def note_finite(self) -> None:
         """A step was taken."""
         self._in_a_row = 0
 
-    def note_bad(self, iteration: int, learning_rate: float, seen: BadStep) -> None:
+    def note_non_finite(self, iteration: int, learning_rate: float, seen: NonFiniteStep) -> None:
         """A step was skipped, in all processes.
 
         Raises:
@@ -133,7 +121,7 @@ class BadSteps:
         self.total, self._in_a_row = state["total"], state["in_a_row"]
 
 
-def _describe(report: BadStep) -> str:
+def _describe(report: NonFiniteStep) -> str:
     losses = f"not finite: {', '.join(report.losses)}; " if report.losses else ""
     return f"images {', '.join(report.files) or 'without a file name'}; {losses}{report.origin}"
 
@@ -183,7 +171,7 @@ def _explain_weights(model: nn.Module, name: str) -> str:
     return f", whose {bad[0]} is not finite itself" if bad else ""
 
 
-def find_poison(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+def find_non_finite_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
     """The name of a weight, statistic or optimiser state that is not finite; None: all are.
 
     Args:
