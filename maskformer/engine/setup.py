@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -49,7 +50,6 @@ _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
-_SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -80,6 +80,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.SOLVER.DETERMINISTIC:
         ask_cublas_to_be_deterministic()
         accelerator.be_deterministic()
+        logging.captureWarnings(True)  # PyTorch warns of an operation that has no deterministic form here
+        warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
@@ -140,10 +142,11 @@ def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process() and not args.eval_only:
         lock_output_folder(cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    for name in _LOGGERS:
+    names = (*_LOGGERS, "py.warnings") if cfg.SOLVER.DETERMINISTIC else _LOGGERS
+    for name in names:
         logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
+    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), names)
     logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
     logger.info("Packages: %s", ", ".join(f"{name} {_installed_version(name)}" for name in _REPORTED_PACKAGES))
@@ -162,9 +165,8 @@ def _installed_version(package: str) -> str:
 
 
 def _check_names(cfg: CfgNode) -> None:
-    valid = {key: sorted(name for name, _ in registry) for key, registry in _REGISTRIES.items()}
-    valid["SOLVER.LR_SCHEDULER_NAME"] = _SCHEDULES
-    for key, names in valid.items():
+    for key, registry in _REGISTRIES.items():
+        names = sorted(name for name, _ in registry)
         value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
         if value not in names:
             raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")

@@ -269,13 +269,9 @@ def build_step_trainer(
     """The step that ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS`` describe, on ``MODEL.DEVICE``.
 
     Raises:
-        InputError: a value of these keys is out of range.
+        InputError: the device does not compute in the type that is asked for.
     """
     solver = cfg.SOLVER
-    if solver.ACCUMULATION_STEPS < 1:
-        raise InputError(f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, expected 1 or more.")
-    if solver.MAX_BAD_STEPS < 1:
-        raise InputError(f"SOLVER.MAX_BAD_STEPS is {solver.MAX_BAD_STEPS}, expected 1 or more.")
     accelerator = Accelerator(cfg.MODEL.DEVICE)
     half_precision = accelerator.half_precision(solver.AMP.PRECISION) if solver.AMP.ENABLED else None
     if half_precision is not None:

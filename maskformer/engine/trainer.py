@@ -33,7 +33,7 @@ from maskformer.structures import InputError
 
 from .accelerator import Accelerator, with_device
 from .hooks.averaging import build_average, explain_batch_norm, share_state
-from .hooks.reports import AcceleratorHook, BadImageReport, DeterminismReport, HistoryHook, LossWatch
+from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
@@ -211,7 +211,10 @@ class Trainer(DefaultTrainer):
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
         self._resumable_writers: dict[str, Resumable] = {}
         self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
-        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, *self._reports()]
+        loader = self._trainer.data_loader
+        skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
+        bad_images = BadImageReport(loader) if skips else None
+        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, bad_images]
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
                 hooks += self._save_and_evaluate()
@@ -232,12 +235,6 @@ class Trainer(DefaultTrainer):
         if not test.BEST_METRIC:
             return [saving, evaluation]
         return [saving, evaluation, BestCheckpoint(self.checkpointer, test.BEST_METRIC, test.EVAL_PERIOD)]
-
-    def _reports(self) -> list[HookBase]:
-        loader = self._trainer.data_loader
-        skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
-        reports: list[HookBase] = [BadImageReport(loader)] if skips else []
-        return [*reports, DeterminismReport()] if torch.are_deterministic_algorithms_enabled() else reports
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""

@@ -86,39 +86,6 @@ def restore_output_folder(folder: str) -> None:
         raise OSError(errno.EBUSY, str(error)) from error
 
 
-class Backoff:
-    """When to try again what failed: after 1, 2, 4, ... opportunities.
-
-    Args:
-        largest: the most opportunities that are let pass.
-    """
-
-    def __init__(self, largest: int):
-        self._largest = largest
-        self._wait = 0
-        self._left = 0
-
-    @property
-    def is_failing(self) -> bool:
-        """Whether the last try failed."""
-        return self._wait > 0
-
-    def is_due(self) -> bool:
-        """Whether to try at this opportunity; to be asked once at each."""
-        self._left = max(self._left - 1, 0)
-        return self._left == 0
-
-    def fail(self) -> bool:
-        """Note a failure; whether it is the first after a success."""
-        is_first = not self.is_failing
-        self._wait = self._left = min(max(1, 2 * self._wait), self._largest)
-        return is_first
-
-    def succeed(self) -> None:
-        """Note a success."""
-        self._wait = self._left = 0
-
-
 class KeptFile:
     """A text file to append to, that never fails: what cannot be written is kept, and written when it can be.
 

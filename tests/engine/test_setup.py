@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
@@ -17,7 +19,7 @@ from maskformer.structures import BadImageError, InputError, RunError
 @pytest.fixture(autouse=True)
 def loggers():
     """Leave the loggers that ``setup`` configures as they were."""
-    names = ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop")
+    names = ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop", "py.warnings")
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
     yield
@@ -177,3 +179,23 @@ def test_traceback_of_an_input_error_is_kept_out_of_the_training_log(tmp_path: P
     log = (tmp_path / "log.txt").read_text()
     assert "a bug" in log
     assert "Label a.png holds 7." not in log
+
+
+def test_operation_that_is_not_deterministic_is_named_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored afterwards
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "SOLVER.DETERMINISTIC", "True"))
+            assert (
+                torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+            )
+            for _ in range(3):  # what PyTorch says on devices that have such operations
+                warnings.warn(
+                    "grid_sampler_2d_backward_cuda does not have a deterministic implementation", stacklevel=1
+                )
+        finally:
+            logging.captureWarnings(False)
+            torch.use_deterministic_algorithms(False)
+    assert (tmp_path / "log.txt").read_text().count("WARNING: ") == 1
+    assert "grid_sampler_2d_backward_cuda" in (tmp_path / "log.txt").read_text()

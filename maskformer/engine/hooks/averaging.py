@@ -20,7 +20,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from maskformer.checkpoint.checkpointer import model_content
 from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
-from maskformer.structures import InputError
 
 from ..optimizer import NORM_MODULES
 
@@ -104,16 +103,10 @@ class WeightAverage(HookBase):
 
 
 def build_average(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightAverage | None:
-    """The average that ``SOLVER.EMA`` describes; None if it is off.
-
-    Raises:
-        InputError: the decay is out of range.
-    """
+    """The average that ``SOLVER.EMA`` describes; None if it is off."""
     ema = cfg.SOLVER.EMA
     if not ema.ENABLED:
         return None
-    if not 0 <= ema.DECAY < 1:
-        raise InputError(f"SOLVER.EMA.DECAY is {ema.DECAY}, expected 0 or more and below 1.")
     return WeightAverage(model, optimizer, decay=ema.DECAY, folder=cfg.OUTPUT_DIR)
 
 

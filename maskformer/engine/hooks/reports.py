@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import statistics
 import time
-import warnings
 from collections import deque
 from typing import Any
 
@@ -35,10 +33,6 @@ COLLAPSE = 1e-4  # of the loss of the start; the recipes end above a twentieth
 STILL = 1e-6  # relative range of a window: even without learning, the losses of different images differ far more
 PATIENCE = 2000  # steps after which a loss that has not fallen is worth a word; half the training if that is shorter
 FALL = 0.98  # of the loss of the start
-
-# How PyTorch begins the warnings of `use_deterministic_algorithms(warn_only=True)`: with the name of the operation.
-_WARNING = r".*(?:does not have a deterministic implementation|deterministic behavior|(?:not |non-)deterministic)"
-_OPERATION = re.compile(r"(.+?)(?= defaults to )|(\w+)")
 
 
 class AcceleratorHook(HookBase):
@@ -153,42 +147,6 @@ class LossWatch(HookBase):
         """Compare with the start of the run that is taken up."""
         self._start, self._last_iteration, self._given = state["start"], state["last"], set(state["given"])
         self._recent = deque(state["recent"], maxlen=WINDOW)
-
-
-class DeterminismReport(HookBase):
-    """Names in the log each operation that is not deterministic on the device, once, and all of them at the end."""
-
-    def __init__(self) -> None:
-        self.operations: set[str] = set()
-        self._catching = warnings.catch_warnings(record=True)
-
-    def before_train(self) -> None:
-        """Listen to PyTorch's warnings, also where they are silenced."""
-        self._show = warnings.showwarning
-        self._caught: Any = self._catching.__enter__()  # a list that grows
-        warnings.filterwarnings("always", message=_WARNING, category=UserWarning)
-
-    def after_step(self) -> None:
-        """Name what is new, and let other warnings pass."""
-        caught = self._caught.copy()
-        self._caught.clear()
-        for warning in caught:
-            words = str(warning.message)
-            if not re.match(_WARNING, words):
-                self._show(warning.message, warning.category, warning.filename, warning.lineno)
-                continue
-            match = _OPERATION.search(words)
-            operation = match[0] if match else words
-            if operation not in self.operations:
-                self.operations.add(operation)
-                logger.warning("Not deterministic on this device: %s", operation)
-
-    def after_train(self) -> None:
-        """List them."""
-        self.after_step()
-        self._catching.__exit__(None, None, None)
-        found = ", ".join(sorted(self.operations)) or "none that PyTorch knows of"
-        logger.info("SOLVER.DETERMINISTIC: operations that were not deterministic: %s", found)
 
 
 class HistoryHook(HookBase):

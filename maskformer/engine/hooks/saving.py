@@ -13,7 +13,7 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
 from maskformer.checkpoint import Checkpointer
-from maskformer.runs.output_folder import Backoff, restore_output_folder, tell
+from maskformer.runs.output_folder import restore_output_folder, tell
 from maskformer.runs.signals import Interrupted, StopFlag
 from maskformer.structures import InputError
 
@@ -40,7 +40,8 @@ class SavingHook(PeriodicCheckpointer):
         super().__init__(checkpointer, period)
         self._stop_flag = stop_flag
         self._retry_seconds = retry_seconds
-        self._backoff = Backoff(RETRY_STEPS)
+        self._wait = 0  # steps from one try to the next, while the disk refuses
+        self._left = 0  # of them
         self._last_saved = -1
 
     def after_step(self) -> None:
@@ -51,7 +52,8 @@ class SavingHook(PeriodicCheckpointer):
             InputError: the last checkpoint cannot be written.
         """
         iteration, is_last = self.trainer.iter, self.trainer.iter + 1 >= self.trainer.max_iter
-        retry = self._backoff.is_failing and self._backoff.is_due()
+        self._left -= 1
+        retry = self._wait > 0 and self._left <= 0
         is_asked = self._stop_flag.after_step(save=retry, is_last=is_last)
         if is_last:  # the evaluation that follows looks for signals itself
             self._save_in_time(lambda: self.step(iteration), self._retry_seconds)
@@ -87,7 +89,7 @@ class SavingHook(PeriodicCheckpointer):
             self._report(error)
             return str(error)
         self._last_saved = self.trainer.iter
-        self._backoff.succeed()
+        self._wait = 0
         return ""
 
     def _restore_folder(self) -> None:
@@ -103,7 +105,8 @@ class SavingHook(PeriodicCheckpointer):
             raise OSError(problem)
 
     def _report(self, error: OSError) -> None:
-        is_first = self._backoff.fail()
+        is_first, self._wait = not self._wait, min(max(1, 2 * self._wait), RETRY_STEPS)
+        self._left = self._wait
         sentence = f"Iteration {self.trainer.iter} is not saved ({error}); going on, and trying again."
         logger.error(sentence)
         if is_first:

@@ -14,7 +14,7 @@ from typing import Any
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
-from maskformer.runs.output_folder import Backoff, KeptFile, tell
+from maskformer.runs.output_folder import KeptFile, tell
 from maskformer.sdaa.tcappdll import TcappdllRecord, format_record, parse_line
 
 logger = logging.getLogger(__name__)
@@ -63,41 +63,31 @@ class EventFileWriter(EventWriter):
     """Detectron2's writer for TensorBoard; after an error it goes on in a new file, without what was being written.
 
     Args:
-        folder: of the run.
+        folder: of the run; made again if it has vanished.
     """
 
     def __init__(self, folder: str):
         self._folder = folder
-        self._folder_status: os.stat_result | None = None  # when the file was made in it
-        self._backoff = Backoff(largest=64)
-        self._writer = TensorboardXWriter(folder)
+        self._inner = TensorboardXWriter(folder)
+        self._is_failing = False
 
     def write(self) -> None:
         """Write what is new, if the file system lets it."""
-        if not self._backoff.is_due():
-            return
         try:
-            os.makedirs(self._folder, exist_ok=True)
-            status = os.stat(self._folder)
-            if self._folder_status is not None and not os.path.samestat(status, self._folder_status):
-                self._start_anew()  # the folder had vanished
-            self._folder_status = status
-            self._writer.write()
+            self._inner.write()
         except Exception as error:  # what its thread raised: an OSError, or one of TensorFlow's where it is installed
-            self._start_anew()
-            if self._backoff.fail():
+            self.close()
+            self._inner = TensorboardXWriter(self._folder)
+            if not self._is_failing:
                 tell(f"TensorBoard's file in {self._folder} cannot be written ({error}); going on, and trying again.")
+            self._is_failing = True
         else:
-            self._backoff.succeed()
+            self._is_failing = False
 
     def close(self) -> None:
         """Close the file, as far as it can be."""
         with contextlib.suppress(Exception):
-            self._writer.close()
-
-    def _start_anew(self) -> None:
-        self.close()
-        self._writer = TensorboardXWriter(self._folder)
+            self._inner.close()
 
 
 class TcappdllWriter(EventWriter):
