@@ -78,14 +78,13 @@ def agree_twice(args: argparse.Namespace) -> None:
     torch.save(first, args.output / f"rank{comm.get_rank()}.pth")
 
 
-@pytest.mark.slow
-def test_processes_agree_on_mean_statistics_and_on_all_else_of_rank_0(tmp_path: Path):
-    run_in_processes(agree_twice, arguments(tmp_path, num_gpus=3), Accelerator("cpu"))
-    ranks = [torch.load(tmp_path / f"rank{rank}.pth") for rank in range(3)]
+def check_agreement(folder: Path) -> None:
+    """Processes agree on mean statistics, and on all else of rank 0."""
+    ranks = [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
     assert all(torch.equal(ranks[0][name], rank[name]) for rank in ranks for name in rank)
     agreed = ranks[0]
-    torch.testing.assert_close(agreed["norm.running_mean"], torch.full((2,), 0.2))
-    torch.testing.assert_close(agreed["norm.running_var"], torch.tensor([2.0, 8.0]))
+    torch.testing.assert_close(agreed["norm.running_mean"], torch.full((2,), 0.15))
+    torch.testing.assert_close(agreed["norm.running_var"], torch.tensor([1.5, 6.0]))
     assert agreed["norm.num_batches_tracked"] == 10
     assert agreed["weight"].abs().max() == 0 and agreed["flag"].all() and agreed["ramp"][0, 0] == 0
 
@@ -93,6 +92,7 @@ def test_processes_agree_on_mean_statistics_and_on_all_else_of_rank_0(tmp_path: 
 def train_resume_and_evaluate(args: argparse.Namespace) -> None:
     """In each process what train_net.py does, five times; the scores of all evaluations are written."""
     torch.set_num_threads(1)
+    agree_twice(args)
     scores: list[dict[str, float]] = []
     test = Trainer.test
 
@@ -124,6 +124,7 @@ def test_a_weights_file_has_one_score(tmp_path: Path, monkeypatch: pytest.Monkey
     generate_shapes(tmp_path, num_train=8, num_val=3, image_size=(64, 80), seed=0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     run_in_processes(train_resume_and_evaluate, arguments(tmp_path), Accelerator("cpu"))
+    check_agreement(tmp_path)
     *in_training, resumed, resumed_average, final, average, best = torch.load(tmp_path / "scores")
     assert len({scores["mIoU"] for scores in in_training}) == 6, "after 3, 6 and 7 steps, weights and average"
     assert in_training[-2] == resumed == final

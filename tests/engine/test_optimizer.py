@@ -214,7 +214,7 @@ def test_unknown_optimizer_lists_the_known_ones():
 
 def test_unknown_clipping_lists_the_known_ones():
     clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_TYPE": "agc"}
-    with pytest.raises(InputError, match="CLIP_TYPE is 'agc', expected .*full_model, value, norm"):
+    with pytest.raises(InputError, match=r"CLIP_TYPE is 'agc', expected .*full_model, value, norm"):
         build_optimizer(config(**clipping), Toy())
 
 

@@ -187,15 +187,11 @@ def test_operation_that_is_not_deterministic_is_named_in_the_log(tmp_path: Path,
         warnings.simplefilter("ignore")
         try:
             setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "SOLVER.DETERMINISTIC", "True"))
-            assert (
-                torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
-            )
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
             for _ in range(3):  # what PyTorch says on devices that have such operations
-                warnings.warn(
-                    "grid_sampler_2d_backward_cuda does not have a deterministic implementation", stacklevel=1
-                )
+                warnings.warn("grid_sampler_2d_backward does not have a deterministic implementation", stacklevel=1)
         finally:
             logging.captureWarnings(False)
             torch.use_deterministic_algorithms(False)
     assert (tmp_path / "log.txt").read_text().count("WARNING: ") == 1
-    assert "grid_sampler_2d_backward_cuda" in (tmp_path / "log.txt").read_text()
+    assert "grid_sampler_2d_backward" in (tmp_path / "log.txt").read_text()
