@@ -34,6 +34,8 @@ from .accelerator import Accelerator, resolve_device
 
 _LOGGERS = ("fvcore", "detectron2", "maskformer")
 _REPORTED_PACKAGES = (
+    "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
+)  # fmt: skip
     "detectron2",
     "torch",
     "torchvision",
@@ -42,7 +44,9 @@ _REPORTED_PACKAGES = (
     "pillow",
     "opencv-python-headless",
     "pycocotools",
-)
+]
+
+_KNOWN_ENDINGS = InputError, RunError, ProcessRaisedException, ProcessExitedException, Interrupted, KeyboardInterrupt
 
 # Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
 _REGISTRIES = {
@@ -116,14 +120,7 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         with REQUESTS.listening():
             device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
             run_in_processes(main, args, Accelerator(device))
-    except (
-        InputError,
-        RunError,
-        ProcessRaisedException,
-        ProcessExitedException,
-        Interrupted,
-        KeyboardInterrupt,
-    ) as error:
+    except _KNOWN_ENDINGS as error:
         exit_code = report(error)
         if exit_code is None:
             raise

@@ -68,7 +68,7 @@ class Mixed(nn.Module):
         self.register_buffer("ramp", torch.arange(6.0).reshape(2, 3).T + rank, persistent=False)
 
 
-def agree_twice(args: argparse.Namespace) -> None:
+def share_twice(args: argparse.Namespace) -> None:
     model = Mixed(comm.get_rank())
     share_state(model)
     first = {name: tensor.clone() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
@@ -78,7 +78,7 @@ def agree_twice(args: argparse.Namespace) -> None:
     torch.save(first, args.output / f"rank{comm.get_rank()}.pth")
 
 
-def check_agreement(folder: Path) -> None:
+def check_shared_state(folder: Path) -> None:
     """Processes agree on mean statistics, and on all else of rank 0."""
     ranks = [torch.load(folder / f"rank{rank}.pth") for rank in range(2)]
     assert all(torch.equal(ranks[0][name], rank[name]) for rank in ranks for name in rank)
@@ -92,7 +92,7 @@ def check_agreement(folder: Path) -> None:
 def train_resume_and_evaluate(args: argparse.Namespace) -> None:
     """In each process what train_net.py does, five times; the scores of all evaluations are written."""
     torch.set_num_threads(1)
-    agree_twice(args)
+    share_twice(args)
     scores: list[dict[str, float]] = []
     test = Trainer.test
 
@@ -124,7 +124,7 @@ def test_a_weights_file_has_one_score(tmp_path: Path, monkeypatch: pytest.Monkey
     generate_shapes(tmp_path, num_train=8, num_val=3, image_size=(64, 80), seed=0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     run_in_processes(train_resume_and_evaluate, arguments(tmp_path), Accelerator("cpu"))
-    check_agreement(tmp_path)
+    check_shared_state(tmp_path)
     *in_training, resumed, resumed_average, final, average, best = torch.load(tmp_path / "scores")
     assert len({scores["mIoU"] for scores in in_training}) == 6, "after 3, 6 and 7 steps, weights and average"
     assert in_training[-2] == resumed == final

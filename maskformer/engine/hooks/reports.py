@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 COUNT_PERIOD = 20  # iterations, as Detectron2's writers
-
 KEPT = 1000  # values of each metric: Detectron2's writers look at no more
 PERIOD = 100  # steps between looks at how many there are
 
