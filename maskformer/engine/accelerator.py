@@ -210,12 +210,10 @@ class Accelerator:
                 else float16.
 
         Raises:
-            InputError: the name is unknown, or the device does not compute in that type.
+            InputError: the device does not compute in that type.
         """
         if name == "auto":
             name = "bfloat16" if self._computes_in(torch.bfloat16) else "float16"
-        if name not in PRECISIONS:
-            raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, expected one of auto, {', '.join(PRECISIONS)}.")
         if not self._computes_in(PRECISIONS[name]):
             others = [other for other, dtype in PRECISIONS.items() if self._computes_in(dtype)]
             change = f"it to {' or '.join([*others, 'auto'])}" if others else "SOLVER.AMP.ENABLED to False"

@@ -36,16 +36,6 @@ _LOGGERS = ("fvcore", "detectron2", "maskformer")
 _REPORTED_PACKAGES = (
     "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
 )  # fmt: skip
-    "detectron2",
-    "torch",
-    "torchvision",
-    "numpy",
-    "numba",
-    "pillow",
-    "opencv-python-headless",
-    "pycocotools",
-]
-
 _KNOWN_ENDINGS = InputError, RunError, ProcessRaisedException, ProcessExitedException, Interrupted, KeyboardInterrupt
 
 # Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
