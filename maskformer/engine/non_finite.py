@@ -6,10 +6,10 @@ running statistics of normalisation layers, which its forward pass has moved.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -56,21 +56,6 @@ def find_finite(losses: Iterable[Tensor], statistics: list[Tensor], norm: Tensor
     return finite
 
 
-@dataclass(frozen=True)
-class NonFiniteStep:
-    """What is said of a non-finite step in one process.
-
-    Attributes:
-        files: images of the step in this process.
-        losses: names of the losses that are not finite here.
-        origin: where the first number went wrong, in words.
-    """
-
-    files: list[str]
-    losses: list[str]
-    origin: str
-
-
 class NonFiniteSteps:
     """Counts non-finite steps, logs each, and ends a run that meets nothing else.
 
@@ -87,18 +72,29 @@ class NonFiniteSteps:
         """A step was taken."""
         self._in_a_row = 0
 
-    def note_non_finite(self, iteration: int, learning_rate: float, seen: NonFiniteStep) -> None:
+    def note_non_finite(
+        self, iteration: int, learning_rate: float, files: list[str], losses: list[str], origin: str
+    ) -> None:
         """A step was skipped, in all processes.
+
+        Args:
+            iteration: of the step.
+            learning_rate: the largest.
+            files: images of the step in this process.
+            losses: names of the losses that are not finite here.
+            origin: where the first number went wrong here, in words.
 
         Raises:
             RunError: it was the last one that is borne.
         """
         self.total += 1
         self._in_a_row += 1
-        reports = comm.all_gather(seen)
+        names = f"not finite: {', '.join(losses)}; " if losses else ""
+        seen = f"images {', '.join(files) or 'without a file name'}; {names}{origin}"
+        reports = comm.all_gather((bool(losses), seen))
         # A process whose losses are finite has its gradients from one whose losses are not.
-        concerned = [report for report in reports if report.losses] or reports
-        described = "; ".join(_describe(report) for report in concerned)
+        has_losses = any(has for has, _ in reports)
+        described = "; ".join(sentence for has, sentence in reports if has or not has_losses)
         logger.warning(
             "Iteration %d: numbers are not finite, the step is skipped (%d in a row, %d so far). Learning rate %g; %s",
             iteration, self._in_a_row, self.total, learning_rate, described,
@@ -121,11 +117,6 @@ class NonFiniteSteps:
         self.total, self._in_a_row = state["total"], state["in_a_row"]
 
 
-def _describe(report: NonFiniteStep) -> str:
-    losses = f"not finite: {', '.join(report.losses)}; " if report.losses else ""
-    return f"images {', '.join(report.files) or 'without a file name'}; {losses}{report.origin}"
-
-
 def find_origin(model: nn.Module, forward: Callable[[], Any]) -> str:
     """Say where the first number goes wrong: in an input, a weight, a module's result, or only in the gradients.
 
@@ -134,8 +125,21 @@ def find_origin(model: nn.Module, forward: Callable[[], Any]) -> str:
         forward: runs the step's forward pass once more. It is never cut short: other processes run it too.
     """
     wrong: list[str] = []
-    with watch_results(model, wrong), torch.no_grad():
-        forward()
+
+    def look(name: str, _: nn.Module, __: Any, result: Any) -> None:
+        if not _is_finite(result):
+            wrong.append(name)
+
+    hooks = [
+        module.register_forward_hook(functools.partial(look, name or "of the losses"))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
     if wrong:
         return f"first bad result: module {wrong[0]}{_explain_weights(model, wrong[0])}"
     named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
@@ -143,25 +147,6 @@ def find_origin(model: nn.Module, forward: Callable[[], Any]) -> str:
     if bad:
         return f"the forward pass is finite, but {len(bad)} of {len(named)} gradients are not: {bad[-1]} is the latest"
     return "every result and gradient is finite by itself: the norm of all gradients overflows, or a running statistic"
-
-
-@contextmanager
-def watch_results(model: nn.Module, wrong: list[str]) -> Iterator[None]:
-    """In the ``with`` block, add the names of modules whose results are not finite, in the order they are computed."""
-
-    def note(name: str) -> Callable[..., None]:
-        def look(_: nn.Module, __: Any, result: Any) -> None:
-            if not _is_finite(result):
-                wrong.append(name)
-
-        return look
-
-    hooks = [module.register_forward_hook(note(name or "of the losses")) for name, module in model.named_modules()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _explain_weights(model: nn.Module, name: str) -> str:

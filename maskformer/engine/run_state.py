@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,21 +20,13 @@ from maskformer.files import write_text
 
 from .accelerator import Accelerator
 from .hooks.reports import all_bad_images
+from .hooks.writers import MetricsWriter, TcappdllWriter
 
 logger = logging.getLogger(__name__)
 
 START_FILE = "run_start.json"
+ResumableWriter = MetricsWriter | TcappdllWriter
 STORED_VALUES = 20  # of each metric: what Detectron2's writers take medians of
-
-
-class Resumable(Protocol):
-    """What has a state that goes into the checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
 
 
 class RunState(HookBase):
@@ -49,7 +41,7 @@ class RunState(HookBase):
         writers: of this process, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, Resumable]):
+    def __init__(self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, ResumableWriter]):
         self.accelerator = accelerator
         self.loader = loader if isinstance(loader, TrainLoader) else None
         self.writers = writers

@@ -25,7 +25,6 @@ from maskformer.structures import InputError, RunError, SegmentMasks
 from .accelerator import Accelerator
 from .hooks.averaging import share_state
 from .non_finite import (
-    NonFiniteStep,
     NonFiniteSteps,
     find_finite,
     find_non_finite_state,
@@ -138,7 +137,7 @@ class StepTrainer(SimpleTrainer):
         files = [str(example["file_name"]) for example in batch if "file_name" in example]
         names = [name for name, loss in losses.items() if not loss.isfinite()]
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self.bad_steps.note_non_finite(self.iter, learning_rate, NonFiniteStep(files, names, origin))
+        self.bad_steps.note_non_finite(self.iter, learning_rate, files, names, origin)
 
     def _own_model(self) -> nn.Module:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model

@@ -37,7 +37,7 @@ from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWat
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
-from .run_state import Resumable, RunState
+from .run_state import ResumableWriter, RunState
 from .step import build_step_trainer
 from .test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
 
@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
-        self._resumable_writers: dict[str, Resumable] = {}
+        self._resumable_writers: dict[str, ResumableWriter] = {}
         self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
         loader = self._trainer.data_loader
         skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
