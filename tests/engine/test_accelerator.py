@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import sys
 from functools import partial
 from pathlib import Path
@@ -130,6 +131,11 @@ def test_rank_chooses_the_device_unless_the_name_does(cuda):
     cuda(set_device=selected.append).select(local_rank=3)
     cuda("cuda:1", set_device=selected.append).select(local_rank=0)
     assert selected == [3, 1]
+
+
+def test_another_process_gets_the_same_device():
+    sent = pickle.loads(pickle.dumps(Accelerator("cpu")))
+    assert (sent.device, sent.num_processes()) == (torch.device("cpu"), Accelerator("cpu").num_processes())
 
 
 def test_memory_is_the_devices(cuda):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.reductions import rebuild_storage_fd
 from torch.utils.data import DataLoader
@@ -106,6 +107,7 @@ def test_processes_that_end_are_told():
     assert explain(killed).startswith("Process 1 of this machine was ended by SIGKILL and so the others were stopped.")
     assert "ended with code 3" in explain(ProcessExitedException("text", 0, 99, 3, None))
     assert explain(ProcessRaisedException("Connection closed by peer", 0, 99)) is None
+    assert "NCCL error" in explain(distributed.DistBackendError("NCCL error: remote process exited\nmore"))
 
 
 def test_memory_that_does_not_suffice_is_recognised_in_everyones_words():
