@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +23,10 @@ from maskformer.inference import (
     semantic_labels,
     top_pairs,
 )
-from maskformer.kernels import make_room_for_large_features
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.model_inputs import check_images, output_size, read_targets
 from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
 from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks, Targets
-
-_LARGE_IMAGE = 2**22  # pixels
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,6 @@ class MaskFormer(nn.Module):
         images = self._normalise(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
         geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
-        if self.device.type == "cpu" and math.prod(padded_size) > _LARGE_IMAGE:
-            make_room_for_large_features()
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
         predictions = self.sem_seg_head.predict(features, select, overwrite=True)

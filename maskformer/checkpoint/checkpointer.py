@@ -16,10 +16,17 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from torch import nn
 
+from maskformer.files import (
+    CHECKSUM_SUFFIX,
+    CheckpointWriteError,
+    find_damage,
+    remove_checkpoint,
+    save_checkpoint,
+    write_text,
+)
 from maskformer.structures import Classes, InputError
 
 from .class_layer import Mismatch, find_class_mismatches
-from .files import CHECKSUM_SUFFIX, CheckpointWriteError, find_damage, remove_checkpoint, save_checkpoint, write_text
 from .layouts.detection import explain_layouts, explained, find_layout, strip_wrapper
 from .layouts.layout import NOTHING, StateDict
 from .reading import find_weights_file, read_weights

@@ -23,7 +23,8 @@ _RANGES: list[tuple[str, _Check, str]] = [
     (
         "1 or more",
         lambda value: 1 <= value < math.inf,
-        """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS INPUT.MAX_SIZE_TRAIN
+        """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS SOLVER.ACCUMULATION_STEPS SOLVER.MAX_BAD_STEPS
+        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN
         INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE TEST.PRECISE_BN.NUM_ITER
         MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
         MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
@@ -59,7 +60,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
-        SOLVER.MOMENTUM""",
+        SOLVER.MOMENTUM SOLVER.EMA.DECAY""",
     ),
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
@@ -67,6 +68,10 @@ _RANGES: list[tuple[str, _Check, str]] = [
 # Names that Detectron2 takes without a look, or refuses in its own words.
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.LR_SCALING": ("none", "linear", "sqrt"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.AMP.PRECISION": ("auto", "float16", "bfloat16"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),

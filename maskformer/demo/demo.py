@@ -40,7 +40,7 @@ from maskformer.reports.console import console_to_log
 from maskformer.reports.drawing import ClassTable
 from maskformer.reports.progress import ProgressLine, format_duration
 from maskformer.reports.saving import write_picture
-from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
+from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
 from maskformer.structures import ESCAPING, InputError
 
 from .shapes import generate_shapes

@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window, smaller_bands
 from maskformer.meta_arch import MaskFormer
 from maskformer.model_inputs import check_images, output_size
-from maskformer.runs.failures import describe_image
+from maskformer.runs.failures import describe_image, is_out_of_memory
 from maskformer.structures import InputError, RunError
 
-from .accelerator import Accelerator, is_out_of_memory
+from .accelerator import Accelerator
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskformer.kernels import empty_large, find_kernels, for_each
+from maskformer.kernels import find_kernels, for_each
 
 from .resize import Geometry, device_bytes, plan_bands, shrunk
 
@@ -49,7 +49,7 @@ def semantic_inference(
         (K,height,width) scores.
     """
     bands = _Bands(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
-    scores = empty_large((len(bands.class_probs), *geometry.output_size), mask_logits)
+    scores = mask_logits.new_empty(len(bands.class_probs), *geometry.output_size)
     width = geometry.output_size[1]
 
     def write(rows: range) -> None:

@@ -29,7 +29,7 @@ from maskformer.config import load_config
 from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.files import unfinished
 from maskformer.meta_arch import know_classes
-from maskformer.runs.launch import EXIT_INPUT_ERROR
+from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import Classes, InputError, printable
 
 StateDict = dict[str, torch.Tensor]

@@ -23,7 +23,7 @@ from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, requi
 from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
 from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
-from maskformer.runs.launch import EXIT_INPUT_ERROR
+from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import InputError
 
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON

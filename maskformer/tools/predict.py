@@ -22,7 +22,8 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from maskformer.config import load_config
-from maskformer.engine.accelerator import is_out_of_memory, resolve_device
+from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
 from maskformer.reports.drawing import ClassTable
@@ -30,7 +31,7 @@ from maskformer.reports.progress import ProgressLine
 from maskformer.reports.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
-from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
+from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"

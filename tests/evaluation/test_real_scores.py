@@ -25,8 +25,9 @@ from torch import nn
 
 from maskformer.config import load_config
 from maskformer.data.datasets import register_all
+from maskformer.engine.accelerator import Accelerator
 from maskformer.evaluation import build_evaluator
-from maskformer.runs.processes import run_in_processes
+from maskformer.runs.launch import run_in_processes
 
 SEMANTIC, PANOPTIC = "ade20k_sem_seg_val", "coco_2017_val_panoptic"
 SHIFT = 5  # pixels by which every prediction misses the truth
@@ -105,7 +106,7 @@ def scores_of(output: Path, processes: int) -> dict[str, dict[str, float]]:
         args.num_gpus = 1
         torch.multiprocessing.start_processes(_evaluate_alone, (args,), nprocs=1)
     else:
-        run_in_processes(evaluate, args, "cpu")
+        run_in_processes(evaluate, args, Accelerator("cpu"))
     return json.loads((output / "scores.json").read_text())
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskformer.checkpoint import CheckpointWriteError, files
-from maskformer.checkpoint.files import find_damage, remove_partial_files, save_checkpoint, write_text
+from maskformer import files
+from maskformer.files import CheckpointWriteError, find_damage, remove_partial_files, save_checkpoint, write_text
 
 CONTENT = {"model": {"weight": torch.arange(1000.0)}, "iteration": 3}
 

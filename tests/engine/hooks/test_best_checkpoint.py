@@ -9,7 +9,7 @@ from detectron2.engine import HookBase, TrainerBase
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer
-from maskformer.engine.hooks.best import BestCheckpoint
+from maskformer.engine.hooks.saving import BestCheckpoint
 
 
 class Scored(HookBase):

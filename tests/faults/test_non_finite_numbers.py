@@ -1,4 +1,4 @@
-"""Weights, losses and learning rates gone wrong in real trainings: nothing poisoned is ever saved."""
+"""Weights, losses and learning rates gone wrong in real trainings: nothing that is not finite is ever saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from tiny_training import CONFIG, REPOSITORY, TINY, TinyTraining, metrics_of
+
+from maskformer.config import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -44,18 +47,17 @@ def not_finite(value: Any) -> list[str]:
     return [f"{key}.{name}" for key, part in parts for name in not_finite(part)]
 
 
-def poisoned_checkpoints(output: Path) -> list[str]:
+def non_finite_checkpoints(output: Path) -> list[str]:
     return [path.name for path in output.glob("*.pth") if not_finite(torch.load(path, weights_only=True))]
 
 
 def test_weights_that_are_not_finite_stop_the_run_with_their_name(
     training: TinyTraining, tmp_path: Path, ledger: Callable[..., None]
 ):
-    training.run(tmp_path / "good", "SOLVER.MAX_ITER", "2")
-    checkpoint = torch.load(tmp_path / "good" / "model_final.pth", weights_only=True)
-    checkpoint["model"][f"{LAYER}.weight"][0] = torch.nan
-    torch.save({"model": checkpoint["model"]}, tmp_path / "poisoned.pth")
-    words = ["MODEL.WEIGHTS", str(tmp_path / "poisoned.pth"), "SOLVER.MAX_BAD_STEPS", "3"]
+    weights = build_model(load_config(str(REPOSITORY / CONFIG), TINY)).state_dict()
+    weights[f"{LAYER}.weight"][0] = torch.nan
+    torch.save({"model": weights}, tmp_path / "spoilt.pth")
+    words = ["MODEL.WEIGHTS", str(tmp_path / "spoilt.pth"), "SOLVER.MAX_BAD_STEPS", "3"]
     process = training.start(tmp_path / "run", *words)
     printed, _ = process.communicate(timeout=120)
     stopped = process.returncode == 3 and not list((tmp_path / "run").glob("*.pth"))
@@ -69,19 +71,19 @@ def test_weights_that_are_not_finite_stop_the_run_with_their_name(
     assert "Traceback" not in printed
 
 
-def test_learning_rate_far_too_high_is_named_and_nothing_poisoned_is_saved(
+def test_learning_rate_far_too_high_is_named_and_nothing_non_finite_is_saved(
     training: TinyTraining, tmp_path: Path, ledger: Callable[..., None]
 ):
     words = ["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0", "SOLVER.CHECKPOINT_PERIOD", "1"]
     process = training.start(tmp_path, *words, "SOLVER.MAX_BAD_STEPS", "4")
     printed, _ = process.communicate(timeout=120)
-    poisoned = poisoned_checkpoints(tmp_path)
-    ledger("learning rate of 1e30", injected=1, survived=int(not poisoned), lost=len(poisoned))
+    spoilt = non_finite_checkpoints(tmp_path)
+    ledger("learning rate of 1e30", injected=1, survived=int(not spoilt), lost=len(spoilt))
     assert process.returncode == 3, printed[-3000:]
     assert printed.count("The learning rate is 1e+30; AdamW rarely bears more than 0.01") == 1
     assert printed.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in printed
-    assert not poisoned
+    assert not spoilt
 
 
 def test_a_bad_loss_in_one_process_skips_the_step_in_all(
@@ -98,9 +100,9 @@ def test_a_bad_loss_in_one_process_skips_the_step_in_all(
     )  # fmt: skip
     printed = process.stdout + process.stderr
     assert process.returncode == 0, printed[-3000:]
-    poisoned = poisoned_checkpoints(tmp_path)
-    ledger("infinite loss in one of two processes", injected=2, survived=2, lost=len(poisoned))
-    assert not poisoned
+    spoilt = non_finite_checkpoints(tmp_path)
+    ledger("infinite loss in one of two processes", injected=2, survived=2, lost=len(spoilt))
+    assert not spoilt
     assert metrics_of(tmp_path)[-1]["bad_steps"] == 2
     assert [int(i) for i in re.findall(r"Iteration (\d+): numbers are not finite", printed)] == [3, 4]
     checkpoint = torch.load(tmp_path / "model_final.pth", weights_only=True)
