@@ -13,7 +13,7 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window, smaller_bands
+from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window
 from maskformer.meta_arch import MaskFormer
 from maskformer.model_inputs import check_images, output_size
 from maskformer.runs.failures import describe_image
@@ -123,18 +123,19 @@ def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
 
 
 @contextmanager
-def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
-    """In the ``with`` block, a ``MaskFormer`` gives semantic labels: a K-th of the memory, and all that is measured.
+def inference_options(model: nn.Module, **changes: Any) -> Iterator[None]:
+    """In the ``with`` block, a ``MaskFormer`` has other ``InferenceOptions``.
 
     Args:
         model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
+        **changes: of the options. With ``semantic_as_labels``, semantic results take a K-th of the memory.
     """
     model = innermost(model)
     if not isinstance(model, MaskFormer):
         yield
         return
     options = model.inference
-    model.inference = replace(options, semantic_as_labels=True)
+    model.inference = replace(options, **changes)
     try:
         yield
     finally:
@@ -217,7 +218,7 @@ class RetryingModel(nn.Module):
 
     def _try(self, batched_inputs: list[dict[str, Any]], tiles: Tiles) -> list[dict[str, Any]] | None:
         try:
-            with smaller_bands(tiles.band_divisor):
+            with inference_options(self.model, band_divisor=tiles.band_divisor):
                 if tiles.window_divisor == 1:
                     return self.model(batched_inputs)
                 return [self._slide(example, tiles.window_divisor) for example in batched_inputs]

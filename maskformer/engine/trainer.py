@@ -45,7 +45,7 @@ from .libraries import loading_libraries
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from .run_state import BadImageReport, Resumable, RunState
 from .step import build_step_trainer
-from .test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
+from .test_time import RetryingModel, apply_test_time_options, inference_options
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Trainer(DefaultTrainer):
             if evaluators is not None:
                 results = super().test(loading_cfg, test_model, evaluators)
             else:
-                with labels_instead_of_scores(test_model):
+                with inference_options(test_model, semantic_as_labels=True):
                     results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
         finally:
             waiting.remove()

@@ -2,7 +2,7 @@
 
 from .instance import instance_inference, top_pairs
 from .panoptic import kept_queries, panoptic_inference
-from .resize import Geometry, resize_maps, smaller_bands
+from .resize import Geometry, resize_maps
 from .semantic import semantic_inference, semantic_labels
 from .tta import QueryAverage, ScoreAverage, View, plan_views
 from .windows import slide_window
@@ -20,6 +20,5 @@ __all__ = [
     "semantic_inference",
     "semantic_labels",
     "slide_window",
-    "smaller_bands",
     "top_pairs",
 ]
