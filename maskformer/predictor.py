@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from maskformer.checkpoint import Checkpointer
 from maskformer.data.files import reading
 from maskformer.engine.accelerator import with_device
-from maskformer.engine.test_time import apply_test_time_options, inference_options, innermost
-from maskformer.evaluation.loop import check_test_classes
+from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
 from maskformer.meta_arch import know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size

@@ -13,6 +13,7 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskformer.data.datasets.classes import check_classes
 from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window
 from maskformer.meta_arch import MaskFormer
 from maskformer.model_inputs import check_images, output_size
@@ -319,3 +320,20 @@ def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], out
     if queries is None:
         return results
     return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the whole config.
+        model: with ``classes``, or of a user's own kind.
+
+    Raises:
+        InputError: they differ, or results need to know more of them than is known.
+    """
+    model = innermost(model)
+    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+        model.check_classes()
+    for name in cfg.DATASETS.TEST:
+        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))

@@ -26,7 +26,7 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
-from maskformer.evaluation.loop import check_evaluation, check_test_classes, evaluate_datasets
+from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
 from maskformer.runs.output_folder import EventFileWriter
 from maskformer.runs.signals import REQUESTS, Agreement, shield_workers
@@ -45,7 +45,7 @@ from .libraries import loading_libraries
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from .run_state import BadImageReport, Resumable, RunState
 from .step import build_step_trainer
-from .test_time import RetryingModel, apply_test_time_options, inference_options
+from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,13 @@ class Trainer(DefaultTrainer):
                 results = super().test(loading_cfg, test_model, evaluators)
             else:
                 with inference_options(test_model, semantic_as_labels=True):
-                    results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
+                    results = evaluate_datasets(
+                        loading_cfg,
+                        test_model,
+                        cls.build_test_loader,
+                        cls.build_evaluator,
+                        accelerator.release_unused_memory,
+                    )
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
