@@ -67,14 +67,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         )
     if evaluator_type is not None:
         for measure in measures:
-            if test[measure.switch] and measure not in possible:
-                lacking = f"{measure.entry_key} in its entries"
-                if measure.json_key:
-                    lacking = f"file of the name {measure.json_key} in its metadata, and no {lacking}"
+            if test[measure.switch] and measure.json_key and measure not in possible:
                 log_first_n(
                     logging.WARNING,
                     f"MODEL.MASK_FORMER.TEST.{measure.switch} is True, but what it gives is not measured: dataset "
-                    f"{dataset_name} ({evaluator_type}) has no {lacking}.",
+                    f"{dataset_name} ({evaluator_type}) names no file that exists as {measure.json_key} in its metadata.",
                     name=__name__,
                     key="message",
                 )

@@ -25,8 +25,8 @@ from maskformer.config import load_config
 from maskformer.engine.accelerator import is_out_of_memory, resolve_device
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
+from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.progress import ProgressLine
 from maskformer.reports.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
@@ -98,7 +98,7 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
     num_frames = 0
     with (
         VideoFile(output, video.frame_rate) as file,
-        ProgressLine(printable(f"Drawing {source.name}"), video.num_frames, unit="frames", quiet=quiet) as progress,
+        ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
     ):
         try:
             for frame in video:
@@ -151,7 +151,7 @@ def annotate_all(
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
-            progress.advance(note=printable(os.path.basename(source.name)))
+            progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
         warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent

@@ -94,9 +94,9 @@ def test_demo_leaves_scores_and_a_gallery(finished: Finished) -> None:
 
 
 def test_console_tells_each_step_the_scores_and_where_things_are(finished: Finished) -> None:
-    for text in ("[1/4] Drawing the dataset", "[2/4] Training on cpu, 3/3 iterations, loss", "[3/4] Evaluating, 2/2"):
+    for text in ("[1/4] Drawing the dataset", "[2/4] Training on cpu: 3/3 [", ", loss ", "[3/4] Evaluating: 2/2"):
         assert text in finished.console
-    for text in ("[4/4] Drawing the gallery, 2/2", "mIoU", "PQ", "AP", str(finished.folder / "gallery" / "index.html")):
+    for text in ("[4/4] Drawing the gallery: 2/2", "mIoU", "PQ", "AP", str(finished.folder / "gallery" / "index.html")):
         assert text in finished.console
 
 
@@ -134,7 +134,7 @@ def test_interrupted_training_goes_on_where_it_stopped(
 
     assert demo.main(arguments(out)) == 0
     captured = capfd.readouterr()
-    assert "Training on cpu (from iteration 2), 2/3 iterations" in captured.out
+    assert "Training on cpu (from iteration 2): 2/3 [" in captured.out
     assert (out / "log.txt").read_text().count("Starting training from iteration 2") == 1
     assert not (out / "model_interrupted.pth").exists()
     # Nothing of what libraries print and log is on the console.
