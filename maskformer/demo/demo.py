@@ -235,15 +235,17 @@ def evaluate(demo: Demo) -> Scores:
     evaluator = Trainer.build_evaluator(demo.cfg, demo.val_dataset)
     batches = demo.progress("[3/4] Evaluating", items=loader, unit="images")
     measured = inference_on_dataset(_load_predictor(demo).model, batches, evaluator)
-    # JSON has no NaN: None, where there is no score to give.
-    scores = {
-        kind: {k: v if math.isfinite(v) else None for k, v in values.items()} for kind, values in measured.items()
-    }
+    scores = {kind: {name: _or_none(score) for name, score in values.items()} for kind, values in measured.items()}
     facts = {"dataset": demo.val_dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
     content = {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": scores}
     with unfinished(demo.metrics) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     return scores
+
+
+def _or_none(score: float) -> float | None:
+    """JSON has no NaN."""
+    return score if math.isfinite(score) else None
 
 
 def _load_predictor(demo: Demo) -> Predictor:
@@ -292,7 +294,7 @@ def report(demo: Demo, scores: Scores, seconds: float) -> None:
     for task, metric, value in main_scores(scores):
         demo.say(f"  {task:<9} {metric:<5} {value:5.1f}")
     demo.say(f"\nPictures: {demo.page}\nMetrics:  {demo.metrics}\nModel:    {demo.weights}")
-    demo.say(f"Done in {ProgressLine.format_interval(seconds)} (minutes:seconds).")
+    demo.say(f"Done in {ProgressLine.format_interval(seconds)}.")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -70,8 +70,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
             if test[measure.switch] and measure.json_key and measure not in possible:
                 log_first_n(
                     logging.WARNING,
-                    f"MODEL.MASK_FORMER.TEST.{measure.switch} is True, but what it gives is not measured: dataset "
-                    f"{dataset_name} ({evaluator_type}) names no file that exists as {measure.json_key} in its metadata.",
+                    f"Dataset {dataset_name} ({evaluator_type}) names no file that exists as {measure.json_key} in its "
+                    f"metadata: what MODEL.MASK_FORMER.TEST.{measure.switch} gives is not measured.",
                     name=__name__,
                     key="message",
                 )
