@@ -14,7 +14,7 @@ from tqdm import tqdm
 from maskformer.structures import InputError, printable
 
 
-class ProgressLine(tqdm):  # type: ignore[misc]
+class ProgressLine(tqdm):
     """tqdm's bar on a terminal; in a log file or a pipe a plain line every ten seconds.
 
     Args:
@@ -45,17 +45,8 @@ class ProgressLine(tqdm):  # type: ignore[misc]
         if not stream.isatty():
             shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"}
             shape["mininterval"] = 10.0
-        super().__init__(
-            items,
-            printable(title),
-            total,
-            file=stream,
-            unit=f" {unit}",
-            initial=start,
-            disable=quiet,
-            miniters=1,
-            **shape,
-        )
+        shape.update(file=stream, unit=f" {unit}", initial=start, disable=quiet, miniters=1)
+        super().__init__(items, printable(title), total, **shape)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count units that have just been done, with a word about them, such as the loss."""

@@ -46,7 +46,7 @@ def test_what_the_dataset_cannot_judge_is_left_out_and_named_once(tmp_path: Path
     tiny_dataset.register(tmp_path, with_instances=False)
     for _ in range(2):
         assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg"}
-    (warning,) = caplog.messages
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert all(fact in warning for fact in ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", NAME, "json_file"))
 
 
