@@ -230,7 +230,7 @@ def test_recipes_have_views_that_can_be_planned(semantic_model):
         if path.parent.name != "base":
             cfg: CfgNode = load_config(str(path), ["TEST.AUG.ENABLED", "True"])
             _, model = apply_test_time_options(cfg, semantic_model)
-            assert len(model._plan_views((480, 640))) == 2 * len(cfg.TEST.AUG.MIN_SIZES)
+            assert len(model.views((480, 640))) == 2 * len(cfg.TEST.AUG.MIN_SIZES)
 
 
 class LittleMemory(RetryingModel):
