@@ -30,7 +30,7 @@ class EvaluatorTests:
 
     evaluator: ClassVar[type[ImageEvaluator]]
     dataset: ClassVar[str]
-    files: ClassVar[set[str]] = set()
+    files: ClassVar[tuple[str, ...]] = ()
 
     def output(self, record: dict[str, Any], index: int) -> Output:
         """What a model that makes mistakes gives for an image of the dataset."""
@@ -65,7 +65,8 @@ class EvaluatorTests:
 
     def test_reset_forgets_all_images(self, expected: str) -> None:
         evaluator = self.build()
-        self.scores_of(evaluator, [self.pairs()])
+        record, output = self.pairs()[0]
+        evaluator.process([record], [output])
         evaluator.reset()
         assert self.scores_of(evaluator, [self.pairs()]) == expected
 
@@ -110,4 +111,4 @@ class EvaluatorTests:
         for folder in (None, tmp_path / "out"):
             self.scores_of(self.build(folder), [self.pairs()])
         paths = itertools.chain((tmp_path / "out").glob("*"), (tmp_path / "elsewhere").iterdir())
-        assert {path.name for path in paths} == self.files
+        assert {path.name for path in paths} == set(self.files)

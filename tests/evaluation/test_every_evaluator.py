@@ -55,7 +55,7 @@ def moved_instances(record: dict[str, Any], index: int, first_thing: int = 0) ->
 
 class TestSemanticEvaluator(EvaluatorTests):
     evaluator, dataset = SemanticEvaluator, "shapes_panoptic_val"
-    files = {"sem_seg_predictions.json", "sem_seg_evaluation.pth"}
+    files = ("sem_seg_predictions.json", "sem_seg_evaluation.pth")
 
     def output(self, record: dict[str, Any], index: int) -> dict[str, Any]:
         labels = np.roll(read_class_map(record["sem_seg_file_name"]), SHIFT, axis=1)
@@ -64,7 +64,7 @@ class TestSemanticEvaluator(EvaluatorTests):
 
 class TestPanopticEvaluator(EvaluatorTests):
     evaluator, dataset = PanopticEvaluator, "shapes_panoptic_val"
-    files = {"predictions.json"}
+    files = ("predictions.json",)
 
     def output(self, record: dict[str, Any], index: int) -> dict[str, Any]:
         ids, segments = moved_segments(record)
@@ -73,7 +73,7 @@ class TestPanopticEvaluator(EvaluatorTests):
 
 class TestInstanceEvaluator(EvaluatorTests):
     evaluator, dataset = InstanceEvaluator, "shapes_panoptic_val"
-    files = {"coco_instances_results.json"}
+    files = ("coco_instances_results.json",)
 
     def output(self, record: dict[str, Any], index: int) -> dict[str, Any]:
         return {"instances": moved_instances(record, index)}

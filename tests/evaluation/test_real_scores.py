@@ -1,4 +1,4 @@
-"""Scores of perturbed predictions on real images are those of the libraries that define them, in one process and in three."""
+"""Scores of perturbed predictions on real images are those of the libraries that define them, in one process or three."""
 
 from __future__ import annotations
 
