@@ -2,8 +2,9 @@
 
     python -m maskformer.tools.predict --config-file FILE --weights FILE --input a.jpg folder 'more/*.png' --output out/
 
-Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Files
-are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
+inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
+``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
+from maskformer.reports.saving import VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
-from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, IdMap, Task, choose_task, give_only, with_threshold
 from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
 from maskformer.structures import BadImageError, InputError, printable
 

@@ -1,4 +1,4 @@
-"""Scores of perturbed predictions on real images are those of the libraries that define them, in one process or three."""
+"""Scores of perturbed truth on real images are those of the libraries that define them, in any number of processes."""
 
 from __future__ import annotations
 
