@@ -20,7 +20,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import is_out_of_memory, resolve_device
@@ -30,7 +29,7 @@ from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
 from maskformer.reports.saving import VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
-from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, IdMap, Task, choose_task, give_only, with_threshold
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, register_datasets
 from maskformer.structures import BadImageError, InputError, printable
 
@@ -64,14 +63,13 @@ class Annotator:
         """
         return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
 
+    def result(self, image: np.ndarray) -> Any:
+        """What the model gives of the task, on the CPU."""
+        return self.task.read(self.segment(image))
+
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
-        return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
-
-    def picture_and_ids(self, image: np.ndarray) -> tuple[np.ndarray, IdMap]:
-        """The picture as above, and the raw ids."""
-        result = self.task.read(self.segment(image))
-        return self.task.draw(image, result, self.classes), self.task.encode(result, self.classes)
+        return self.task.draw(image, self.result(image), self.classes)
 
 
 def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
@@ -81,8 +79,10 @@ def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
         BadImageError: it cannot be read, or has a name or a size that cannot be written.
         InputError: a file cannot be written.
     """
-    facts = annotator.facts_of(source)
-    picture, ids = annotator.picture_and_ids(read_picture(source.name))
+    facts, image = annotator.facts_of(source), read_picture(source.name)
+    result = annotator.result(image)
+    picture = annotator.task.draw(image, result, annotator.classes)
+    ids = annotator.task.encode(result, annotator.classes)
     forget_ids(output)
     write_picture(output, picture)
     write_ids(output, ids, facts, annotator.classes)
@@ -253,35 +253,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_all_sources(args: argparse.Namespace) -> list[Source]:
-    """What --input, --video-input or --webcam stand for."""
-    if args.webcam is not None:
-        return [Source.of_camera(args.webcam)]
-    if args.video_input is not None:
-        return [Source(args.video_input, is_video=True)]
-    return find_sources(args.input)
-
-
-def build_config(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the arguments describe, with a real device.
-
-    Raises:
-        InputError: a file, a key, a value or the device is wrong.
-    """
-    cfg = load_config(args.config_file, args.opts)
-    if args.weights is not None:
-        cfg.MODEL.WEIGHTS = args.weights
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
-    return cfg
-
-
 def build_annotator(args: argparse.Namespace) -> Annotator:
     """Load the model and what is known about its classes.
 
     Raises:
         InputError: a mistake in the arguments or the configuration.
     """
-    cfg = build_config(args)
+    cfg = load_config(args.config_file, args.opts)
+    if args.weights is not None:
+        cfg.MODEL.WEIGHTS = args.weights
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
     task = choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = with_threshold(task, cfg, args.confidence_threshold)
@@ -310,7 +291,12 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         InputError: a mistake in the arguments.
     """
-    sources = find_all_sources(args)
+    if args.webcam is not None:
+        sources = [Source.of_camera(args.webcam)]
+    elif args.video_input is not None:
+        sources = [Source(args.video_input, is_video=True)]
+    else:
+        sources = find_sources(args.input)
     if args.output is None:
         open_window()
         return show_all(sources, build_annotator(args))
