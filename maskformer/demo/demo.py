@@ -40,6 +40,7 @@ from maskformer.reports.console import ProgressLine, console_to_log
 from maskformer.reports.drawing import ClassTable
 from maskformer.reports.saving import write_picture
 from maskformer.runs.launch import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
+from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError
 
 from .shapes import generate_shapes
@@ -200,7 +201,7 @@ class ProgressHook(HookBase):
 
 
 def train(demo: Demo) -> None:
-    """Train, or go on with an interrupted training; Ctrl-C saves first."""
+    """Train, or go on with an interrupted training; at Ctrl-C, the trainer saves first."""
     if demo.weights.is_file():
         demo.say(f"[2/4] Reusing the model {demo.weights}")
         return
@@ -210,13 +211,7 @@ def train(demo: Demo) -> None:
     steps = {"total": demo.cfg.SOLVER.MAX_ITER, "start": trainer.start_iter, "unit": "iterations"}
     with demo.progress(f"[2/4] Training{where}", **steps) as line:
         trainer.register_hooks([ProgressHook(line)])
-        try:
-            trainer.train()
-        except KeyboardInterrupt:
-            trainer.iter -= 1  # the last iteration that was completed
-            trainer.checkpointer.save("model_interrupted")
-            raise
-    (demo.folder / "model_interrupted.pth").unlink(missing_ok=True)
+        trainer.train()
 
 
 def evaluate(demo: Demo) -> Scores:
@@ -349,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {input_error_sentence(error)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print("Interrupted; the same command goes on where this one stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
