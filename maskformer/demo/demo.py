@@ -144,13 +144,8 @@ def prepare_dataset(demo: Demo) -> None:
     register_all(demo.datasets)
 
 
-def settings_hash(demo: Demo, *, of_training: bool) -> str:
-    """What the results depend on, in short; device and folders leave it the same.
-
-    Args:
-        demo: the run.
-        of_training: leave out what matters only after training.
-    """
+def _settings_hash(demo: Demo, *, of_training: bool) -> str:
+    """What the results, or those of the training, depend on, in short; device and folders leave it the same."""
     cfg = demo.cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
@@ -165,7 +160,7 @@ def settings_hash(demo: Demo, *, of_training: bool) -> str:
 
 def set_aside_other_training(demo: Demo) -> None:
     """Move the results of other settings into a subfolder, so that nothing is mixed and nothing is lost."""
-    settings = settings_hash(demo, of_training=True)
+    settings = _settings_hash(demo, of_training=True)
     record = demo.training_record
     if record.is_file() and record.read_text() == settings:
         return
@@ -215,12 +210,8 @@ def train(demo: Demo) -> None:
 
 
 def evaluate(demo: Demo) -> Scores:
-    """Measure the model on the held-out images and write ``metrics.json``.
-
-    Returns:
-        Percentages by kind of result and metric, as Detectron2's evaluators name them.
-    """
-    settings = settings_hash(demo, of_training=False)
+    """Measure the model on the held-out images and write ``metrics.json``."""
+    settings = _settings_hash(demo, of_training=False)
     if _is_newer(demo.metrics, demo.weights):
         content = json.loads(demo.metrics.read_text())
         if content["settings"] == settings:

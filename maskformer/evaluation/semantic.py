@@ -69,7 +69,7 @@ class SemanticEvaluator(ImageEvaluator):
         shown = np.where(ignored, self.num_classes, predicted).astype(dtype)
         return {
             "pixels": _sparse(predicted.astype(np.int64) * (self.num_classes + 1) + truth.astype(np.int64)),
-            "boundaries": [_sparse(classes) for classes in boundary_classes(shown, truth)],
+            "boundaries": [_sparse(classes) for classes in _boundary_classes(shown, truth)],
             "predictions": [] if self.output_folder is None else self._encode(predicted, file_name),
         }
 
@@ -80,7 +80,7 @@ class SemanticEvaluator(ImageEvaluator):
         """
         side = self.num_classes + 1
         pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
-        boundaries = np.zeros((3, side), dtype=np.int64)  # see ``boundary_classes``
+        boundaries = np.zeros((3, side), dtype=np.int64)  # see ``_boundary_classes``
         for image in measured:
             all_counts = zip([pixels.reshape(-1), *boundaries], [image["pixels"], *image["boundaries"]], strict=True)
             for counts, (values, numbers) in all_counts:
@@ -165,19 +165,12 @@ def check_num_classes(predicted: int, num_classes: int) -> None:
         )
 
 
-def boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixels that the boundary IoU of each class is computed from.
+def _boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The classes of the pixels in the label's boundary regions, in the prediction's, and in both of one class.
 
     A pixel is in the boundary region of its class where another class, or the image's border, is at most 2 % of the
     diagonal away, in rows and in columns. So the regions of all classes come from one map of edges, instead of from a
-    mask of each class.
-
-    Args:
-        predicted: (height,width) uint8 or uint16: classes; where the label is ignored, what the label has.
-        label: likewise.
-
-    Returns:
-        The classes of the pixels in the label's boundary regions, in the prediction's, and in both of one class.
+    mask of each class. Where the label is ignored, both maps have one class for that.
 
     Source: Boundary IoU (arXiv 2103.16562), section 4. Outside of the image there is no mask, so its border bounds one.
     """

@@ -31,15 +31,8 @@ from maskformer.structures import InputError
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON
 
 
-def read_predictions(path: str) -> Regions:
-    """Read what Detectron2's ``SemSegEvaluator`` wrote, by image file.
-
-    Args:
-        path: a list of ``file_name``, ``category_id`` and ``segmentation`` (RLE).
-
-    Raises:
-        InputError: the file cannot be read, or is something else.
-    """
+def _read_predictions(path: str) -> Regions:
+    """What Detectron2's ``SemSegEvaluator`` wrote, by image file."""
     entries = read_json(path, "--json-file")
     if not isinstance(entries, list) or not all(map(_is_region, entries)):
         raise InputError(
@@ -66,7 +59,7 @@ def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:
     """Compare predictions with the semantic labels of a dataset.
 
     Args:
-        regions: see ``read_predictions``.
+        regions: entries of the JSON, by image file.
         dataset_name: registered, with ``sem_seg_file_name`` in its entries.
 
     Returns:
@@ -87,26 +80,14 @@ def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:
     counts = PQStat()
     for file_name, label_file in records.items():
         label = read_label_map(label_file, num_classes, ignore_label, metadata.get("label_values")).astype(np.int64)
-        predicted = draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
+        predicted = _draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
         pairs = count_pairs(np.where(label == ignore_label, VOID, label + 1), predicted)
         counts += match_segments(pairs, annotated, {id_: id_ - 1 for _, id_ in pairs if id_ != VOID})
     return average_quality(counts, range(num_classes))[0]
 
 
-def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguous_ids: dict[int, int]) -> np.ndarray:
-    """One image's map of segments from its entries.
-
-    Args:
-        regions: at least one, of disjoint pixels.
-        size: (height, width) of the label.
-        contiguous_ids: ``category_id`` -> class 0..K-1.
-
-    Returns:
-        (height,width) int64: class + 1, or ``VOID`` where no entry is.
-
-    Raises:
-        InputError: the size or a class differs.
-    """
+def _draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguous_ids: dict[int, int]) -> np.ndarray:
+    """One image's (height,width) int64 map of class + 1 from its entries, ``VOID`` where there is none."""
     segment_map = np.full(size, VOID, dtype=np.int64)
     for region in regions:
         file_name, category, mask_size = region["file_name"], region["category_id"], region["segmentation"]["size"]
@@ -153,7 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         register_missing(load_config(args.config_file).DATASETS.OWN)
-        scores = evaluate(read_predictions(args.json_file), args.dataset_name)
+        scores = evaluate(_read_predictions(args.json_file), args.dataset_name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR

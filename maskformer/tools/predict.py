@@ -56,11 +56,7 @@ class Annotator:
     facts: dict[str, Any]
 
     def facts_of(self, source: Source) -> dict[str, Any]:
-        """What the JSON of one image says first, and by which another one in its place is told.
-
-        Raises:
-            BadImageError: it cannot be read.
-        """
+        """What the JSON of one image says first, and by which another one in its place is told."""
         return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
 
     def result(self, image: np.ndarray) -> Any:
@@ -72,13 +68,8 @@ class Annotator:
         return self.task.draw(image, self.result(image), self.classes)
 
 
-def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
-    """Read one image, write its picture and ids, and last the JSON that says that they are complete.
-
-    Raises:
-        BadImageError: it cannot be read, or has a name or a size that cannot be written.
-        InputError: a file cannot be written.
-    """
+def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
+    """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
     facts, image = annotator.facts_of(source), read_picture(source.name)
     result = annotator.result(image)
     picture = annotator.task.draw(image, result, annotator.classes)
@@ -88,13 +79,8 @@ def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     write_ids(output, ids, facts, annotator.classes)
 
 
-def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
-    """Write a video with every frame drawn; Ctrl-C ends the recording of a camera.
-
-    Raises:
-        BadImageError: it cannot be opened or has no readable frame.
-        InputError: it cannot be written.
-    """
+def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
+    """Write a video with every frame drawn; Ctrl-C ends the recording of a camera."""
     video = Video.open(source)
     num_frames = 0
     with (
@@ -112,49 +98,36 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
     if not num_frames:
         raise BadImageError(f"{source.name} holds no readable frame; expected a video with at least one.")
     if file.path != output:
-        warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
+        _warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
 
 
-def warn(sentence: str) -> None:
+def _warn(sentence: str) -> None:
     """Tell something that does not stop the work."""
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def annotate_all(
+def _annotate_all(
     sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
 ) -> int:
-    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end.
-
-    Args:
-        sources: what is read.
-        outputs: where the picture of each goes.
-        annotator: makes the pictures.
-        resume: pass over images whose files are complete.
-
-    Returns:
-        Exit code: 0, or 1 where some were left out.
-
-    Raises:
-        InputError: a file cannot be written, or the only source cannot be read.
-    """
+    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end."""
     left_out, num_before = [], 0
     with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 with _named(source):
                     if source.is_video:
-                        annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                        _annotate_video(source, output, annotator, quiet=len(sources) > 1)
                     elif resume and has_ids(output, annotator.facts_of(source)):
                         num_before += 1
                     else:
-                        annotate_image(source, output, annotator)
+                        _annotate_image(source, output, annotator)
             except BadImageError as error:
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
             progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
-        warn(f"left out: {failure}")
+        _warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent
     before = f" ({num_before} of them before)" if num_before else ""
     print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
@@ -176,7 +149,7 @@ def _named(source: Source) -> Iterator[None]:
         raise BadImageError(f"{source.name} needs more memory than there is: lower INPUT.MAX_SIZE_TEST.") from error
 
 
-def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
+def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
     """Show images in a window, each until a key is pressed, and videos frame by frame; returns the exit code."""
     exit_code = 0
     for source in sources:
@@ -187,7 +160,7 @@ def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
                 else:
                     _show([annotator.picture(read_picture(source.name))], wait=0)
         except BadImageError as error:
-            warn(f"left out: {error}")
+            _warn(f"left out: {error}")
             exit_code = EXIT_SOME_LEFT_OUT
     cv2.destroyAllWindows()
     return exit_code
@@ -201,12 +174,8 @@ def _show(pictures: Iterable[np.ndarray], wait: int) -> None:
             return
 
 
-def open_window() -> None:
-    """Make sure that pictures can be shown.
-
-    Raises:
-        InputError: there is no display, or this OpenCV has no windows.
-    """
+def _open_window() -> None:
+    """Make sure that pictures can be shown."""
     remedy = "say with --output where to write (a file or a folder)."
     if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise InputError(f"There is no display to open a window on: {remedy}")
@@ -253,12 +222,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build_annotator(args: argparse.Namespace) -> Annotator:
-    """Load the model and what is known about its classes.
-
-    Raises:
-        InputError: a mistake in the arguments or the configuration.
-    """
+def _build_annotator(args: argparse.Namespace) -> Annotator:
+    """Load the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
@@ -271,7 +236,7 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     predictor = Predictor.from_config(cfg)
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
     if predictor.classes is None:
-        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
+        _warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
     classes = ClassTable.of(predictor.classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     facts = {
         "config_file": args.config_file,
@@ -298,10 +263,10 @@ def predict(args: argparse.Namespace) -> int:
     else:
         sources = find_sources(args.input)
     if args.output is None:
-        open_window()
-        return show_all(sources, build_annotator(args))
+        _open_window()
+        return _show_all(sources, _build_annotator(args))
     outputs = plan_outputs(sources, args.output)
-    return annotate_all(sources, outputs, build_annotator(args), resume=args.resume)
+    return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
