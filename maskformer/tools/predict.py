@@ -174,7 +174,7 @@ def _show(pictures: Iterable[np.ndarray], wait: int) -> None:
             return
 
 
-def _open_window() -> None:
+def open_window() -> None:
     """Make sure that pictures can be shown."""
     remedy = "say with --output where to write (a file or a folder)."
     if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
@@ -263,7 +263,7 @@ def predict(args: argparse.Namespace) -> int:
     else:
         sources = find_sources(args.input)
     if args.output is None:
-        _open_window()
+        open_window()
         return _show_all(sources, _build_annotator(args))
     outputs = plan_outputs(sources, args.output)
     return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
