@@ -39,24 +39,29 @@ def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn
     Raises:
         InputError: a value is impossible, or the model does not give a result of a kind that the options support.
     """
-    aug, window = cfg.TEST.AUG, _read_window(cfg)
-    if not aug.ENABLED and window is None:
+    views, window = _read_views(cfg), _read_window(cfg)
+    if views is None and window is None:
         return cfg, model
     if isinstance(model, DistributedDataParallel):
         model = model.module
     _check_support(model, window)
+    if views is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
+        cfg.freeze()
+    return cfg, TestTimeModel(model=model, views=views, window=window)
+
+
+def _read_views(cfg: CfgNode) -> Callable[[tuple[int, int]], list[View]] | None:
+    aug = cfg.TEST.AUG
     if not aug.ENABLED:
-        return cfg, TestTimeModel(model=model, window=window)
+        return None
     if not aug.MIN_SIZES or min(aug.MIN_SIZES) < 1:
         raise InputError(f"TEST.AUG.MIN_SIZES is {aug.MIN_SIZES}; expected one or more lengths in pixels, 1 or more.")
     if aug.MAX_SIZE < 1:
         raise InputError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}; expected a length in pixels, 1 or more.")
-    views = partial(plan_views, min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
-    cfg.freeze()
-    return cfg, TestTimeModel(model=model, views=views, window=window)
+    return partial(plan_views, min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
 
 
 def _read_window(cfg: CfgNode) -> SlidingWindow | None:

@@ -24,7 +24,7 @@ from maskformer.data.datasets.classes import require
 from maskformer.data.files.reading import check_same_size, read_class_map
 from maskformer.structures import InputError
 
-from .evaluator import ImageEvaluator, Records, ids_of_things
+from .evaluator import ImageEvaluator, Records
 from .semantic import read_labels
 
 _IMAGE_END = "_leftImg8bit.png"
@@ -123,7 +123,7 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
         """The name of one image, and its matches; ``instances`` has contiguous ``pred_classes``."""
         table = {index: label for label, index in self.metadata.thing_dataset_id_to_contiguous_id.items()}
         found = output["instances"].to("cpu")
-        labels = ids_of_things(found, table, self.name)
+        labels = self._ids_of_things(found, table)
         name, id_map = self._read_truth(example["file_name"], "instanceIds", np.empty(found.image_size))
         return name, _match_instances(id_map, labels, found.scores.tolist(), found.pred_masks.numpy())
 

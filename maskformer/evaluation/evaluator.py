@@ -96,7 +96,47 @@ class ImageEvaluator(DatasetEvaluator):
         parts = comm.gather(self._measured)
         return self.score(list(itertools.chain(*parts))) if comm.is_main_process() else None
 
-    def write(self, file_name: str, content: Any) -> None:
+    def _refuse_unknown_images(self, records: Records, known: Collection[Any], json_file: str) -> None:
+        """Raise an ``InputError`` where an image has no ``image_id``, or none that a JSON knows."""
+        for record in records:
+            if record.get("image_id") not in known:
+                seen = f"image_id {record['image_id']!r}" if "image_id" in record else "no image_id"
+                raise InputError(
+                    f"{json_file} has no annotation of image {record.get('image_id')!r} ({record['file_name']}), which "
+                    f"has {seen}; expected one of its ids, such as {next(iter(known), None)!r}, for each image of "
+                    "DATASETS.TEST."
+                )
+
+    def _image_id(self, example: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
+        """The id of an image in the truth; by the name of its file, where an entry of a Python function has none."""
+        if "image_id" in example:
+            return example["image_id"]
+        return next((image["id"] for image in content["images"] if image["file_name"] == example["file_name"]), None)
+
+    def _ids_by_name(self, names: Sequence[str] | None, categories: Records, json_file: str) -> dict[int, int]:
+        """The category id that a JSON has for each class of a dataset without a table of ids, found by its name."""
+        id_of_name = {category.get("name"): category["id"] for category in categories}
+        missing = [name for name in names or () if name not in id_of_name]
+        if not names or missing or len(id_of_name) < len(categories):
+            raise InputError(
+                f"{json_file} has the categories {', '.join(map(str, id_of_name))} but the dataset has the classes "
+                f"{', '.join(names or ['(not named)'])} and no table of ids; expected the same names, or "
+                "thing_dataset_id_to_contiguous_id (stuff_dataset_id_to_contiguous_id) in its metadata."
+            )
+        return {index: id_of_name[name] for index, name in enumerate(names)}
+
+    def _ids_of_things(self, instances: Instances, dataset_ids: Mapping[int, int]) -> list[int]:
+        """The category id of each predicted instance; raises where its class is no thing of the dataset."""
+        classes = instances.pred_classes.tolist()
+        foreign = sorted(set(classes) - dataset_ids.keys())
+        if foreign:
+            raise InputError(
+                f"The model predicts an instance of class {foreign[0]}, which is none of the {len(dataset_ids)} things "
+                f"of {self.name}: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
+            )
+        return [dataset_ids[index] for index in classes]
+
+    def _write(self, file_name: str, content: Any) -> None:
         """Write a JSON file to the output folder, where there is one."""
         if self.output_folder is not None:
             Path(self.output_folder).mkdir(parents=True, exist_ok=True)
@@ -146,79 +186,3 @@ class ImageByImageEvaluators(DatasetEvaluators):
         scores: dict[str, Any] = super().evaluate()
         self._journal.finish()
         return scores
-
-
-def check_image_ids(records: Records, known: Collection[Any], json_file: str) -> None:
-    """Compare the images of a dataset with those of the JSON that they are measured by.
-
-    Args:
-        records: Detectron2's dataset dicts; ``image_id`` is read.
-        known: ids of the images of the JSON.
-        json_file: its path.
-
-    Raises:
-        InputError: an image has no id, or none of the JSON's.
-    """
-    for record in records:
-        if record.get("image_id") not in known:
-            seen = f"image_id {record['image_id']!r}" if "image_id" in record else "no image_id"
-            raise InputError(
-                f"{json_file} has no annotation of image {record.get('image_id')!r} ({record['file_name']}), which has "
-                f"{seen}; expected one of its ids, such as {next(iter(known), None)!r}, for each image of "
-                "DATASETS.TEST."
-            )
-
-
-def image_id_of(example: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
-    """The id that an image has in the truth.
-
-    Args:
-        example: entry of the dataset.
-        content: of the truth; where an entry of a Python function has no ``image_id``, the name of its file decides.
-    """
-    if "image_id" in example:
-        return example["image_id"]
-    return next((image["id"] for image in content["images"] if image["file_name"] == example["file_name"]), None)
-
-
-def match_ids(names: Sequence[str] | None, categories: Records, json_file: str) -> dict[int, int]:
-    """The category id that a JSON has for each class of a dataset without a table of ids.
-
-    Args:
-        names: of the classes.
-        categories: of the JSON.
-        json_file: its path.
-
-    Raises:
-        InputError: there is not one category of each name.
-    """
-    id_of_name = {category.get("name"): category["id"] for category in categories}
-    missing = [name for name in names or () if name not in id_of_name]
-    if not names or missing or len(id_of_name) < len(categories):
-        raise InputError(
-            f"{json_file} has the categories {', '.join(map(str, id_of_name))} but the dataset has the classes "
-            f"{', '.join(names or ['(not named)'])} and no table of ids; expected the same names, or "
-            "thing_dataset_id_to_contiguous_id (stuff_dataset_id_to_contiguous_id) in its metadata."
-        )
-    return {index: id_of_name[name] for index, name in enumerate(names)}
-
-
-def ids_of_things(instances: Instances, dataset_ids: Mapping[int, int], dataset_name: str) -> list[int]:
-    """The category id of each predicted instance.
-
-    Args:
-        instances: with contiguous ``pred_classes``.
-        dataset_ids: class -> category id, of things.
-        dataset_name: for the message.
-
-    Raises:
-        InputError: a class is no thing of the dataset.
-    """
-    classes = instances.pred_classes.tolist()
-    foreign = sorted(set(classes) - dataset_ids.keys())
-    if foreign:
-        raise InputError(
-            f"The model predicts an instance of class {foreign[0]}, which is none of the {len(dataset_ids)} things of "
-            f"{dataset_name}: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
-        )
-    return [dataset_ids[index] for index in classes]

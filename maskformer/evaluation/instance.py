@@ -19,7 +19,7 @@ from maskformer.data.datasets.classes import require
 from maskformer.data.files.json_files import instances_of_records, read_instance_json
 from maskformer.structures import InputError
 
-from .evaluator import ImageEvaluator, Records, check_image_ids, ids_of_things, image_id_of, match_ids
+from .evaluator import ImageEvaluator, Records
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class InstanceEvaluator(ImageEvaluator):
             if table is not None:
                 self.dataset_ids = {index: id_ for id_, index in table.items()}
             else:
-                self.dataset_ids = match_ids(names, self._content["categories"], self._json_file)
+                self.dataset_ids = self._ids_by_name(names, self._content["categories"], self._json_file)
         else:
             names = require(self.metadata, "thing_classes")
             self._content = instances_of_records(records, names, f"dataset {dataset_name}")
@@ -79,15 +79,15 @@ class InstanceEvaluator(ImageEvaluator):
     def check(self, records: Records) -> None:
         """Raise an ``InputError`` where the truth has nothing of an image of the dataset."""
         if self._json_file is not None:
-            check_image_ids(records, self._images, self._json_file)
+            self._refuse_unknown_images(records, self._images, self._json_file)
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Encode the instances of one image as COCO's JSON has them; see ``ImageEvaluator``."""
         self.check([example])
-        image_id = image_id_of(example, self._content)
+        image_id = self._image_id(example, self._content)
         found = output["instances"].to("cpu")
         renamed = Instances(found.image_size, **found.get_fields())
-        renamed.pred_classes = torch.tensor(ids_of_things(found, self.dataset_ids, self.name), dtype=torch.int64)
+        renamed.pred_classes = torch.tensor(self._ids_of_things(found, self.dataset_ids), dtype=torch.int64)
         return {"image_id": image_id, "instances": instances_to_coco_json(renamed, image_id)}
 
     def score(self, measured: list[Any]) -> dict[str, dict[str, float]]:
@@ -96,7 +96,7 @@ class InstanceEvaluator(ImageEvaluator):
         Where nothing is predicted, or nothing annotated, a score is nan.
         """
         found = [entry for prediction in measured for entry in prediction["instances"]]
-        self.write("coco_instances_results.json", found)
+        self._write("coco_instances_results.json", found)
         if not found:
             logger.warning("The model predicts no instance in %d images: mask AP is undefined.", len(measured))
             return {"segm": dict.fromkeys(_METRICS, float("nan"))}

@@ -19,7 +19,7 @@ from maskformer.data.files.json_files import join_inside, panoptic_of_records, r
 from maskformer.data.files.reading import check_same_size, read_segment_ids
 from maskformer.structures import InputError
 
-from .evaluator import ImageEvaluator, Records, check_image_ids, image_id_of, match_ids
+from .evaluator import ImageEvaluator, Records
 from .panoptic_quality import METRICS, VOID, Pairs, average_quality, count_pairs, match_segments
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class PanopticEvaluator(ImageEvaluator):
                 f"{len(self._things_and_stuff)} of {self._source}; expected those of the JSON."
             )
         if self._json_file is not None:
-            check_image_ids(records, self._annotations, self._json_file)
+            self._refuse_unknown_images(records, self._annotations, self._json_file)
             self._check_all({record["image_id"] for record in records}, "entry in the dataset")
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
@@ -63,8 +63,8 @@ class PanopticEvaluator(ImageEvaluator):
             id_map = id_map + 1
         segments = [self._with_dataset_id(dict(segment), file_name) for segment in segments]
         if self._json_file is not None:
-            check_image_ids([example], self._annotations, self._json_file)
-        image_id = image_id_of(example, self._content)
+            self._refuse_unknown_images([example], self._annotations, self._json_file)
+        image_id = self._image_id(example, self._content)
         annotation = self._annotations[image_id]
         label = read_segment_ids(annotation["file_name"])
         check_same_size(id_map, file_name, label, annotation["file_name"])
@@ -83,7 +83,7 @@ class PanopticEvaluator(ImageEvaluator):
         """Panoptic quality of all things, of all stuff, and of both."""
         keys = ("image_id", "file_name", "segments_info")
         annotations = [{key: prediction[key] for key in keys} for prediction in measured]
-        self.write("predictions.json", {**self._content, "annotations": annotations})
+        self._write("predictions.json", {**self._content, "annotations": annotations})
         of_image = {prediction["image_id"]: prediction["counts"] for prediction in measured}
         self._check_all(of_image, "prediction")
         totals = PQStat()
@@ -139,7 +139,7 @@ class PanopticEvaluator(ImageEvaluator):
         numbered, names = stuff.keys() | things.keys(), self.metadata.get("stuff_classes")
         lacking = [index for index in range(len(names or ())) if index not in numbered]
         if lacking or not numbered:
-            by_name = match_ids(names, self._content["categories"], self._json_file)
+            by_name = self._ids_by_name(names, self._content["categories"], self._json_file)
             stuff.update({index: by_name[index] for index in lacking})
         return {**things, **stuff}, {**stuff, **things}
 

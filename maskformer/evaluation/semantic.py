@@ -86,7 +86,7 @@ class SemanticEvaluator(ImageEvaluator):
             for counts, (values, numbers) in all_counts:
                 counts[values] += np.array(numbers, dtype=np.int64)
         scores = self._score(pixels[:-1, :-1].astype(float), boundaries[:, :-1].astype(float))
-        self.write("sem_seg_predictions.json", list(itertools.chain(*(image["predictions"] for image in measured))))
+        self._write("sem_seg_predictions.json", list(itertools.chain(*(image["predictions"] for image in measured))))
         if self.output_folder is not None:
             torch.save(scores, os.path.join(self.output_folder, "sem_seg_evaluation.pth"))
         logger.info("Semantic scores: %s", scores)

@@ -82,9 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints both verdicts and draws the curves; returns the exit code."""
-    args = build_parser().parse_args(arguments)
     try:
-        return _compare(args)
+        return _compare(build_parser().parse_args(arguments))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
