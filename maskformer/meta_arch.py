@@ -42,6 +42,7 @@ class InferenceOptions:
         overlap_threshold: see ``panoptic_inference``.
         restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
         max_instances: see ``instance_inference``.
+        band_divisor: see ``Geometry``.
     """
 
     semantic_on: bool = True
@@ -52,6 +53,7 @@ class InferenceOptions:
     overlap_threshold: float = 0.0
     restore_masks_first: bool = False
     max_instances: int = 100
+    band_divisor: int = 1
 
 
 @META_ARCH_REGISTRY.register()
@@ -188,7 +190,15 @@ class MaskFormer(nn.Module):
         """
         images = self._normalise(batched_inputs)
         padded_size = tuple(images.tensor.shape[-2:])
-        geometries = [_geometry(*pair, padded_size) for pair in zip(batched_inputs, images.image_sizes)]
+        geometries = [
+            Geometry(
+                padded_size=padded_size,
+                image_size=image_size,
+                output_size=output_size(example, image_size),
+                band_divisor=self.inference.band_divisor,
+            )
+            for example, image_size in zip(batched_inputs, images.image_sizes)
+        ]
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
         predictions = self.sem_seg_head.predict(features, select, overwrite=True)
@@ -301,7 +311,3 @@ def know_classes(model: nn.Module, cfg: CfgNode) -> None:
     """
     if not hasattr(model, "classes"):
         model.classes = resolve_classes(cfg)  # type: ignore[assignment]
-
-
-def _geometry(example: dict[str, Any], image_size: tuple[int, int], padded_size: tuple[int, int]) -> Geometry:
-    return Geometry(padded_size=padded_size, image_size=image_size, output_size=output_size(example, image_size))

@@ -38,7 +38,7 @@ ALLOWED = {
     "config": {"structures", "engine.accelerator"},
     "checkpoint": {"structures", "files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
-    "evaluation": {"structures", "data", "kernels", "meta_arch", "engine.accelerator", "engine.test_time"},
+    "evaluation": {"structures", "data", "kernels"},
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": BELOW_ENGINE,

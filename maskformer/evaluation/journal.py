@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far, on disk, so that another can go on where it was killed.
+"""What an evaluation has measured so far, on disk, so that another can go on at the next image where it was killed.
 
 Each process appends to a file of its own, and never to one that another left. A line is of one image: its index in the
 dataset, a checksum, and what was measured, as JSON. Where a line is cut short or altered, its image is measured again.
@@ -6,11 +6,13 @@ dataset, a checksum, and what was measured, as JSON. Where a line is cut short o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import shutil
 import time
+import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +40,9 @@ class Journal:
         folder: of this dataset's results.
         fingerprint: of what is evaluated; lines that were written under another one are not valid.
         resume: whether to go on from what earlier processes left; else it is removed.
+
+    Attributes:
+        done: indices of the images that were measured before.
     """
 
     def __init__(self, folder: str, fingerprint: str, *, resume: bool):
@@ -47,36 +52,24 @@ class Journal:
             shutil.rmtree(self.folder, ignore_errors=True)
             comm.synchronize()  # before another process begins to write there
         self._earlier = {path: self._indices(path) for path in sorted(self.folder.glob("*.lines"))}
-        self.done = self._share()
+        by_rank = comm.all_gather(set().union(*self._earlier.values()))
+        self.done = frozenset(set().union(*by_rank))
+        brought_in: set[int] = set().union(*by_rank[: comm.get_rank()])  # by the first process that finds them
+        for path in self._earlier:
+            self._earlier[path] -= brought_in
+            brought_in |= self._earlier[path]
         self._unwritten: list[tuple[int, bytes]] = []
         self._last_sync = time.monotonic()
-        self._file = self._open()
+        self._file: IO[bytes] | None = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / f"process-{comm.get_rank()}-{uuid.uuid4().hex}.lines", "x+b")  # noqa: SIM115
+        except OSError as error:
+            self._warn(error)
 
     def _indices(self, path: Path) -> set[int]:
         with open(path, "rb") as file:
             return {index for index, _ in self._read(file)}
-
-    def _share(self) -> frozenset[int]:
-        """All images that some process finds measured; each is brought in by the first process that does."""
-        by_rank = comm.all_gather(set().union(*self._earlier.values()))
-        others: set[int] = set().union(*by_rank[: comm.get_rank()])
-        for path in self._earlier:
-            self._earlier[path] -= others
-            others |= self._earlier[path]
-        return frozenset(set().union(*by_rank))
-
-    def _open(self) -> IO[bytes] | None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            attempt = 0
-            while True:
-                try:
-                    return open(self.folder / f"process-{comm.get_rank()}-{attempt}.lines", "x+b")
-                except FileExistsError:
-                    attempt += 1
-        except OSError as error:
-            self._warn(error)
-            return None
 
     def _warn(self, error: OSError) -> None:
         logger.warning(
@@ -91,26 +84,19 @@ class Journal:
             index: of the image in the dataset.
             measured: without a line break.
         """
-        if self._file is None:
-            self._unwritten.append((index, measured))
-            return
-        try:
-            self._file.write(b"%d %08x %s\n" % (index, self._checksum(index, measured), measured))
-            self._file.flush()
-            if time.monotonic() - self._last_sync > SYNC_INTERVAL:
-                os.fsync(self._file.fileno())
-                self._last_sync = time.monotonic()
-        except OSError as error:
-            self._give_up(error)
-            self._unwritten.append((index, measured))
-
-    def _give_up(self, error: OSError) -> None:
-        """Write no more; what was written is kept in memory, in case that the disk loses it too."""
-        self._warn(error)
-        file, self._file = self._file, None
-        if file is not None:
-            self._unwritten += self._reread(file)
-            _close(file)
+        if self._file is not None:
+            try:
+                self._file.write(b"%d %08x %s\n" % (index, self._checksum(index, measured), measured))
+                self._file.flush()
+                if time.monotonic() - self._last_sync > SYNC_INTERVAL:
+                    os.fsync(self._file.fileno())
+                    self._last_sync = time.monotonic()
+                return
+            except OSError as error:
+                self._warn(error)
+                self._unwritten += self._own_lines(self._file)  # in case that the disk loses them too
+                self._close()
+        self._unwritten.append((index, measured))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Index and content of all images that this process measured or brings in, in no certain order.
@@ -133,9 +119,9 @@ class Journal:
             yield from found.items()
         yield from self._unwritten
         if self._file is not None:
-            yield from self._reread(self._file)
+            yield from self._own_lines(self._file)
 
-    def _reread(self, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    def _own_lines(self, file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
         with open(os.dup(file.fileno()), "rb") as copy:  # works even where the folder has been removed
             copy.seek(0)
             yield from self._read(copy)
@@ -150,20 +136,17 @@ class Journal:
     def _checksum(self, index: int, measured: bytes) -> int:
         return zlib.crc32(measured, zlib.crc32(b"%d" % index, self._seed))
 
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):  # a full disk, which has been told of
+            if file is not None:
+                file.close()
+
     def finish(self) -> None:
         """Remove what all processes wrote: there are scores now."""
         comm.synchronize()  # another process may still read
-        if self._file is not None:
-            _close(self._file)
-            self._file = None
+        self._close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _close(file: IO[bytes]) -> None:
-    try:
-        file.close()
-    except OSError:  # a full disk, which has been told of
-        logger.debug("%s could not be flushed", file.name)
 
 
 def tidy_partial_results(folder: str) -> int:
