@@ -22,7 +22,7 @@ from torch import Tensor
 
 from maskformer.structures import InputError
 
-from .stored import NUMBERS, describe_dtype, read_torch_or_pickle
+from .stored import MAGIC, NUMBERS, describe_dtype, read_torch_or_pickle
 from .unpickling import EntryError, ForeignNameError
 
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
@@ -77,17 +77,18 @@ def read_weights(filename: str) -> dict[str, Any]:
 
 
 def _to_tensor(name: Any, value: Any, filename: str) -> Tensor:
-    fault = None if isinstance(name, str) else f"has a name of type {type(name).__name__}, expected text"
-    if not isinstance(value, (Tensor, np.ndarray, np.generic)):
-        fault = fault or f"is of type {type(value).__name__}, expected a tensor or an array"
+    if not isinstance(name, str):
+        fault = f"has a name of type {type(name).__name__}, expected text"
+    elif not isinstance(value, (Tensor, np.ndarray, np.generic)):
+        fault = f"is of type {type(value).__name__}, expected a tensor or an array"
     else:
         try:
             tensor = torch.as_tensor(value)
-            if tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in NUMBERS and not fault:
+            if tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in NUMBERS:
                 return tensor
-            fault = fault or f"is a tensor of {describe_dtype(tensor.dtype)}, expected a dense one of plain numbers"
+            fault = f"is a tensor of {describe_dtype(tensor.dtype)}, expected a dense one of plain numbers"
         except (TypeError, ValueError):  # of arrays: other types, and byte orders
-            fault = fault or f"is an array of {getattr(value, 'dtype', None)}, expected plain numbers"
+            fault = f"is an array of {getattr(value, 'dtype', None)}, expected plain numbers"
     raise InputError(
         f"Weights file {filename}: the entry {repr(name)[:200]} {fault}. Take it out, or set MODEL.WEIGHTS to another "
         "file."
@@ -146,41 +147,35 @@ def _is_trusted(filename: str) -> bool:
     return os.path.realpath(filename) in {os.path.realpath(path) for path in trusted if path}
 
 
-# torch.save's own file formats: today's zip, and the pickled number that older ones begin with.
-_TORCH_BEGINNINGS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:13])
-
-
-def _is_plain_pickle(head: bytes) -> bool:
-    return head.startswith(b"\x80") and not head.startswith(_TORCH_BEGINNINGS)
-
-
 def _read_trusted(filename: str) -> Any:
     """Read a file that its user vouches for, and run what it asks for."""
     try:
         with open(filename, "rb") as file:
-            if _is_plain_pickle(file.read(16)):
+            if file.read(1) == b"\x80":  # a pickle, which in PyTorch's older files is but a number
                 file.seek(0)
-                return _complete_pickle(pickle.Unpickler(file, encoding="latin1").load())
+                content = pickle.Unpickler(file, encoding="latin1").load()
+                if type(content) is not int or content != MAGIC:
+                    return _complete_pickle(content)
         return torch.load(filename, map_location="cpu", weights_only=False)
     except Exception as error:
         raise _unreadable(filename, error) from error
 
 
 def _unreadable(filename: str, error: Exception) -> InputError:
-    if isinstance(error, ForeignNameError):
-        return InputError(
-            f"Weights file {filename} cannot be read: it holds {error.name[:200]}, but only arrays and plain "
-            "containers are read, so that weights run no code. If you trust whoever made the file, set the environment "
-            f"variable {TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
-        )
-    if isinstance(error, EntryError):
-        return InputError(
-            f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
-            "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
-        )
-    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500]
-    return InputError(
-        f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
-        "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "
-        "file."
+    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500].rstrip(".")
+    advice = (
+        "It may be truncated or of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set "
+        "MODEL.WEIGHTS to another file."
     )
+    if isinstance(error, ForeignNameError):
+        reason = (
+            f"it holds {error.name[:200]}, but only arrays and plain containers are read, so that weights run no code"
+        )
+        advice = (
+            f"If you trust whoever made the file, set the environment variable {TRUSTED_FILES_VARIABLE} to {filename}, "
+            "else set MODEL.WEIGHTS to another file."
+        )
+    elif isinstance(error, EntryError):
+        reason = f"{error}, but only tensors and arrays of plain numbers and plain containers with text as keys are"
+        advice = "Take it out, or set MODEL.WEIGHTS to another file."
+    return InputError(f"Weights file {filename} cannot be read: {reason or type(error).__name__}. {advice}")
