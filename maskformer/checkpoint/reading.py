@@ -11,6 +11,7 @@ key, because a configuration file may come from where the weights do.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tarfile
@@ -26,6 +27,7 @@ from .stored import MAGIC, NUMBERS, describe_dtype, read_torch_or_pickle
 from .unpickling import EntryError, ForeignNameError
 
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
+CLASSES_METADATA = "maskformer.classes"  # of a .safetensors file: JSON of what ``Classes.to_plain`` gives
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
 _MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
 _MAX_PARAMETERS = 20_000  # of which some match every one with all of a model's; the largest models have 2,000
@@ -130,16 +132,18 @@ def _complete_pickle(content: Any) -> Any:
 
 def _read_safetensors(filename: str, header_length: int) -> Any:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise InputError(f"Weights file {filename} needs the package safetensors: pip install safetensors") from error
     if header_length > _MAX_SAFETENSORS_HEADER:
         raise ValueError(f"its header has {header_length} bytes, expected at most {_MAX_SAFETENSORS_HEADER}")
     try:
-        return load_file(filename)
+        with safe_open(filename, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            classes = (file.metadata() or {}).get(CLASSES_METADATA)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    return state if classes is None else {"model": state, "classes": json.loads(classes)}
 
 
 def _is_trusted(filename: str) -> bool:

@@ -25,6 +25,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
+from maskformer.checkpoint.reading import CLASSES_METADATA
 from maskformer.config import load_config
 from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.files import unfinished
@@ -128,12 +129,15 @@ def _write_torch(state: StateDict, classes: Classes | None, path: str) -> None:
     torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
 
 
-def _write_safetensors(state: StateDict, _classes: Classes | None, path: str) -> None:
+def _write_safetensors(state: StateDict, classes: Classes | None, path: str) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
         raise InputError("Writing .safetensors needs the package safetensors: pip install safetensors") from error
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+    metadata = (
+        {"format": "pt"} if classes is None else {"format": "pt", CLASSES_METADATA: json.dumps(classes.to_plain())}
+    )
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=metadata)
 
 
 WRITERS: dict[str, Callable[[StateDict, Classes | None, str], None]] = {
