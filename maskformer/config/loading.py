@@ -37,7 +37,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         InputError: the file cannot be read, a key or the type of a value is wrong, a value is impossible, has no effect
-            (see ``config_values``) or contradicts a dataset.
+            (see ``values``) or contradicts a dataset.
     """
     cfg = default_config()
     cfg.MODEL.DEVICE = "auto"
@@ -46,14 +46,14 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         content = functools.reduce(_merge, (content for _, content in layers))
         _check_keys(content, cfg, path)
         content.pop("VERSION", None)
-        with _explained(path):
+        with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
         check_unread(cfg, default_config(), set(_set_in(layers[-1][1])))
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
         _check_key(key, cfg, "the command line")
-        with _explained("the command line"):
+        with _named("the command line"):
             cfg.merge_from_list([key, value])
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
@@ -105,10 +105,8 @@ def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
     """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
     for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
         cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
-    try:
+    with _named(source):
         datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
-    except InputError as error:
-        raise InputError(f"In {source}: {str(error) or type(error).__name__}") from error
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
 
@@ -130,7 +128,8 @@ _MERGE_ERRORS = (
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _named(source: str) -> Iterator[None]:
+    """Have an error say where the value stands."""
     try:
         yield
     except _MERGE_ERRORS as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
 import platform
@@ -15,7 +14,6 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -70,14 +68,6 @@ _REPORTED_PACKAGES = (
     "pycocotools",
 )
 
-# Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
-_REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
-_SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
-
 
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
@@ -99,7 +89,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         InputError: a mistake in the configuration.
     """
     cfg = load_config(args.config_file, args.opts)
-    _check_names(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     if args.resume:
@@ -243,12 +232,3 @@ def _installed_version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def _check_names(cfg: CfgNode) -> None:
-    valid = {key: sorted(name for name, _ in registry) for key, registry in _REGISTRIES.items()}
-    valid["SOLVER.LR_SCHEDULER_NAME"] = _SCHEDULES
-    for key, names in valid.items():
-        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
-        if value not in names:
-            raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")
