@@ -82,8 +82,11 @@ def resolved(path: Path) -> dict[str, Any]:
 
 
 def model_of(name: str) -> str:
-    """What the model of a file is built by, but for the number of its classes."""
-    others = ("MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.MASK_FORMER.TEST.")
+    """What the model of a file is built by, but for numbers of classes and queries."""
+    others = (
+        *("MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"),
+        *("MODEL.MASK_FORMER.TEST.", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+    )
     values = {key: value for key, value in resolved(CONFIGS / name).items() if key.startswith("MODEL.")}
     return repr({key: value for key, value in values.items() if not key.startswith(others)})
 

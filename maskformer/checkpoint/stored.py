@@ -193,23 +193,16 @@ _PARAMETERS = (
     *("torch.nn.parameter.Parameter", "torch._utils._rebuild_parameter"),
     *("torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_device_tensor_from_cpu_tensor"),
 )
-# By what they are, as the end of a sentence.
-_REFUSED = {
-    "a quantised tensor": ["torch._utils._rebuild_qtensor"],
-    "a sparse tensor": ["torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_sparse_csr_tensor"],
-    "a meta tensor, which has no numbers": ["torch._utils._rebuild_meta_tensor_no_storage"],
-    "a nested tensor": [
-        "torch._utils._rebuild_nested_tensor",
-        *(f"torch.nested._internal.nested_tensor.{name}" for name in ("_rebuild_njt", "NestedTensor")),
-    ],
-    "a tensor of a class of its own": ["torch._utils._rebuild_wrapper_subclass"],
-    "a layout": ["torch.serialization._get_layout"],
-    "a kind of quantisation": [
-        *(f"torch.per_{part}_{kind}" for part in ("tensor", "channel") for kind in ("affine", "symmetric")),
-        "torch.per_channel_affine_float_qparams",
-    ],
-    "a class": ["numpy.ndarray", "torch.Tensor", "torch.storage.TypedStorage"],
-}
+# What is known, but makes no plain tensor: quantised, sparse, nested and meta tensors, kinds of quantisation, classes.
+_REFUSED = (
+    *(
+        "torch._utils._rebuild_",
+        "torch.nested._internal.nested_tensor.",
+        "torch.per_",
+        "torch.serialization._get_layout",
+    ),
+    *("numpy.ndarray", "torch.Tensor", "torch.storage.TypedStorage"),
+)
 
 
 class _Reader:
@@ -249,7 +242,6 @@ class _Reader:
             )
             functions[f"numpy.{core}.numeric._frombuffer"] = lambda *parts: _Array(budget, *parts[:5])
         self._names: dict[str, Any] = {name: Function(call) for name, call in functions.items()}
-        self._names |= {name: Refused(what) for what, names in _REFUSED.items() for name in names}
         self._names |= {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
         self._names["torch.storage.UntypedStorage"] = _StorageType(None)
         for place in ("torch", "torch.cuda"):
@@ -259,7 +251,12 @@ class _Reader:
 
     def load(self, file: BinaryIO) -> Any:
         """One pickle, with stand-ins in it."""
-        return Unpickler(file, self._names, self._storage, self._budget.steps).load()
+        return Unpickler(file, self._find, self._storage, self._budget.steps).load()
+
+    def _find(self, name: str) -> Any:
+        if name not in self._names and name.startswith(_REFUSED):
+            return Refused(f"what {name} makes")
+        return self._names.get(name)
 
     def _storage(self, description: Any) -> _Storage:
         fits = type(description) is tuple and len(description) >= 5 and description[0] == "storage"

@@ -9,7 +9,7 @@ also for what walks over the result.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 MAX_OBJECTS = 500_000  # a checkpoint of the largest model, with its optimiser, has some 50,000
@@ -168,16 +168,16 @@ class Unpickler:
     Args:
         file: stands at the pickle's beginning, and then behind its end; its ``read`` takes no more memory than the file
             has bytes, whatever it is asked for.
-        names: what stands for "module.name"; a ``Function`` can be called.
+        find_name: what stands for "module.name", None for what is foreign; a ``Function`` can be called.
         find_stored: what stands for something outside of the pickle, by the pickle's description of it.
         steps: as many as operations are done at most, here and in all that shares them.
     """
 
     def __init__(
-        self, file: BinaryIO, names: Mapping[str, Any], find_stored: Callable[[Any], Any], steps: Iterator[int]
+        self, file: BinaryIO, find_name: Callable[[str], Any], find_stored: Callable[[Any], Any], steps: Iterator[int]
     ):
         self._file = file
-        self._names = names
+        self._find_name = find_name
         self._steps = steps
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -250,9 +250,10 @@ class Unpickler:
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("it names something by what is no text")
         full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # in Python 2, the former
-        if full_name not in self._names:
+        found = self._find_name(full_name)
+        if found is None:
             raise ForeignNameError(full_name)
-        return self._names[full_name]
+        return found
 
 
 def finish(root: Any) -> Any:

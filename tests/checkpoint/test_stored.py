@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "records": (lambda: np.zeros(1, [("a", "f4")]), "array of records"),
     "complex array": (lambda: np.ones(1, np.complex64), "complex numbers"),
     "complex tensor": (lambda: torch.ones(1, dtype=torch.complex64), "complex numbers"),
-    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8), "quantised"),
+    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8), "qtensor"),
     "sparse": (lambda: torch.eye(2).to_sparse(), "sparse"),
     "meta": (lambda: torch.ones(2, device="meta"), "meta"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "nested"),
