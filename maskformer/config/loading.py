@@ -48,7 +48,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         content.pop("VERSION", None)
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
-        check_unread(cfg, default_config(), set(_set_in(layers[-1][1])))
+        check_unread(cfg, default_config(), set(_key_names(layers[-1][1])))
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
@@ -78,13 +78,13 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
     head = cfg.MODEL.SEM_SEG_HEAD
     following = {"NUM_CLASSES": len(dataset.classes), "IGNORE_VALUE": dataset.ignore_label}
     for key, value in following.items():
-        places = [place for place, content in layers[describing[0] :] if key in _head_of(content)]
-        places += ["the command line"] if f"MODEL.SEM_SEG_HEAD.{key}" in options[::2] else []
+        full_key = f"MODEL.SEM_SEG_HEAD.{key}"
+        places = [place for place, content in layers[describing[0] :] if full_key in _key_names(content)]
+        places += ["the command line"] if full_key in options[::2] else []
         if value is not None and places and head[key] != value:
             raise InputError(
-                f"MODEL.SEM_SEG_HEAD.{key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in "
-                f"{source} ({len(dataset.classes)} classes); expected the same: take MODEL.SEM_SEG_HEAD.{key} away or "
-                "correct the dataset."
+                f"{full_key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in {source} "
+                f"({len(dataset.classes)} classes); expected the same: take {full_key} away or correct the dataset."
             )
         if value is not None:
             head[key] = value
@@ -115,12 +115,6 @@ def _has_own(content: dict[str, Any]) -> bool:
     return isinstance(content.get("DATASETS"), dict) and "OWN" in content["DATASETS"]
 
 
-def _head_of(content: dict[str, Any]) -> dict[str, Any]:
-    model = content.get("MODEL")
-    head = model.get("SEM_SEG_HEAD") if isinstance(model, dict) else None
-    return head if isinstance(head, dict) else {}
-
-
 # What yacs raises for values that do not fit, and Python's parser of literals for those that no one would write.
 _MERGE_ERRORS = (
     ValueError, LookupError, AssertionError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError
@@ -138,18 +132,17 @@ def _named(source: str) -> Iterator[None]:
 
 def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:
     for key, value in content.items():
-        _check_key(prefix + str(key), cfg, source)
-        if isinstance(value, dict) and prefix + str(key) != "DATASETS.OWN":  # which has keys of the user's
+        _check_key(f"{prefix}{key}", cfg, source)
+        if isinstance(value, dict) and f"{prefix}{key}" != "DATASETS.OWN":  # which has keys of the user's
             _check_keys(value, cfg, source, f"{prefix}{key}.")
 
 
-def _set_in(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The full names of the keys that a file's content sets."""
-    for key, value in content.items():
+def _key_names(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full names of the keys in a configuration, or in a file's content, those of parts too."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _set_in(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+            yield from _key_names(value, f"{prefix}{key}.")
 
 
 def _check_key(key: str, cfg: CfgNode, source: str) -> None:
@@ -164,19 +157,11 @@ def _check_key(key: str, cfg: CfgNode, source: str) -> None:
         node = node[part]
 
 
-def _key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _key_names(value, f"{prefix}{key}.")
-
-
 # One shape of text, read as data, never evaluated: [int(x * 0.1 * 512) for x in range(5, 21)]
 _SIZE_LIST = re.compile(
     r"\[\s*int\(\s*x\s*\*\s*(?P<step>\d{1,6}(?:\.\d{1,6})?)\s*\*\s*(?P<size>\d{1,6})\s*\)\s+for\s+x\s+in\s+"
     r"range\(\s*(?P<start>\d{1,3})\s*,\s*(?P<stop>\d{1,3})\s*\)\s*\]"
 )
-
 
 _MOST_VALUES = 100_000  # in a configuration file, aliases replaced
 

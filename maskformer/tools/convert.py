@@ -34,6 +34,7 @@ from maskformer.runs.launch import EXIT_INPUT_ERROR
 from maskformer.structures import Classes, InputError, printable
 
 StateDict = dict[str, torch.Tensor]
+_ENDINGS = (".safetensors", ".pth")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +73,10 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
     content = read_weights(path)
     conversion = convert_weights(content["model"], path)
-    report = [_describe(conversion, path)]
+    report = [
+        f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
+        f"{conversion.renamed} of them renamed"
+    ]
     classes = Classes.from_plain(content.get("classes"), path)
     if cfg is not None:
         model = build_model(cfg)
@@ -88,17 +92,10 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
 def _check_output(path: str, out: Path, to: str) -> None:
     if to == "hugging-face" and out.is_file():
         raise InputError(f"{out} is a file; with --to hugging-face OUT is a folder.")
-    if to == "detectron2" and out.suffix not in WRITERS:
-        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(WRITERS)}.")
+    if to == "detectron2" and out.suffix not in _ENDINGS:
+        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(_ENDINGS)}.")
     if os.path.realpath(path) in (os.path.realpath(out), os.path.realpath(out / "model.safetensors")):
         raise InputError(f"OUT {out} would overwrite SOURCE; choose another name.")
-
-
-def _describe(conversion: Conversion, path: str) -> str:
-    return (
-        f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
-        f"{conversion.renamed} of them renamed"
-    )
 
 
 def _check_against_model(path: str, conversion: Conversion, model: nn.Module, *, complete: bool) -> list[str]:
@@ -122,14 +119,9 @@ def _summary(names: Iterable[str]) -> str:
 
 
 def _write_state(out: Path, state: StateDict, classes: Classes | None = None) -> None:
-    _write(out, functools.partial(WRITERS[out.suffix], state, classes))
-
-
-def _write_torch(state: StateDict, classes: Classes | None, path: str) -> None:
-    torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
-
-
-def _write_safetensors(state: StateDict, classes: Classes | None, path: str) -> None:
+    if out.suffix == ".pth":
+        content = {"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}
+        return _write(out, lambda path: torch.save(content, path))
     try:
         from safetensors.torch import save_file
     except ImportError as error:
@@ -137,20 +129,15 @@ def _write_safetensors(state: StateDict, classes: Classes | None, path: str) -> 
     metadata = (
         {"format": "pt"} if classes is None else {"format": "pt", CLASSES_METADATA: json.dumps(classes.to_plain())}
     )
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata=metadata)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    return _write(out, lambda path: save_file(tensors, path, metadata))
 
 
-WRITERS: dict[str, Callable[[StateDict, Classes | None, str], None]] = {
-    ".safetensors": _write_safetensors,
-    ".pth": _write_torch,
-}
-
-
-def _write(out: Path, write: Callable[[str], None]) -> None:
+def _write(out: Path, write: Callable[[Path], Any]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(out) as temporary:
-            write(str(temporary))
+            write(temporary)
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
 
@@ -163,15 +150,12 @@ def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode, classes: C
     renamed, without_place = to_hugging_face(state)
     _write_state(folder / "model.safetensors", renamed)
     for name, content in files.items():
-        _write(folder / name, functools.partial(_write_json, content))
+        text = json.dumps(content, indent=2) + "\n"
+        _write(folder / name, functools.partial(Path.write_text, data=text, encoding="utf-8"))
     report = [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
     if classes is None:
         report.append("Class names are not known, neither by the weights nor of a dataset of DATASETS: LABEL_0, ...")
     return report
-
-
-def _write_json(content: dict[str, Any], path: str) -> None:
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
