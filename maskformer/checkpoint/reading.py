@@ -63,7 +63,10 @@ def read_weights(filename: str) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, asks to run something, or holds something else.
     """
-    content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
+    try:
+        content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
+    except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
+        raise _unreadable(filename, error) from error
     state, rest = _split_state(content)
     if not state or not any(isinstance(value, (Tensor, np.ndarray, np.generic)) for value in state.values()):
         raise InputError(
@@ -107,17 +110,14 @@ def _split_state(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
 
 
 def _read_safely(filename: str) -> Any:
-    try:
-        with open(filename, "rb") as file:
-            head = file.read(16)
-        if head[8:9] == b"{":
-            return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
-        if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
-            raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
-        content, is_of_torch = read_torch_or_pickle(filename)
-        return content if is_of_torch else _complete_pickle(content)
-    except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
-        raise _unreadable(filename, error) from error
+    with open(filename, "rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{":
+        return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
+    if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
+        raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
+    content, is_of_torch = read_torch_or_pickle(filename)
+    return content if is_of_torch else _complete_pickle(content)
 
 
 def _complete_pickle(content: Any) -> Any:
@@ -134,7 +134,7 @@ def _read_safetensors(filename: str, header_length: int) -> Any:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise InputError(f"Weights file {filename} needs the package safetensors: pip install safetensors") from error
+        raise ValueError("it needs the package safetensors: pip install safetensors") from error
     if header_length > _MAX_SAFETENSORS_HEADER:
         raise ValueError(f"its header has {header_length} bytes, expected at most {_MAX_SAFETENSORS_HEADER}")
     try:
@@ -153,16 +153,13 @@ def _is_trusted(filename: str) -> bool:
 
 def _read_trusted(filename: str) -> Any:
     """Read a file that its user vouches for, and run what it asks for."""
-    try:
-        with open(filename, "rb") as file:
-            if file.read(1) == b"\x80":  # a pickle, which in PyTorch's older files is but a number
-                file.seek(0)
-                content = pickle.Unpickler(file, encoding="latin1").load()
-                if type(content) is not int or content != MAGIC:
-                    return _complete_pickle(content)
-        return torch.load(filename, map_location="cpu", weights_only=False)
-    except Exception as error:
-        raise _unreadable(filename, error) from error
+    with open(filename, "rb") as file:
+        if file.read(1) == b"\x80":  # a pickle, which in PyTorch's older files is but a number
+            file.seek(0)
+            content = pickle.Unpickler(file, encoding="latin1").load()
+            if type(content) is not int or content != MAGIC:
+                return _complete_pickle(content)
+    return torch.load(filename, map_location="cpu", weights_only=False)
 
 
 def _unreadable(filename: str, error: Exception) -> InputError:
