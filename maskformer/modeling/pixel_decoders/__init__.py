@@ -18,7 +18,7 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Base
     """Build the pixel decoder that the configuration names.
 
     Raises:
-        InputError: no pixel decoder has that name.
+        InputError: no pixel decoder has that name, or the backbone has no such features.
     """
     name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
     valid = sorted(
@@ -26,4 +26,8 @@ def build_pixel_decoder(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> Base
     )
     if name not in valid:
         raise InputError(f"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is {name!r}, expected one of: {', '.join(valid)}.")
+    features = cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES
+    if not features or not set(features) <= input_shape.keys():
+        known = ", ".join(input_shape)
+        raise InputError(f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {features!r}, expected some of the backbone's: {known}.")
     return SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
