@@ -17,13 +17,6 @@ THIN_RESNET = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", 4),
 ]
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    4,
-]
 NETWORKS = {
     "R50, base": ("ade20k-150/maskformer_R50_bs16_160k.yaml", THIN_RESNET),
     "R50, transformer encoder": ("coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml", THIN_RESNET),
