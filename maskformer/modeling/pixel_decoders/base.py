@@ -113,10 +113,18 @@ class BasePixelDecoder(nn.Module):
 
     def _top_down(self, coarsest: Tensor, features: dict[str, Tensor]) -> Tensor:
         """The finest level (B,channels,h,w) of the pyramid over a coarsest feature and the backbone's others."""
-        pyramid = self.get_submodule(f"layer_{len(self.feature_names)}")(coarsest)
+        pyramid = self._layer(f"layer_{len(self.feature_names)}")(coarsest)
         for index in range(len(self.feature_names) - 1, 0, -1):
-            lateral = self.get_submodule(f"adapter_{index}")(features.pop(self.feature_names[index - 1]))
-            level = lateral.add_(F.interpolate(pyramid, size=lateral.shape[-2:], mode="nearest"))
-            del lateral, pyramid
-            pyramid = self.get_submodule(f"layer_{index}")(level)
+            adapter, layer = self._layer(f"adapter_{index}"), self._layer(f"layer_{index}")
+            # What they would do if called; in steps, so that no more than two tensors of this level are there at once.
+            level = F.conv2d(features.pop(self.feature_names[index - 1]), adapter.weight, adapter.bias)
+            level = level if adapter.norm is None else adapter.norm(level)
+            level = level.add_(F.interpolate(pyramid, size=level.shape[-2:], mode="nearest"))
+            level = F.conv2d(level, layer.weight, layer.bias, padding=layer.padding)
+            pyramid = F.relu_(level if layer.norm is None else layer.norm(level))
         return pyramid
+
+    def _layer(self, name: str) -> Conv2d:
+        layer = self.get_submodule(name)
+        assert isinstance(layer, Conv2d)
+        return layer
