@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -126,6 +126,22 @@ class RunError(_Sentence, RuntimeError):
     The message is complete by itself (what happened, what is kept, key to change); the command line prints it without
     a traceback.
     """
+
+
+def check_choice(value: object, options: Iterable[str], key: str) -> None:
+    """Refuse what is none of the options.
+
+    Args:
+        value: of the key.
+        options: names in a registry.
+        key: of the configuration.
+
+    Raises:
+        InputError: it lists the options.
+    """
+    names = sorted(options)
+    if value not in names:
+        raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")
 
 
 @dataclass(frozen=True)
