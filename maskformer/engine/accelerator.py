@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import os
 import platform
-import re
 import resource
 import sys
 from collections.abc import Callable
@@ -25,7 +24,6 @@ import torch
 from detectron2.config import CfgNode
 from torch import distributed
 
-from maskformer.kernels import MALLOC_VARIABLES, give_back_unused_memory, keep_freed_memory
 from maskformer.structures import InputError
 
 
@@ -53,7 +51,9 @@ ACCELERATORS = {
     "xpu": Vendor(None, "xccl", ("ZE_", "SYCL_", "CCL_")),
     "mps": Vendor(None, None, ("PYTORCH_MPS_",)),
 }
-COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", *MALLOC_VARIABLES)
+COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "MALLOC_")  # beginnings, too
+
+PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
 
 # SOLVER.AMP.PRECISION; "auto" is the device's own choice.
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -140,6 +140,14 @@ class Accelerator:
         self._module = _module(self.type)
         self._peak_seen = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To be sent to another process, which has the modules of its own."""
+        return type(self), (str(self.device),)
+
+    def num_processes(self) -> int:
+        """How many processes this machine bears: one a device, and some more than one a core of a CPU."""
+        return device_count(self.type) * (PROCESSES_PER_CORE if self.type == "cpu" else 1)
+
     def select(self, local_rank: int = 0) -> None:
         """Make the device current in this process: the one that the name says, else that of the process's rank."""
         if (set_device := self._function("set_device")) is not None:
@@ -166,22 +174,9 @@ class Accelerator:
             reset()
 
     def release_unused_memory(self) -> None:
-        """Give back what PyTorch keeps of the device's memory for later, and the C library (glibc) of the host's."""
+        """Give back what PyTorch keeps of the device's memory for later."""
         if (empty_cache := self._function("empty_cache")) is not None:
             empty_cache()
-        give_back_unused_memory()
-
-    def keep_freed_memory(self) -> bool:
-        """On a CPU, have the C library keep freed memory for later, so that tensors of the next step need no new pages.
-
-        It would give tensors of 32 MB and more back to the system, and those of every step would fault in page by page.
-        The process then holds its peak until ``release_unused_memory``; see docs/performance.md. Variables of glibc's
-        allocator that are set (MALLOC_MMAP_MAX_, ...) are respected.
-
-        Returns:
-            Whether it was done; it is not on other devices, nor by other libraries than glibc.
-        """
-        return self.type == "cpu" and keep_freed_memory()
 
     @property
     def reads_pinned_memory(self) -> bool:
@@ -194,7 +189,6 @@ class Accelerator:
 
     def be_deterministic(self) -> None:
         """Compute the same bits each time; an operation that has no such form on this device warns at each use."""
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first product
         torch.backends.cudnn.benchmark = False  # it chooses by the clock
         torch.use_deterministic_algorithms(True, warn_only=True)
 
@@ -216,12 +210,10 @@ class Accelerator:
                 else float16.
 
         Raises:
-            InputError: the name is unknown, or the device does not compute in that type.
+            InputError: the device does not compute in that type.
         """
         if name == "auto":
             name = "bfloat16" if self._computes_in(torch.bfloat16) else "float16"
-        if name not in PRECISIONS:
-            raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, expected one of auto, {', '.join(PRECISIONS)}.")
         if not self._computes_in(PRECISIONS[name]):
             others = [other for other, dtype in PRECISIONS.items() if self._computes_in(dtype)]
             change = f"it to {' or '.join([*others, 'auto'])}" if others else "SOLVER.AMP.ENABLED to False"
@@ -268,7 +260,7 @@ class Accelerator:
         variables = {
             name: value
             for name, value in sorted(os.environ.items())
-            if name in COMMON_VARIABLES or (vendor.variables and name.startswith(vendor.variables))
+            if name.startswith(COMMON_VARIABLES + vendor.variables)
         }
         return {
             "device": f"{self.device} ({self._device_name()})",
@@ -301,21 +293,6 @@ class Accelerator:
     def _device_name(self) -> str:
         get_name = self._function("get_device_name")
         return (platform.processor() or platform.machine()) if get_name is None else get_name()
-
-
-# How allocators say it: the devices' (PyTorch's words), the CPU's, cuBLAS's, oneDNN's, the C++ library's.
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|std::bad_alloc|"
-    r"_ALLOC_FAILED",
-    re.IGNORECASE,
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a device or on the host."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _module(device_type: str) -> ModuleType | None:

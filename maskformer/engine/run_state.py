@@ -7,7 +7,7 @@ import logging
 import os
 import random
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,26 +15,18 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, has_event_storage
 
-from maskformer.checkpoint.files import write_text
 from maskformer.data.loading.train_loader import TrainLoader
+from maskformer.files import write_text
 
 from .accelerator import Accelerator
+from .hooks.reports import all_bad_images
+from .hooks.writers import MetricsWriter, TcappdllWriter
 
 logger = logging.getLogger(__name__)
 
 START_FILE = "run_start.json"
+ResumableWriter = MetricsWriter | TcappdllWriter
 STORED_VALUES = 20  # of each metric: what Detectron2's writers take medians of
-COUNT_PERIOD = 20  # iterations, as Detectron2's writers
-
-
-class Resumable(Protocol):
-    """What has a state that goes into the checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
 
 
 class RunState(HookBase):
@@ -49,7 +41,7 @@ class RunState(HookBase):
         writers: of this process, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, Resumable]):
+    def __init__(self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, ResumableWriter]):
         self.accelerator = accelerator
         self.loader = loader if isinstance(loader, TrainLoader) else None
         self.writers = writers
@@ -114,29 +106,6 @@ class RunState(HookBase):
             )  # fmt: skip
         if rank < len(states):
             set_random_states(states[rank], self.accelerator)
-
-
-class BadImageReport(HookBase):
-    """Writes ``bad_images``, how many different images of all processes were skipped, and stops at too many.
-
-    Args:
-        loader: counts those of this process.
-    """
-
-    def __init__(self, loader: TrainLoader):
-        self.loader = loader
-
-    def after_step(self) -> None:
-        """Count, now and then."""
-        if (self.trainer.iter + 1) % COUNT_PERIOD == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
-            bad_images = all_bad_images(self.loader)
-            self.trainer.storage.put_scalar("bad_images", len(bad_images), smoothing_hint=False)
-            self.loader.check_bad_images(set(bad_images))
-
-
-def all_bad_images(loader: TrainLoader) -> list[int]:
-    """Indices of the images that were skipped in any process; each of them has to ask."""
-    return sorted(set().union(*comm.all_gather(loader.bad_images)))
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Any]:

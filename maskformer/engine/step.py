@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,13 +19,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.losses import masks_per_batch
-from maskformer.runs.failures import explained_memory
+from maskformer.runs.failures import describe_image, is_out_of_memory
 from maskformer.structures import InputError, RunError, SegmentMasks
 
 from .accelerator import Accelerator
-from .bad_steps import BadStep, BadSteps, RunningStatistics, all_finite, find_origin, find_poison
-from .hooks.averaging import agree_on_state
-from .optimizer import gradients_of, known_norm, total_norm
+from .hooks.averaging import share_state
+from .non_finite import (
+    NonFiniteSteps,
+    find_finite,
+    find_non_finite_state,
+    find_origin,
+    restore,
+    running_statistics,
+)
+from .optimizer import gradients_of, total_norm
+
+logger = logging.getLogger(__name__)
 
 Batch = list[dict[str, Any]]
 SCALE_PERIOD = 20  # iterations, as Detectron2's writers
@@ -61,69 +71,80 @@ class StepTrainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.scaler = accelerator.gradient_scaler(half_precision)
         self.skipped_steps = 0
-        self.bad_steps = BadSteps(most_bad_steps)
-        self._statistics = RunningStatistics(model)
-        self._has_stepped = False
-        optimizer.register_step_post_hook(self._note_step)
+        self.bad_steps = NonFiniteSteps(most_bad_steps)
+        self._batches: Iterator[Batch] | None = None  # begun with the first step: a resumed run moves the loader before
+        self._statistics = running_statistics(model)
 
     def run_step(self) -> None:
-        """Load, compute losses and gradients part by part, write the losses, update; or skip a bad step.
+        """Load, compute losses and gradients part by part, write the losses, update; or skip a non-finite step.
 
         Raises:
-            RunError: memory does not suffice, or one bad step followed the other.
+            RunError: memory does not suffice, or one non-finite step followed the other.
         """
         assert self.model.training, "the model was left in evaluation mode"
         start = time.perf_counter()
-        batch = next(self._data_loader_iter)
+        if self._batches is None:
+            self._batches = iter(self.data_loader)
+        batch = next(self._batches)
         data_time = time.perf_counter() - start
-        with explained_memory(batch, self.iter, self.accelerator):
+        try:
             self._compute_and_update(batch, data_time)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            sizes = ", ".join(describe_image(example) for example in batch)
+            raise RunError(
+                f"Out of memory on {self.accelerator.device} in iteration {self.iter}, with {len(batch)} images in "
+                f"this process (height x width): {sizes}. Lower SOLVER.IMS_PER_BATCH; or keep it and raise "
+                "SOLVER.ACCUMULATION_STEPS, enable SOLVER.AMP, or make images smaller: INPUT.CROP, "
+                "INPUT.MIN_SIZE_TRAIN, INPUT.MAX_SIZE_TRAIN. What was saved is kept; go on with --resume."
+            ) from error
 
     def _compute_and_update(self, batch: Batch, data_time: float) -> None:
-        random_state, statistics = _random_state(self.accelerator), self._statistics.copy()
+        random_state, statistics = _random_state(self.accelerator), [buffer.clone() for buffer in self._statistics]
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
-        norm = self._norm()
-        finite = all_finite(losses.values(), self._statistics.copy(), norm)
-        losses, is_finite = _to_host(losses, finite)
-        if is_finite:
-            self.bad_steps.note_good()
-            self._write_metrics(losses, data_time)
-            self._update(norm)
+        # Under a loss scaler, gradients that overflow are its business, and squares that do are not.
+        norm = total_norm(gradients_of(self.optimizer), math.inf if self.scaler.is_enabled() else 2.0)
+        finite = find_finite(losses.values(), self._statistics, norm)
+        # One transfer to the host, where Detectron2 would make one for each loss.
+        *values, losses_are_finite, gradients_are = torch.stack([*(x.float() for x in losses.values()), *finite]).cpu()
+        losses = dict(zip(losses, values))
+        if losses_are_finite and (gradients_are or self.scaler.is_enabled()):
+            self.bad_steps.note_finite()
+            self.write_metrics(losses, data_time, self.iter)
+            self._update(is_overflow=not gradients_are)
         else:
-            self._statistics.restore(statistics)
-            self._note_bad_step(batch, losses, random_state)
-            self._statistics.restore(statistics)  # the search for the origin has moved them, too
+            restore(self._statistics, statistics)
+            self._note_non_finite_step(batch, losses, random_state)
+            restore(self._statistics, statistics)  # the search for the origin has moved them, too
         get_event_storage().put_scalar("bad_steps", self.bad_steps.total, smoothing_hint=False)
 
-    def _norm(self) -> Tensor | None:
-        """The 2-norm of all gradients; None where there are none, or a loss scaler will still divide them."""
-        gradients = [] if self.scaler.is_enabled() else gradients_of(self.optimizer)
-        return total_norm(gradients) if gradients else None
-
-    def _note_bad_step(self, batch: Batch, losses: dict[str, Tensor], random_state: Any) -> None:
+    def _note_non_finite_step(self, batch: Batch, losses: dict[str, Tensor], random_state: Any) -> None:
         """Compute the step again to see where it goes wrong, with the random numbers that it had."""
         parts = split_batch(batch, self.accumulation_steps)
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
         def forward() -> None:
             for part in parts:
                 with self._count_masks(parts), self.accelerator.autocast(self.half_precision):
-                    model(part)
+                    self._own_model()(part)
 
         now = _random_state(self.accelerator)
         _set_random_state(self.accelerator, random_state)
-        origin = find_origin(model, forward)
+        origin = find_origin(self._own_model(), forward)
         _set_random_state(self.accelerator, now)
         files = [str(example["file_name"]) for example in batch if "file_name" in example]
         names = [name for name, loss in losses.items() if not loss.isfinite()]
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self.bad_steps.note_bad(self.iter, learning_rate, BadStep(files, names, origin))
+        self.bad_steps.note_non_finite(self.iter, learning_rate, files, names, origin)
+
+    def _own_model(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
 
     def release_data(self) -> None:
         """Let go of the loader's iterator: its workers end now, not when the process terminates them."""
-        self._data_loader_iter_obj = None
+        self._batches = None
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the step, and its losses: the mean over parts."""
@@ -150,45 +171,36 @@ class StepTrainer(SimpleTrainer):
         if len(parts) == 1:
             return contextlib.nullcontext()
         masks = sum(len(example["instances"]) for part in parts for example in part if "instances" in example)
-        return masks_per_batch(masks / len(parts))
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        return masks_per_batch(getattr(model, "criterion", None), masks / len(parts))
 
-    def _update(self, norm: Tensor | None) -> None:
-        """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead.
-
-        Args:
-            norm: see ``known_norm``.
-        """
-        self.scaler.unscale_(self.optimizer)  # before the optimiser's hooks clip
-        self._has_stepped = False
-        with known_norm(norm):
-            self.scaler.step(self.optimizer)
+    def _update(self, *, is_overflow: bool) -> None:
+        """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead."""
+        self.scaler.unscale_(self.optimizer)
+        if not is_overflow:
+            self.optimizer.step()
+        if not self.scaler.is_enabled():
+            return
         self.scaler.update()
-        if self.scaler.is_enabled():
-            self._report_scale()
-
-    def _report_scale(self) -> None:
         storage = get_event_storage()
-        if not self._has_stepped:
+        if is_overflow:
             self.skipped_steps += 1
-            logging.getLogger(__name__).info(
+            logger.info(
                 "Iteration %d: float16 gradients overflowed; the step is skipped (%d so far), the loss scale halved",
                 self.iter,
                 self.skipped_steps,
             )
         storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
-        if self._has_stepped and self.iter % SCALE_PERIOD != 0:
+        if not is_overflow and self.iter % SCALE_PERIOD != 0:
             return
         scale = self.scaler.get_scale()  # waits for the device
         storage.put_scalar("grad_scaler", scale, smoothing_hint=False)
-        if not self._has_stepped and scale < 1:
+        if is_overflow and scale < 1:
             raise RunError(
                 f"Training stopped at iteration {self.iter}: gradients are not finite at any loss scale, the "
                 "losses are. No weight was touched. Set SOLVER.AMP.PRECISION to bfloat16, or SOLVER.AMP.ENABLED to "
-                "False, where the first bad step is explained."
+                "False, where the first non-finite step is explained."
             )
-
-    def _note_step(self, *_: Any) -> None:
-        self._has_stepped = True
 
     def state_dict(self) -> dict[str, Any]:
         """Detectron2's, with the scaler's state under the name that ``AMPTrainer`` gives it.
@@ -198,11 +210,11 @@ class StepTrainer(SimpleTrainer):
         Raises:
             RunError: a weight, a statistic or the optimiser's state is not finite. So it is never saved.
         """
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        agree_on_state(model)
-        if (poison := find_poison(model, self.optimizer)) is not None:
+        model = self._own_model()
+        share_state(model)
+        if (name := find_non_finite_state(model, self.optimizer)) is not None:
             raise RunError(
-                f"Nothing is saved after iteration {self.iter}: {poison} is not finite. The last checkpoint is from "
+                f"Nothing is saved after iteration {self.iter}: {name} is not finite. The last checkpoint is from "
                 "before; lower SOLVER.BASE_LR or SOLVER.WEIGHT_DECAY."
             )
         state = super().state_dict()
@@ -257,17 +269,13 @@ def build_step_trainer(
     """The step that ``SOLVER.AMP`` and ``SOLVER.ACCUMULATION_STEPS`` describe, on ``MODEL.DEVICE``.
 
     Raises:
-        InputError: a value of these keys is out of range.
+        InputError: the device does not compute in the type that is asked for.
     """
     solver = cfg.SOLVER
-    if solver.ACCUMULATION_STEPS < 1:
-        raise InputError(f"SOLVER.ACCUMULATION_STEPS is {solver.ACCUMULATION_STEPS}, expected 1 or more.")
-    if solver.MAX_BAD_STEPS < 1:
-        raise InputError(f"SOLVER.MAX_BAD_STEPS is {solver.MAX_BAD_STEPS}, expected 1 or more.")
     accelerator = Accelerator(cfg.MODEL.DEVICE)
     half_precision = accelerator.half_precision(solver.AMP.PRECISION) if solver.AMP.ENABLED else None
     if half_precision is not None:
-        logging.getLogger(__name__).info("Mixed precision: %s on %s", half_precision, accelerator.type)
+        logger.info("Mixed precision: %s on %s", half_precision, accelerator.type)
     return StepTrainer(
         model,
         data_loader,
@@ -277,12 +285,6 @@ def build_step_trainer(
         accumulation_steps=solver.ACCUMULATION_STEPS,
         most_bad_steps=solver.MAX_BAD_STEPS,
     )
-
-
-def _to_host(losses: dict[str, Tensor], finite: Tensor) -> tuple[dict[str, Tensor], bool]:
-    """All losses and whether the step is finite in one transfer, where Detectron2 would make one for each loss."""
-    *values, is_finite = torch.stack([*(loss.float() for loss in losses.values()), finite]).cpu()
-    return dict(zip(losses, values)), bool(is_finite)
 
 
 def _random_state(accelerator: Accelerator) -> tuple[Tensor, Tensor | None]:

@@ -26,26 +26,20 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
-from maskformer.evaluation.loop import check_evaluation, check_test_classes, evaluate_datasets
+from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
-from maskformer.runs.output_folder import EventFileWriter
-from maskformer.runs.signals import REQUESTS, Agreement, shield_workers
+from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import InputError
 
 from .accelerator import Accelerator, with_device
-from .hooks.accelerator import AcceleratorHook
-from .hooks.averaging import agree_on_state, build_average, explain_batch_norm
-from .hooks.best import BestCheckpoint
-from .hooks.determinism import DeterminismReport
-from .hooks.histories import HistoryHook
-from .hooks.loss_watch import LossWatch
-from .hooks.saving import SavingHook
-from .hooks.writers import MetricsWriter, TcappdllWriter
-from .libraries import loading_libraries
+from .hooks.averaging import build_average, explain_batch_norm, share_state
+from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
+from .hooks.saving import BestCheckpoint, SavingHook
+from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
-from .run_state import BadImageReport, Resumable, RunState
+from .run_state import ResumableWriter, RunState
 from .step import build_step_trainer
-from .test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
+from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +60,7 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(with_device(cfg), comm.get_world_size())
         self.cfg = cfg
         self.accelerator = Accelerator(cfg.MODEL.DEVICE)
-        with loading_libraries():
-            model = self.build_model(cfg)
+        model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         check_test_classes(cfg, model)
@@ -91,7 +84,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] = {}
         self.average = build_average(cfg, model, optimizer)
-        self.agreement = Agreement()
+        self.stop_flag = StopFlag()
+        self.hooks: list[HookBase] = []  # in the order of their registration
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -140,7 +134,7 @@ class Trainer(DefaultTrainer):
         cfg = with_device(cfg)
         check_test_classes(cfg, model)
         accelerator = Accelerator(cfg.MODEL.DEVICE)
-        agree_on_state(model)
+        share_state(model)
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         if evaluators is None and not has_event_storage():  # in a training, all has been checked
             check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)
@@ -150,8 +144,14 @@ class Trainer(DefaultTrainer):
             if evaluators is not None:
                 results = super().test(loading_cfg, test_model, evaluators)
             else:
-                with labels_instead_of_scores(test_model):
-                    results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
+                with inference_options(test_model, semantic_as_labels=True):
+                    results = evaluate_datasets(
+                        loading_cfg,
+                        test_model,
+                        cls.build_test_loader,
+                        cls.build_evaluator,
+                        accelerator.release_unused_memory,
+                    )
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
@@ -176,7 +176,7 @@ class Trainer(DefaultTrainer):
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
             RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
         """
-        with REQUESTS.listening(), REQUESTS.left_to(self.agreement):
+        with REQUESTS.listening(), REQUESTS.left_to(self.stop_flag):
             try:  # DefaultTrainer's own ends the process without a word where TEST.EXPECTED_RESULTS are not met
                 super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
             finally:
@@ -201,6 +201,11 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = results
         return results
 
+    def register_hooks(self, hooks: list[HookBase | None]) -> None:
+        """Add hooks, None left out, after those that there are."""
+        super().register_hooks(hooks)
+        self.hooks += [hook for hook in hooks if hook is not None]
+
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, after ours for the accelerator, and before what the log may need beside them.
 
@@ -210,9 +215,12 @@ class Trainer(DefaultTrainer):
             self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
         )
         loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
-        self._resumable_writers: dict[str, Resumable] = {}
+        self._resumable_writers: dict[str, ResumableWriter] = {}
         self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
-        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, *self._reports()]
+        loader = self._trainer.data_loader
+        skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
+        bad_images = BadImageReport(loader) if skips else None
+        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, bad_images]
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
                 hooks += self._save_and_evaluate()
@@ -226,19 +234,13 @@ class Trainer(DefaultTrainer):
         saving = SavingHook(
             self.checkpointer,
             solver.CHECKPOINT_PERIOD,
-            agreement=self.agreement,
+            stop_flag=self.stop_flag,
             retry_seconds=solver.SAVE_RETRY_SECONDS,
         )
         evaluation = EvalHook(test.EVAL_PERIOD, self._evaluate)
         if not test.BEST_METRIC:
             return [saving, evaluation]
         return [saving, evaluation, BestCheckpoint(self.checkpointer, test.BEST_METRIC, test.EVAL_PERIOD)]
-
-    def _reports(self) -> list[HookBase]:
-        loader = self._trainer.data_loader
-        skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
-        reports: list[HookBase] = [BadImageReport(loader)] if skips else []
-        return [*reports, DeterminismReport()] if torch.are_deterministic_algorithms_enabled() else reports
 
     def build_writers(self) -> list[EventWriter]:
         """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""
@@ -255,7 +257,7 @@ class Trainer(DefaultTrainer):
 
     def after_step(self) -> None:
         """Run the hooks, and note which one runs: a checkpoint that it saves says so."""
-        self._run_after_step(self._hooks)
+        self._run_after_step(self.hooks)
 
     def finish_iteration(self, saved_by: str) -> None:
         """In a resumed run: what the hooks after the one that saved the checkpoint did in its iteration.
@@ -263,10 +265,10 @@ class Trainer(DefaultTrainer):
         Args:
             saved_by: name of that hook's class; "": no hook saved it.
         """
-        names = [type(hook).__qualname__ for hook in self._hooks]
+        names = [type(hook).__qualname__ for hook in self.hooks]
         if saved_by in names:
             self.iter = self.storage.iter = self.start_iter - 1
-            self._run_after_step(self._hooks[names.index(saved_by) + 1 :])
+            self._run_after_step(self.hooks[names.index(saved_by) + 1 :])
             self.iter = self.storage.iter = self.start_iter
 
     def _run_after_step(self, hooks: list[HookBase]) -> None:
@@ -283,7 +285,7 @@ class Trainer(DefaultTrainer):
         """
         self.iter = self.storage.iter = min(self.iter, self.max_iter)
         with contextlib.ExitStack() as stack:
-            for hook in reversed(self._hooks):
+            for hook in reversed(self.hooks):
                 stack.callback(hook.after_train)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What keeps a run: launch, processes, signals, peers, failures, output_folder."""
+"""What keeps a run: launch (arguments, processes), signals, failures, output_folder. Nothing of the method."""

@@ -1,42 +1,32 @@
-"""From a command line to a run: arguments, configuration, logging, processes, and one line for a user's mistake."""
+"""Command line and processes of a run: one for each device, started here for ``--num-gpus``, or found (torchrun's)."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import logging
+import contextlib
+import ctypes
 import os
-import platform
-import re
+import secrets
+import signal
+import socket
 import sys
 from collections.abc import Callable
-from importlib import metadata
-from typing import Any
+from datetime import timedelta
+from typing import Any, Protocol
 
-from detectron2.config import CfgNode
+import torch
 from detectron2.engine import default_argument_parser
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
-from detectron2.utils.env import seed_all_rng
-from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch import distributed
 
-from maskformer.checkpoint import refuse_unknown_weights
-from maskformer.config import load_config
-from maskformer.config.own_datasets import read_own_datasets
-from maskformer.data.datasets import register_all
-from maskformer.data.datasets.own import register_own
-from maskformer.engine.accelerator import Accelerator, resolve_device
-from maskformer.structures import ESCAPING, InputError, RunError
+from maskformer.structures import InputError
 
-from .failures import EXIT_RUN_ERROR, end_workers_that_cannot_deliver, explain
-from .output_folder import keep_logging, lock_output_folder
-from .processes import run_in_processes
-from .signals import REQUESTS, Interrupted
+from .failures import explained
+from .signals import REQUESTS, passing_signals_on
 
-EXIT_INPUT_ERROR = 2
-EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
-EXIT_TERMINATED = 143  # and for SIGTERM
+PORTS = range(20000, 32768)  # below those that systems give to connections
+TIMEOUT = timedelta(minutes=30)  # evaluation on one rank may keep the others waiting
+MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # glibc's, of a user
 
 _EXAMPLES = """
 Examples:
@@ -58,25 +48,20 @@ Change any key of the configuration:
     $ python train_net.py --config-file FILE MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 SOLVER.BASE_LR 0.0001
 """
 
-_LOGGERS = ("fvcore", "detectron2", "maskformer")
-_REPORTED_PACKAGES = (
-    "detectron2",
-    "torch",
-    "torchvision",
-    "numpy",
-    "numba",
-    "pillow",
-    "opencv-python-headless",
-    "pycocotools",
-)
 
-# Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
-_REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
-_SCHEDULES = ["WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"]
+class Device(Protocol):
+    """What is asked of a device here; it is sent to the processes. ``engine.accelerator.Accelerator`` has it."""
+
+    device: torch.device
+
+    def num_processes(self) -> int:
+        """How many processes this machine bears on such devices."""
+
+    def select(self, local_rank: int) -> None:
+        """Make the device current that belongs to a process."""
+
+    def process_group_backend(self) -> str:
+        """What ``torch.distributed.init_process_group`` takes."""
 
 
 def build_argument_parser() -> argparse.ArgumentParser:
@@ -86,169 +71,109 @@ def build_argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Prepare a run: configuration, device, datasets, output folder, logs and seed.
-
-    Args:
-        args: what ``build_argument_parser`` parsed.
-
-    Returns:
-        The frozen config, with the device resolved.
-
-    Raises:
-        InputError: a mistake in the configuration.
-    """
-    cfg = load_config(args.config_file, args.opts)
-    _check_names(cfg)
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
-    cfg.freeze()
-    if args.resume:
-        refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
-    register_datasets(cfg)
-    _start_logs(cfg, args)
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    accelerator = Accelerator(cfg.MODEL.DEVICE)
-    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
-    if not args.eval_only:  # large pictures would leave gaps that smaller ones cannot use
-        accelerator.keep_freed_memory()
-    if cfg.SOLVER.DETERMINISTIC:
-        accelerator.be_deterministic()
-    end_workers_that_cannot_deliver()
-    # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
-    return cfg
-
-
-def register_datasets(cfg: CfgNode) -> None:
-    """Register the datasets under ``$DETECTRON2_DATASETS``, and the user's own, as often as wanted.
-
-    Args:
-        cfg: ``DATASETS.OWN`` is read.
-
-    Raises:
-        InputError: an own dataset has the name of another.
-    """
-    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))  # as Detectron2 does
-    register_own(read_own_datasets(cfg.DATASETS.OWN))
-
-
-def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
-    """Run ``main(args)``, in as many processes as the arguments, or torchrun, ask for.
+def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device: Device) -> None:
+    """Run ``main(args)`` once in each process.
 
     Args:
         main: a function at the top of a module, so that other processes can find it.
-        args: what ``build_argument_parser`` parsed.
+        args: ``num_gpus`` (processes on this machine), ``num_machines``, ``machine_rank``, ``dist_url``; torchrun's
+            variables RANK, WORLD_SIZE, LOCAL_RANK go before them.
+        device: where each process computes.
 
-    Returns:
-        The exit code: 0; 2 after a user's mistake and 3 after a failure of the surroundings, of which one line is then
-        on the standard error; 130 after Ctrl-C, 143 after SIGTERM (see ``interruption``).
+    Raises:
+        RunError: memory, a data worker or another process was lost.
+        InputError: more processes than devices, or an address that other machines cannot know.
     """
+    variables = os.environ
+    if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= variables.keys():
+        rank, world_size, local_rank = (int(variables[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        on_machine = int(variables.get("LOCAL_WORLD_SIZE", world_size))
+        _check_devices(on_machine, device, "The number of processes a machine")
+        _join_and_run(main, args, device, "env://", (rank, world_size, local_rank, on_machine))
+    elif args.num_gpus * args.num_machines == 1:
+        explained(main)(args)
+    else:
+        _check_devices(args.num_gpus, device, "--num-gpus")
+        _start_processes((main, args, device, _meeting_point(args)), args.num_gpus)
+
+
+def _start_processes(arguments: tuple[Any, ...], count: int) -> None:
+    """Run ``_run_worker`` in processes that get this one's signals, and wait for them.
+
+    PyTorch ends the others when one is lost (SIGTERM, after 30 s SIGKILL), and all when this process is (SIGINT).
+    """
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # which they inherit: it must not end them as they start
     try:
-        with REQUESTS.listening():
-            device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
-            run_in_processes(main, args, device)
-    except (InputError, RunError, ProcessRaisedException, ProcessExitedException) as error:
-        exit_code = _report(error)
-        if exit_code is None:
-            raise
-        return exit_code
-    except Interrupted as error:
-        return _interrupted(128 + error.signal_number)
-    except KeyboardInterrupt:
-        return _interrupted(EXIT_INTERRUPTED)
-    return 0
+        context = torch.multiprocessing.start_processes(_run_worker, arguments, nprocs=count, join=False)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with passing_signals_on(context.processes):
+        while not context.join():
+            pass
 
 
-def _report(error: Exception) -> int | None:
-    """Write what happened in a line; the exit code that says so, or None of an error that nobody expects."""
-    if isinstance(error, ProcessExitedException):
-        # Negative: ended by the signal itself, before it listened.
-        exit_code = error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
-        if exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
-            return _interrupted(exit_code)
-    sentences = {EXIT_INPUT_ERROR: input_error_sentence(error), EXIT_RUN_ERROR: run_error_sentence(error)}
-    for exit_code, sentence in sentences.items():
-        if sentence is not None:
-            sys.stderr.write(f"error: {sentence}\n")
-            return exit_code
-    return None
+def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namespace, device: Device, url: str) -> None:
+    rank, world_size = args.machine_rank * args.num_gpus + local_rank, args.num_machines * args.num_gpus
+    with REQUESTS.listening():
+        _join_and_run(main, args, device, url, (rank, world_size, local_rank, args.num_gpus))
 
 
-def _interrupted(exit_code: int) -> int:
-    sys.stderr.write("interrupted\n")
-    return exit_code
+def _join_and_run(
+    main: Callable[..., Any], args: argparse.Namespace, device: Device, url: str, place: tuple[int, int, int, int]
+) -> None:
+    """Join the other processes, run, and leave.
 
-
-def input_error_sentence(error: BaseException) -> str | None:
-    """The sentence of an ``InputError``, also of one that another process (data worker, rank) raised.
-
-    Args:
-        error: what was caught. From another process, its message holds that process's traceback.
-
-    Returns:
-        The sentence, or None if the error is none of the user's.
+    ``place`` is the rank and the number of processes over all machines, and both on this machine.
     """
-    if not isinstance(error, (InputError, ProcessRaisedException)):
-        return None
-    sentence = _last_sentence(error, (InputError, *InputError.__subclasses__()))
-    return str(error).strip() if sentence is None and isinstance(error, InputError) else sentence
+    rank, world_size, local_rank, local_world_size = place
+    if local_world_size > 1 and device.device.index is not None:
+        raise InputError(
+            f"MODEL.DEVICE is '{device.device}', but {local_world_size} processes need one each: leave the index out."
+        )
+    device.select(local_rank)
+    backend = device.process_group_backend()
+    distributed.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    comm.create_local_process_group(local_world_size)
+    explained(main)(args)
+    # After an error neither is reached: they could wait for ranks that no longer answer.
+    comm.synchronize()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
+    distributed.destroy_process_group()
 
 
-def run_error_sentence(error: BaseException) -> str | None:
-    """The sentence of a failure that is no mistake of the user's, also of one in another process (rank).
+def _check_devices(num_processes: int, device: Device, asked_by: str) -> None:
+    most = device.num_processes()
+    if num_processes > most:
+        raise InputError(
+            f"{asked_by} is {num_processes}, but the {device.device.type} devices of this machine bear {most}."
+        )
 
-    Args:
-        error: what was caught.
 
-    Returns:
-        The sentence, or None if the error is no such failure.
+def _meeting_point(args: argparse.Namespace) -> str:
+    if args.dist_url != "auto":
+        return args.dist_url
+    if args.num_machines > 1:
+        raise InputError(
+            "--dist-url is auto, but with --num-machines it must name a port of machine 0: tcp://HOST:PORT."
+        )
+    while True:  # drawn, for another run that starts now may be offered the port that the system offers here
+        port = secrets.choice(PORTS)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return f"tcp://127.0.0.1:{port}"
+
+
+def keep_freed_memory() -> None:
+    """Have the C library (glibc) keep freed memory for the next step, unless a user has set its variables.
+
+    It would give tensors of 32 MB and more back to the system, and those of every step would fault in page by page;
+    docs/performance.md has the times. The process then holds its peak.
     """
-    return _last_sentence(error, (RunError,)) if isinstance(error, ProcessRaisedException) else explain(error)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
+        set_option(-4, 0)  # M_MMAP_MAX of mallopt(3): no block is mapped apart
+        set_option(-1, -1)  # M_TRIM_THRESHOLD: none is given back
 
 
-def _last_sentence(error: BaseException, kinds: tuple[type, ...]) -> str | None:
-    """What stands last in a message that holds a traceback, if it is an error of one of these kinds."""
-    names = "|".join(re.escape(f"{kind.__module__}.{kind.__qualname__}") for kind in kinds)
-    *_, last = re.split(rf"^(?:{names}): ", str(error), flags=re.MULTILINE)
-    return None if last == str(error) else last.strip()
-
-
-def _is_unexplained(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or (input_error_sentence(error) is None and run_error_sentence(error) is None)
-
-
-def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """What Detectron2's ``default_setup`` logs and saves, less its report on CUDA: an accelerator's hook reports."""
-    rank = comm.get_rank()
-    if comm.is_main_process() and not args.eval_only:
-        lock_output_folder(cfg.OUTPUT_DIR)
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    for name in _LOGGERS:
-        logging.getLogger(name).addHandler(ESCAPING)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
-    logger = logging.getLogger(__name__)
-    logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
-    logger.info("Packages: %s", ", ".join(f"{name} {_installed_version(name)}" for name in _REPORTED_PACKAGES))
-    logger.info("Arguments: %s", args)
-    logger.info("Configuration:\n%s", cfg.dump())
-    if comm.is_main_process():
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"
-
-
-def _check_names(cfg: CfgNode) -> None:
-    valid = {key: sorted(name for name, _ in registry) for key, registry in _REGISTRIES.items()}
-    valid["SOLVER.LR_SCHEDULER_NAME"] = _SCHEDULES
-    for key, names in valid.items():
-        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
-        if value not in names:
-            raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")
+def ask_cublas_to_be_deterministic() -> None:
+    """It heeds a variable, before its first product; one that is set stays."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

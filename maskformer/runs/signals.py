@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop or to save, and how all its processes come to the same answer.
+"""Signals that ask a run to stop or to save, and the flag by which all its processes do so at the same step.
 
 SIGTERM (preemption) and SIGINT (Ctrl-C) in a training: the step is finished, a checkpoint saved, and the exit code is
 128 and the signal's number: 143 or 130. SIGUSR1: a checkpoint is saved and the training goes on. Outside a training
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from detectron2.utils import comm
@@ -27,7 +27,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_SECONDS = 300
 # One Ctrl-C may come twice: from the terminal, and passed on by torchrun or by the process that started this one.
 SAME_REQUEST_SECONDS = 1.0
-LOST_SECONDS = 3.0  # after which a run that goes on although it was interrupted is interrupted again
 WORKER_SECONDS = 15  # that a data worker lives on after SIGTERM; usually it ends with the process that it works for
 
 
@@ -55,9 +54,8 @@ class Requests:
         self.stop_signal = 0
         self.save = False
         self._stop_time = 0.0
-        self._agreement: Agreement | None = None  # of the training that this process is in
-        self._was_lost = False
-        self._timer: threading.Timer | None = None  # does not let the request be forgotten
+        self._stop_flag: StopFlag | None = None  # of the training that this process is in
+        self._timer: threading.Timer | None = None
         self._listener = 0  # id of the process that listens: data workers inherit its handlers, and ignore signals
 
     @contextlib.contextmanager
@@ -67,28 +65,26 @@ class Requests:
             yield
             return
         self._listener, self.stop_signal, self.save = os.getpid(), 0, False
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
-            yield
+            with _handling(self._handle):
+                yield
         finally:
             self._listener = 0
             if self._timer is not None:
                 self._timer.cancel()
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def left_to(self, agreement: Agreement) -> Iterator[None]:
-        """In the ``with`` block, a training, a signal is only noted: the agreement of its processes acts on it."""
-        self._agreement = agreement
+    def left_to(self, stop_flag: StopFlag) -> Iterator[None]:
+        """In the ``with`` block, a training, a signal is only noted: the flag of its processes acts on it."""
+        self._stop_flag = stop_flag
         try:
             yield
         finally:
-            self._agreement = None
+            self._stop_flag = None
 
     def stoppable(self, loader: Any) -> Any:
         """A loader for evaluation that a signal stops in all processes alike, if this is within a training."""
-        return loader if self._agreement is None else StoppableLoader(shield_workers(loader), self._agreement)
+        return loader if self._stop_flag is None else StoppableLoader(shield_workers(loader), self._stop_flag)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if os.getpid() != self._listener:
@@ -96,29 +92,19 @@ class Requests:
         if number == signal.SIGUSR1:
             self.save = True
             return
-        if self._was_lost:
-            self._was_lost = False
-            self._interrupt(number)
         now = time.monotonic()
-        if self.stop_signal and number == signal.SIGINT and now - self._stop_time > SAME_REQUEST_SECONDS:
+        if self.stop_signal and now - self._stop_time <= SAME_REQUEST_SECONDS:
+            return
+        if self.stop_signal and number == signal.SIGINT:
             os.write(2, b"interrupted again: ended at once\n")
             os._exit(128 + number)
-        if self.stop_signal:
-            return
-        self.stop_signal, self._stop_time = number, now
-        if self._agreement is None:
-            self._interrupt(number)
-        self._timer = _call_later(STOP_SECONDS, lambda: _end_with(128 + number))
-
-    def _interrupt(self, number: int) -> NoReturn:
-        self._timer = _call_later(LOST_SECONDS, self._insist)
-        raise Interrupted(number)
-
-    def _insist(self) -> None:
-        """Ask again: what is raised while Python runs a callback of its own, as in ``os.fork``, it ignores."""
-        if self._listener == os.getpid() and self._agreement is None:
-            self._was_lost = True
-            os.kill(os.getpid(), self.stop_signal)
+        if not self.stop_signal:
+            self.stop_signal, self._stop_time = number, now
+            self._timer = threading.Timer(STOP_SECONDS, _end_with, [128 + number])
+            self._timer.daemon = True
+            self._timer.start()
+        if self._stop_flag is None:
+            raise Interrupted(self.stop_signal)
 
 
 REQUESTS = Requests()  # of this process, as signals are
@@ -129,7 +115,18 @@ def _end_with(exit_code: int) -> None:
     os._exit(exit_code)
 
 
-class Agreement:
+@contextlib.contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """In the ``with`` block, a function handles ``SIGNALS``."""
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class StopFlag:
     """The same answer, at the same step, in all processes, to what signals have asked of any of them.
 
     Several processes exchange two numbers a step over gloo, on the host. The exchange goes on during the next step and
@@ -159,8 +156,11 @@ class Agreement:
         self._requests.save = False
         if self._group is None:
             return self._conclude(asked)
-        answer = self._finish_exchange()
-        save = self._conclude(answer) if answer is not None else False
+        save = False
+        if self._exchange is not None:
+            work, answer = self._exchange
+            work.wait()
+            save, self._exchange = self._conclude(answer), None
         if not is_last and not self.stop_signal:
             work = distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group, async_op=True)
             self._exchange = (work, asked)
@@ -183,14 +183,6 @@ class Agreement:
         """Whether this process knows of a signal; the others may not yet."""
         return bool(self._requests.stop_signal)
 
-    def _finish_exchange(self) -> torch.Tensor | None:
-        if self._exchange is None:
-            return None
-        work, answer = self._exchange
-        self._exchange = None
-        work.wait()
-        return answer
-
     def _conclude(self, answer: torch.Tensor) -> bool:
         save, stop_signal = answer.tolist()
         self.stop_signal = self.stop_signal or stop_signal
@@ -202,22 +194,22 @@ class StoppableLoader:
 
     Args:
         loader: what to give; it has a length.
-        agreement: of the training.
+        stop_flag: of the training.
     """
 
-    def __init__(self, loader: Any, agreement: Agreement):
+    def __init__(self, loader: Any, stop_flag: StopFlag):
         self._loader = loader
-        self._agreement = agreement
+        self._stop_flag = stop_flag
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
-            if self._agreement.stop_is_asked():
+            if self._stop_flag.stop_is_asked():
                 break
             yield batch
-        self._agreement.meet()
+        self._stop_flag.meet()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -227,17 +219,13 @@ def shield_workers(loader: Any) -> Any:
     """Keep the signals that ask a whole group of processes to stop from its data workers, which the last step needs.
 
     Args:
-        loader: has ``worker_init_fn`` as a ``DataLoader`` does, or wraps one as ``dataset``; its workers are not
-            started yet.
+        loader: its workers are not started yet. One without ``worker_init_fn``, as a ``DataLoader`` has, is left alone.
 
     Returns:
         The same loader.
     """
-    inner = loader
-    while inner is not None and not hasattr(inner, "worker_init_fn"):
-        inner = getattr(inner, "dataset", getattr(inner, "_dataset", None))
-    if inner is not None:
-        inner.worker_init_fn = functools.partial(_start_shielded, inner.worker_init_fn)
+    if hasattr(loader, "worker_init_fn"):
+        loader.worker_init_fn = functools.partial(_start_shielded, loader.worker_init_fn)
     return loader
 
 
@@ -251,14 +239,13 @@ def _start_shielded(start: Callable[[int], None] | None, worker: int) -> None:
 
 @contextlib.contextmanager
 def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
-    """In the ``with`` block, hand this process's signals to others and leave it to them to end, in bounded time.
+    """In the ``with`` block, hand this process's signals to others, and leave it to them to end in bounded time.
 
     SIGUSR1 goes to one of them, which asks the others: all would be heard at two different steps, and save twice.
 
     Args:
         processes: started by this one; they listen for themselves.
     """
-    timers: list[threading.Timer] = []
     asked_at: list[float] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -268,29 +255,8 @@ def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
             os.kill(process.pid or 0, signal.SIGKILL if again else number)
         if again:
             os._exit(128 + number)
-        if number != signal.SIGUSR1 and not asked_at:
+        if number != signal.SIGUSR1:
             asked_at.append(time.monotonic())
-            timers.append(_call_later(STOP_SECONDS, lambda: _kill(processes)))
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
-    try:
-        if REQUESTS.stop_signal:  # while they were being started
-            hand_on(REQUESTS.stop_signal, None)
+    with _handling(hand_on):
         yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
-def _call_later(seconds: float, function: Callable[[], Any]) -> threading.Timer:
-    timer = threading.Timer(seconds, function)
-    timer.daemon = True
-    timer.start()
-    return timer

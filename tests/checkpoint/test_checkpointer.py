@@ -15,7 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, CheckpointWriteError, rename_old_layout
-from maskformer.checkpoint.files import save_checkpoint
+from maskformer.files import save_checkpoint
 from maskformer.structures import Classes, InputError
 
 REFERENCE = Path(__file__).parent.parent / "reference"

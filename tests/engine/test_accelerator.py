@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import os
-import subprocess
+import pickle
 import sys
 from functools import partial
 from pathlib import Path
@@ -134,6 +133,11 @@ def test_rank_chooses_the_device_unless_the_name_does(cuda):
     assert selected == [3, 1]
 
 
+def test_another_process_gets_the_same_device():
+    sent = pickle.loads(pickle.dumps(Accelerator("cpu")))
+    assert (sent.device, sent.num_processes()) == (torch.device("cpu"), Accelerator("cpu").num_processes())
+
+
 def test_memory_is_the_devices(cuda):
     memory = cuda(memory_allocated=lambda: 5, max_memory_allocated=lambda: 9).memory()
     assert memory == Memory(in_use=5, peak=9)
@@ -176,8 +180,6 @@ def test_half_precision_can_be_chosen(cuda):
     assert cuda(is_bf16_supported=lambda: True).half_precision("float16") == torch.float16
     with pytest.raises(InputError, match=r"PRECISION is 'bfloat16', which cuda does not compute in; set it to float16"):
         cuda(is_bf16_supported=lambda: False).half_precision("bfloat16")
-    with pytest.raises(InputError, match=r"PRECISION is 'half', expected one of auto, float16, bfloat16"):
-        Accelerator("cpu").half_precision("half")
 
 
 def test_type_that_autocast_would_leave_out_with_a_warning_is_refused(cuda):
@@ -249,53 +251,9 @@ def test_cuda_device_measures_its_memory():
     assert device.memory().peak - before >= held.numel()
 
 
-def test_memory_that_does_not_suffice_is_recognised_in_everyones_words():
-    with pytest.raises(RuntimeError) as real:
-        torch.empty(2**50)
-    assert accelerator.is_out_of_memory(real.value)
-    assert accelerator.is_out_of_memory(MemoryError())
-    assert accelerator.is_out_of_memory(RuntimeError("SDAA out of memory. Tried to allocate 2 GiB"))
-    assert accelerator.is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
-    assert not accelerator.is_out_of_memory(RuntimeError("shape mismatch"))
-    assert not accelerator.is_out_of_memory(InputError("out of memory"))
-
-
 def test_random_state_of_the_device_is_read_and_set_by_its_own_module(cuda):
     states = []
     device = cuda(get_rng_state=lambda: torch.ones(1), set_rng_state=states.append)
     device.set_random_state(device.random_state())
     assert states == [torch.ones(1)]
     assert accelerator.Accelerator("cpu").random_state() is None
-
-
-_FAULTS = """
-import resource
-import torch
-from maskformer.engine.accelerator import Accelerator
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(3):
-        torch.ones(2**24)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-is_done = Accelerator("cpu").keep_freed_memory()
-faults()
-print(is_done, faults())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library's allocator is asked")
-@pytest.mark.parametrize("variables", [{}, {"MALLOC_MMAP_MAX_": "65536"}], ids=["asked for", "the user chose"])
-def test_freed_memory_is_kept_on_a_cpu_unless_the_user_chose(variables: dict[str, str]):
-    """In a process of its own, as it cannot be undone: 64 MB need 16,384 pages at each use, or none again."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    command = [sys.executable, "-W", "ignore", "-c", _FAULTS]
-    printed = subprocess.check_output(command, env={**environment, **variables}, text=True)
-    is_done, num_faults = printed.split()
-    assert is_done == str(not variables)
-    assert (int(num_faults) < 1000) == (not variables), num_faults
-
-
-def test_memory_of_other_devices_is_their_own():
-    assert not Accelerator("meta").keep_freed_memory()

@@ -12,7 +12,7 @@ from reference_cases import recipe_config
 from torch import nn
 
 from maskformer.config import load_config
-from maskformer.engine.optimizer import build_optimizer, clip_full_model, gradients_of, known_norm, total_norm
+from maskformer.engine.optimizer import build_optimizer, clip_full_model
 from maskformer.engine.trainer import Trainer
 from maskformer.structures import InputError
 
@@ -173,9 +173,8 @@ def test_gradients_are_left_alone_when_clipping_is_off():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("max_norm", [0.5, 50.0])
-def test_clipped_update_is_that_of_clipped_gradients(max_norm: float, known: bool, fused: bool):
+def test_clipped_update_is_that_of_clipped_gradients(max_norm: float, fused: bool):
     clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_VALUE": max_norm}
     model = Toy()
     twin = copy.deepcopy(model)
@@ -187,22 +186,10 @@ def test_clipped_update_is_that_of_clipped_gradients(max_norm: float, known: boo
         for parameter, other in zip(model.parameters(), twin.parameters()):
             parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
             other.grad = copy.deepcopy(parameter.grad)
-        with known_norm(total_norm(gradients_of(optimizer)) if known else None):
-            optimizer.step()
+        optimizer.step()
         nn.utils.clip_grad_norm_(twin.parameters(), max_norm)
         plain.step()
-    assert getattr(optimizer, "grad_scale", None) is None  # other kinds of step refuse it
     torch.testing.assert_close(model.state_dict(), twin.state_dict(), rtol=1e-5, atol=1e-7)
-
-
-@pytest.mark.skipif(not hasattr(nn.utils, "clip_grads_with_norm_"), reason="PyTorch before 2.6 computes it again")
-def test_norm_that_is_known_is_not_computed_again_and_only_in_its_block():
-    clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_VALUE": 1.0}
-    sgd = {"OPTIMIZER": "SGD", "BASE_LR": 1.0, "WEIGHT_DECAY": 0.0, "MOMENTUM": 0.0}
-    optimizer = build_optimizer(config(**sgd, **clipping, **{"CLIP_GRADIENTS.CLIP_TYPE": "full_model"}), two_scalars())
-    with known_norm(torch.tensor(10.0)):
-        assert step_with_gradients(optimizer, 3.0, 4.0) == pytest.approx([-0.3, -0.4], rel=1e-5)
-    assert step_with_gradients(optimizer, 3.0, 4.0) == pytest.approx([-0.9, -1.2], rel=1e-5)
 
 
 def test_loss_scaler_unscales_before_full_model_clipping():
@@ -227,7 +214,7 @@ def test_unknown_optimizer_lists_the_known_ones():
 
 def test_unknown_clipping_lists_the_known_ones():
     clipping = {"CLIP_GRADIENTS.ENABLED": True, "CLIP_GRADIENTS.CLIP_TYPE": "agc"}
-    with pytest.raises(InputError, match="CLIP_TYPE is 'agc', expected full_model, value or norm"):
+    with pytest.raises(InputError, match=r"CLIP_TYPE is 'agc', expected .*full_model, value, norm"):
         build_optimizer(config(**clipping), Toy())
 
 
@@ -254,5 +241,5 @@ def test_scaled_learning_rate_is_logged_and_an_unscaled_one_is_not(caplog: pytes
 def test_unknown_rule_and_missing_reference_are_refused():
     with pytest.raises(InputError, match=r"SOLVER.LR_SCALING is 'root', expected one of none, linear, sqrt"):
         build_optimizer(config(LR_SCALING="root"), Toy())
-    with pytest.raises(InputError, match=r"SOLVER.LR_REFERENCE_BATCH is 0, expected the IMS_PER_BATCH"):
+    with pytest.raises(InputError, match=r"SOLVER.LR_REFERENCE_BATCH is 0, expected 1 or more"):
         build_optimizer(config(LR_SCALING="linear", LR_REFERENCE_BATCH=0), Toy())

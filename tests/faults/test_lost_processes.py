@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 REPETITIONS = int(os.environ.get("MASKFORMER_FAULT_REPETITIONS", "1"))
 LONG = ["SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "100000"]
 FIRST_STEPS = "Iteration: 1 "
-SECONDS = 30  # that the rest of a run may take to end: 5 of grace, 1 until the next look; the rest is for busy cores
+SECONDS = 30  # that the rest of a run may take to end, on busy cores
 
 
 def kill_and_wait(process: subprocess.Popen[str], victim: int) -> tuple[float, str]:
@@ -38,7 +38,7 @@ def test_killed_data_worker_ends_the_training_in_a_sentence(
     process = training.start(tmp_path, *LONG, "DATALOADER.NUM_WORKERS", "2")
     read_until(process, FIRST_STEPS)
     seconds, printed = kill_and_wait(process, children(process.pid, process.pid)[-1])
-    ended = process.returncode == 3 and "error: A process that loads images (pid" in printed.splitlines()[-1]
+    ended = process.returncode == 3 and "error: A process that loads images ended" in printed.splitlines()[-1]
     ledger("SIGKILL of a data worker", injected=1, survived=int(ended), lost=0, seconds=[seconds])
     assert ended, printed[-3000:]
     assert "Lower DATALOADER.NUM_WORKERS" in printed
@@ -72,13 +72,12 @@ def test_full_shared_memory_ends_the_training_in_a_sentence(
 # What a run of two processes is doing when one of them is killed, and the words that say so.
 MOMENTS = {
     "training": ([], FIRST_STEPS),
-    "evaluation": (["DATASETS.TEST", "('shapes_panoptic_val',)", "TEST.EVAL_PERIOD", "2"], "Start inference on"),
     "saving": (["SOLVER.CHECKPOINT_PERIOD", "2"], "Saving checkpoint to"),
 }
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
-@pytest.mark.parametrize(("moment", "rank"), [("training", 1), ("evaluation", 1), ("saving", 0)])
+@pytest.mark.parametrize(("moment", "rank"), [("training", 1), ("saving", 0)])
 def test_killed_rank_ends_the_others(
     training: TinyTraining, tmp_path: Path, ledger: Callable[..., None], moment: str, rank: int, repetition: int
 ):
@@ -86,10 +85,9 @@ def test_killed_rank_ends_the_others(
     process = training.start(tmp_path, "--num-gpus=2", *LONG, *options)
     read_until(process, words)
     seconds, printed = kill_and_wait(process, children(process.pid, process.pid)[rank])
-    ended = process.returncode == 3 and any(line.startswith("error: ") for line in printed.splitlines())
+    ended = process.returncode == 3 and printed.splitlines()[-1].startswith(f"error: Process {rank} of this machine")
     ledger(f"SIGKILL of a rank in {moment}", injected=1, survived=int(ended), lost=0, seconds=[seconds])
     assert ended, printed[-3000:]
-    assert "Traceback" not in printed, printed[-3000:]
     assert seconds < SECONDS
 
 

@@ -10,12 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from torch.multiprocessing.reductions import rebuild_storage_fd
 from torch.utils.data import DataLoader
 
-from maskformer.engine.accelerator import Accelerator
-from maskformer.runs.failures import end_workers_that_cannot_deliver, explain, explained, explained_memory
+from maskformer.runs.failures import (
+    end_workers_that_cannot_deliver,
+    explain,
+    explained,
+    input_error_sentence,
+    is_out_of_memory,
+)
 from maskformer.structures import InputError, RunError
 
 
@@ -40,7 +46,7 @@ def too_large() -> torch.Tensor:
 
 
 def test_worker_that_crashes_is_told():
-    with pytest.raises(RunError, match=r"A process that loads images \(pid \d+\) .*Lower DATALOADER.NUM_WORKERS"):
+    with pytest.raises(RunError, match=r"A process that loads images ended.*Lower DATALOADER.NUM_WORKERS"):
         explained(list)(DataLoader(Suicidal(), num_workers=1))
 
 
@@ -56,7 +62,7 @@ class _OfDeadWorker:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_worker_that_ends_while_it_hands_over_is_told(error: OSError | EOFError):
-    with pytest.raises(RunError, match=r"A process that loads images ended while .*Lower DATALOADER.NUM_WORKERS"):
+    with pytest.raises(RunError, match=r"A process that loads images ended.*Lower DATALOADER.NUM_WORKERS"):
         explained(rebuild_storage_fd)(torch.UntypedStorage, _OfDeadWorker(error), 8)
 
 
@@ -76,25 +82,13 @@ def _handler() -> Iterator[None]:
 @pytest.mark.usefixtures("_handler")
 def test_worker_that_cannot_hand_over_is_told_instead_of_waited_for():
     end_workers_that_cannot_deliver()
-    with pytest.raises(RunError, match="A process that loads images"):
+    with pytest.raises(RunError, match="A process that loads images ended"):
         explained(list)(DataLoader(Undeliverable(), num_workers=1, batch_size=None, timeout=60))
 
 
 def test_memory_of_the_host_is_told():
     with pytest.raises(RunError, match=r"Out of memory \(.*can't allocate memory.*Lower SOLVER.IMS_PER_BATCH"):
         explained(too_large)()
-
-
-def test_memory_of_a_step_is_told_with_its_images():
-    batch = [
-        {"image": torch.zeros(3, 4, 6), "instances": [1, 2], "file_name": "a.jpg"},
-        {"image": torch.zeros(3, 2, 2)},
-    ]
-    expected = (
-        r"on cpu in iteration 7, with 2 images in this process \(height x width\): 4x6 with 2 segments \(a.jpg\), 2x2"
-    )
-    with pytest.raises(RunError, match=expected), explained_memory(batch, 7, Accelerator("cpu")):
-        too_large()
 
 
 @pytest.mark.parametrize("error", [ValueError("out of memory"), InputError("no"), RuntimeError("shape mismatch")])
@@ -106,8 +100,6 @@ def test_other_errors_stay_as_they_are(error: Exception):
     with pytest.raises(type(error)) as caught:
         explained(fail)()
     assert caught.value is error
-    with pytest.raises(type(error)), explained_memory([], 0, Accelerator("cpu")):
-        fail()
 
 
 def test_processes_that_end_are_told():
@@ -115,8 +107,24 @@ def test_processes_that_end_are_told():
     assert explain(killed).startswith("Process 1 of this machine was ended by SIGKILL and so the others were stopped.")
     assert "ended with code 3" in explain(ProcessExitedException("text", 0, 99, 3, None))
     assert explain(ProcessRaisedException("Connection closed by peer", 0, 99)) is None
+    assert "NCCL error" in explain(distributed.DistBackendError("NCCL error: remote process exited\nmore"))
 
 
-def test_full_shared_memory_is_told():
-    words = "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
-    assert explain(RuntimeError(words)).startswith("Shared memory (/dev/shm)")
+def test_memory_that_does_not_suffice_is_recognised_in_everyones_words():
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**50)
+    assert is_out_of_memory(real.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("SDAA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not is_out_of_memory(InputError("out of memory"))
+
+
+def test_sentence_of_an_input_error_in_another_rank_is_found():
+    for kind in ("InputError", "BadImageError"):
+        traceback = (
+            f"-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.{kind}: Do X.\n"
+        )
+        assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
+    assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None

@@ -1,194 +1,196 @@
+"""Real processes over gloo on the CPU; what each computes is compared with the definition in one process."""
+
 from __future__ import annotations
 
 import argparse
-import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from torch.multiprocessing import ProcessRaisedException
-from torch.utils.data import DataLoader, Dataset
+import torch
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.runs.launch import build_argument_parser, input_error_sentence, run, setup
-from maskformer.runs.processes import _meeting_point
-from maskformer.structures import BadImageError, InputError, RunError
+from maskformer.engine.accelerator import Accelerator
+from maskformer.engine.optimizer import clip_full_model
+from maskformer.engine.step import StepTrainer
+from maskformer.runs.launch import _meeting_point, keep_freed_memory, run_in_processes
+from maskformer.structures import InputError
 
+sys.path.extend([str(Path(__file__).parents[1] / name) for name in ("engine", "runs")])  # for processes
+from test_step import BATCH, MASKS, gradients, stepped, tiny_model
 
-@pytest.fixture(autouse=True)
-def loggers():
-    """Leave the loggers that ``setup`` configures as they were."""
-    names = ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
-    yield
-    for logger, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters
-
-
-class BrokenDataset(Dataset):
-    def __init__(self, kind: type[InputError] = InputError):
-        self.kind = kind
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            raise OSError("image file is truncated")
-        except OSError as error:
-            raise self.kind("Image file a.jpg cannot be read: truncated. Restore it.") from error
+LR = 0.1
+MAX_NORM = 1.0  # of the gradient; the network is untrained, and has no statistics
+STEPS = 3
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def arguments(*words: str) -> argparse.Namespace:
-    return build_argument_parser().parse_args(words)
+def arguments(output: Path | None = None, **changes: Any) -> argparse.Namespace:
+    values = {"num_gpus": 2, "num_machines": 1, "machine_rank": 0, "dist_url": "auto", "output": output}
+    return argparse.Namespace(**{**values, **changes})
 
 
-def load_in_worker(_: argparse.Namespace) -> None:
-    next(iter(DataLoader(BrokenDataset(), num_workers=1)))
+def train_own_half(args: argparse.Namespace) -> None:
+    """In each process: a few steps on its own two images, whole and in two parts; the weights are written."""
+    torch.set_num_threads(1)
+    rank = comm.get_rank()
+    half = BATCH[2 * rank : 2 * rank + 2]
+    for parts in (1, 2):
+        model = tiny_model().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+        clip_full_model(optimizer, max_norm=MAX_NORM)
+        parallel = DistributedDataParallel(model, broadcast_buffers=False)
+        loader = iter(lambda: half, None)
+        trainer = StepTrainer(parallel, loader, optimizer, accelerator=Accelerator("cpu"), accumulation_steps=parts)
+        stepped(trainer, STEPS)
+        torch.save(model.state_dict(), args.output / f"rank{rank}_{parts}.pth")
 
 
-def raise_input_error(_: argparse.Namespace) -> None:
-    raise InputError("Key X is 1, expected 2.")
+def train_by_definition() -> dict[str, torch.Tensor]:
+    """One process: the mean over halves of each one's loss, mask losses over the mean number of masks."""
+    model = tiny_model().double()
+    for _ in range(STEPS):
+        total = torch.zeros(())
+        for half, masks in zip((BATCH[:2], BATCH[2:]), MASKS):
+            for name, loss in model(half).items():
+                own_share = 1.0 if name.startswith("loss_ce") else masks / (sum(MASKS) / 2)
+                total = total + loss * own_share / 2
+        model.zero_grad()
+        total.backward()
+        norm = torch.stack([gradient.norm() for gradient in gradients(model).values()]).norm()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= LR * parameter.grad * min(1.0, MAX_NORM / (norm.item() + 1e-6))  # PyTorch adds it
+    return model.state_dict()
 
 
-def test_success_exits_with_0(capsys: pytest.CaptureFixture):
-    assert run(lambda _: {"sem_seg": {"mIoU": 1.0}}, arguments()) == 0
-    assert capsys.readouterr().err == ""
+@pytest.mark.slow
+def test_two_processes_train_as_their_definition_in_one(tmp_path: Path):
+    run_in_processes(train_own_half, arguments(tmp_path), Accelerator("cpu"))
+    whole, parts = ([torch.load(tmp_path / f"rank{rank}_{n}.pth") for rank in (0, 1)] for n in (1, 2))
+    start = tiny_model().double().state_dict()
+    for name, expected in train_by_definition().items():
+        torch.testing.assert_close(whole[0][name], expected, rtol=1e-7, atol=1e-9)
+        assert torch.equal(whole[0][name], whole[1][name]) and torch.equal(parts[0][name], parts[1][name])
+    assert any(not torch.equal(whole[0][name], start[name]) for name in start)
 
 
-def test_input_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture):
-    assert run(raise_input_error, arguments()) == 2
-    assert capsys.readouterr().err == "error: Key X is 1, expected 2.\n"
+class Names(DatasetEvaluator):
+    """Gathers the file names that it was shown."""
+
+    def reset(self) -> None:
+        self.names: list[str] = []
+
+    def process(self, inputs: list[dict], outputs: list[Any]) -> None:
+        self.names += [example["file_name"] for example in inputs]
+
+    def evaluate(self) -> list[str] | None:
+        names = comm.gather(self.names)
+        return sorted(name for own in names for name in own) if comm.is_main_process() else None
 
 
-def load_bad_image_in_worker(_: argparse.Namespace) -> None:
-    next(iter(DataLoader(BrokenDataset(BadImageError), num_workers=1)))
+class Nothing(nn.Module):
+    def forward(self, batch: list[dict]) -> list[dict]:
+        return [{} for _ in batch]
 
 
-def test_bad_image_of_a_data_worker_is_one_line(capsys: pytest.CaptureFixture):
-    assert run(load_bad_image_in_worker, arguments()) == 2
-    assert capsys.readouterr().err == "error: Image file a.jpg cannot be read: truncated. Restore it.\n"
+def evaluate_names(args: argparse.Namespace) -> None:
+    from detectron2.data import build_detection_test_loader
+
+    records = [{"file_name": f"{index}.jpg"} for index in range(7)]
+    loader = build_detection_test_loader(records, mapper=dict, num_workers=0)
+    names = inference_on_dataset(Nothing(), loader, Names())
+    if comm.is_main_process():
+        (args.output / "names").write_text(" ".join(names))
 
 
-def test_input_error_of_a_data_worker_is_one_line(capsys: pytest.CaptureFixture):
-    assert run(load_in_worker, arguments()) == 2
-    assert capsys.readouterr().err == "error: Image file a.jpg cannot be read: truncated. Restore it.\n"
+def test_one_process_starts_no_other():
+    seen = []
+    run_in_processes(
+        lambda args: seen.append((comm.get_world_size(), os.getpid())), arguments(num_gpus=1), Accelerator("cpu")
+    )
+    assert seen == [(1, os.getpid())]
 
 
-def test_sentence_of_an_input_error_in_another_rank_is_found():
-    for kind in ("InputError", "BadImageError"):
-        traceback = (
-            f"-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.{kind}: Do X.\n"
+def test_more_processes_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.multiprocessing, "start_processes", lambda *_, **__: None)  # start none, come what may
+    with pytest.raises(InputError, match=r"--num-gpus is 999, .* cpu .* \d+\."):
+        run_in_processes(evaluate_names, arguments(num_gpus=999), Accelerator("cpu"))
+
+
+def test_several_machines_need_an_address():
+    with pytest.raises(InputError, match=r"--dist-url is auto, but with --num-machines it must name"):
+        _meeting_point(arguments(num_machines=2))
+    assert _meeting_point(arguments(num_machines=2, dist_url="tcp://a:1")) == "tcp://a:1"
+    assert _meeting_point(arguments()).startswith("tcp://127.0.0.1:")
+
+
+@pytest.mark.slow
+def test_two_machines_meet_at_the_address(tmp_path: Path):
+    """Each machine is a process of its own that starts one rank, as on two hosts; each image is evaluated once."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests/runs'); from pathlib import Path;"
+        "from test_launch import arguments, evaluate_names;"
+        "from maskformer.engine.accelerator import Accelerator;"
+        "from maskformer.runs.launch import run_in_processes;"
+        "run_in_processes(evaluate_names, arguments(Path(sys.argv[1]), num_gpus=1, num_machines=2,"
+        " machine_rank=int(sys.argv[2]), dist_url=sys.argv[3]), Accelerator('cpu'))"
+    )
+    url = _meeting_point(arguments())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")}
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path, str(rank), url],
+            cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
-        assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
-    assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "line"),
-    [
-        (RunError("Out of X."), 3, "error: Out of X.\n"),
-        (BadImageError("Image a."), 2, "error: Image a.\n"),
-        (ProcessRaisedException("text\nmaskformer.structures.RunError: Out of X.\n", 1, 1), 3, "error: Out of X.\n"),
-        (ProcessRaisedException("text\nmaskformer.structures.BadImageError: Bad.\n", 1, 1), 2, "error: Bad.\n"),
-    ],
-)
-def test_failures_are_one_line_and_an_exit_code(error: Exception, code: int, line: str, capsys: pytest.CaptureFixture):
-    def fail(_: argparse.Namespace) -> None:
-        raise error
-
-    assert run(fail, arguments()) == code
-    assert capsys.readouterr().err == line
-
-
-@pytest.mark.parametrize("error", [ValueError("a bug"), ProcessRaisedException("ValueError: a bug", 1, 1)])
-def test_other_errors_keep_their_traceback(error: Exception):
-    def fail(_: argparse.Namespace) -> None:
-        raise error
-
-    with pytest.raises(type(error), match="a bug"):
-        run(fail, arguments())
-
-
-def test_interruption_is_one_line_and_exit_code_130(capsys: pytest.CaptureFixture):
-    def interrupt(_: argparse.Namespace) -> None:
-        raise KeyboardInterrupt
-
-    assert run(interrupt, arguments()) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-
-
-def test_more_processes_than_devices_are_refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        "torch.multiprocessing.start_processes", lambda *_, **__: None
-    )  # start no process, come what may
-    assert run(raise_input_error, arguments("--num-gpus", "99")) == 2
-    assert "error: --num-gpus is 99, but " in capsys.readouterr().err
-
-
-def test_arguments_are_detectron2s():
-    args = arguments("--config-file", "a.yaml", "--eval-only", "--resume", "--num-gpus", "2", "MODEL.DEVICE", "cpu")
-    assert (args.config_file, args.eval_only, args.resume, args.num_gpus) == ("a.yaml", True, True, 2)
-    assert args.opts == ["MODEL.DEVICE", "cpu"]
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outputs = [machine.communicate(timeout=120)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(outputs)
+    assert (tmp_path / "names").read_text().split() == [f"{index}.jpg" for index in range(7)]
 
 
 def test_two_runs_on_a_machine_meet_at_different_ports():
-    args = build_argument_parser().parse_args(["--num-gpus", "2"])
+    args = arguments()
     assert len({_meeting_point(args) for _ in range(20)}) > 1
 
 
-def test_setup_resolves_the_device_and_writes_the_config(tmp_path: Path):
-    cfg = setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
-    assert cfg.is_frozen()
-    assert cfg.MODEL.DEVICE == "cpu"
-    assert "DEVICE: cpu" in (tmp_path / "config.yaml").read_text()
+_FAULTS = """
+import resource
+import torch
+from maskformer.runs.launch import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults()
+print(faults())
+"""
 
 
-def test_setup_logs_ours_to_the_output_folder(tmp_path: Path):
-    setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
-    logging.getLogger("maskformer.data").info("a line of ours")
-    assert "a line of ours" in (tmp_path / "log.txt").read_text()
+@pytest.mark.skipif(sys.platform != "linux", reason="the C library's allocator is asked")
+def test_freed_memory_is_kept():
+    """In a process of its own, as it cannot be undone: 64 MB need 16,384 pages at each use, or none again."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-W", "ignore", "-c", _FAULTS]
+    assert int(subprocess.check_output(command, env=environment, text=True)) < 1000
 
 
-def test_setup_registers_the_users_own_datasets(tmp_path: Path):
-    split = "train: {images: images, labels: labels}"
-    text = f"DATASETS:\n  OWN: {{launch: {{classes: [grass, path], {split}}}}}\n  TRAIN: [launch_train]\n"
-    (tmp_path / "own.yaml").write_text(text)
-    options = ("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "output"), "MODEL.META_ARCHITECTURE", "MaskFormer")
-    schedule = ("MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead", "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR")
-    try:
-        setup(arguments("--config-file", str(tmp_path / "own.yaml"), *options, *schedule))
-        assert MetadataCatalog.get("launch_train").stuff_classes == ["grass", "path"]
-        assert MetadataCatalog.get("launch_train").sem_seg_root == str(tmp_path / "labels")
-    finally:
-        DatasetCatalog.remove("launch_train")
-        MetadataCatalog.remove("launch_train")
-
-
-@pytest.mark.parametrize(
-    ("key", "valid"),
-    [
-        ("MODEL.META_ARCHITECTURE", "MaskFormer"),
-        ("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
-        ("MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead"),
-        ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR"),
-    ],
-)
-def test_unknown_name_lists_the_valid_ones(key: str, valid: str):
-    with pytest.raises(InputError, match=rf"{key} is 'MaskFromer', expected one of .*\b{valid}\b"):
-        setup(arguments("MODEL.DEVICE", "cpu", key, "MaskFromer"))
-
-
-def test_traceback_of_an_input_error_is_kept_out_of_the_training_log(tmp_path: Path):
-    setup(arguments("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)))
-    logger = logging.getLogger("detectron2.engine.train_loop")
-    for error in (InputError("Label a.png holds 7."), ValueError("a bug")):
-        try:
-            raise error
-        except ValueError:
-            logger.exception("Exception during training:")
-    log = (tmp_path / "log.txt").read_text()
-    assert "a bug" in log
-    assert "Label a.png holds 7." not in log
+def test_allocator_of_a_user_is_left_alone(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(mallopt=lambda *option: asked.append(option)))
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")
+    keep_freed_memory()
+    assert not asked

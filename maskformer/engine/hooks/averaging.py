@@ -18,9 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from maskformer.checkpoint.checkpointer import model_content
-from maskformer.checkpoint.files import save_checkpoint
+from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
-from maskformer.structures import InputError
 
 from ..optimizer import NORM_MODULES
 
@@ -55,7 +54,8 @@ class WeightAverage(HookBase):
     def before_train(self) -> None:
         """Begin with the weights as they were loaded, unless a training is resumed."""
         if self._updates == 0:
-            torch._foreach_copy_(self._averages, [weight.detach() for weight in self._weights])
+            for average, weight in zip(self._averages, self._weights, strict=True):
+                average.copy_(weight.detach())
 
     def after_train(self) -> None:
         """Write the average, in the process that writes."""
@@ -103,21 +103,15 @@ class WeightAverage(HookBase):
 
 
 def build_average(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightAverage | None:
-    """The average that ``SOLVER.EMA`` describes; None if it is off.
-
-    Raises:
-        InputError: the decay is out of range.
-    """
+    """The average that ``SOLVER.EMA`` describes; None if it is off."""
     ema = cfg.SOLVER.EMA
     if not ema.ENABLED:
         return None
-    if not 0 <= ema.DECAY < 1:
-        raise InputError(f"SOLVER.EMA.DECAY is {ema.DECAY}, expected 0 or more and below 1.")
     return WeightAverage(model, optimizer, decay=ema.DECAY, folder=cfg.OUTPUT_DIR)
 
 
 @torch.no_grad()
-def agree_on_state(model: nn.Module) -> None:
+def share_state(model: nn.Module) -> None:
     """Give all processes the same weights and buffers, to be evaluated or saved; each of them has to ask.
 
     Running means and variances, which each process keeps of its own images, become their mean over processes: what one

@@ -1,17 +1,20 @@
-"""When a training saves: periodically, at its end, and when a signal asks; again and again if the disk refuses."""
+"""When a training saves: periodically, at its end, at its best score, when a signal asks; again if the disk refuses."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
-from maskformer.runs.output_folder import Backoff, restore_output_folder, tell
-from maskformer.runs.signals import Agreement, Interrupted
+from maskformer.checkpoint import Checkpointer
+from maskformer.runs.output_folder import restore_output_folder, tell
+from maskformer.runs.signals import Interrupted, StopFlag
 from maskformer.structures import InputError
 
 logger = logging.getLogger(__name__)
@@ -29,15 +32,16 @@ class SavingHook(PeriodicCheckpointer):
     Args:
         checkpointer: of the training; also in processes that write nothing.
         period: in steps.
-        agreement: of the training's processes.
+        stop_flag: of the training's processes.
         retry_seconds: how long the last checkpoint is tried.
     """
 
-    def __init__(self, checkpointer: DetectionCheckpointer, period: int, *, agreement: Agreement, retry_seconds: float):
+    def __init__(self, checkpointer: Checkpointer, period: int, *, stop_flag: StopFlag, retry_seconds: float):
         super().__init__(checkpointer, period)
-        self._agreement = agreement
+        self._stop_flag = stop_flag
         self._retry_seconds = retry_seconds
-        self._backoff = Backoff(RETRY_STEPS)
+        self._wait = 0  # steps from one try to the next, while the disk refuses
+        self._left = 0  # of them
         self._last_saved = -1
 
     def after_step(self) -> None:
@@ -48,12 +52,13 @@ class SavingHook(PeriodicCheckpointer):
             InputError: the last checkpoint cannot be written.
         """
         iteration, is_last = self.trainer.iter, self.trainer.iter + 1 >= self.trainer.max_iter
-        retry = self._backoff.is_failing and self._backoff.is_due()
-        is_asked = self._agreement.after_step(save=retry, is_last=is_last)
+        self._left -= 1
+        retry = self._wait > 0 and self._left <= 0
+        is_asked = self._stop_flag.after_step(save=retry, is_last=is_last)
         if is_last:  # the evaluation that follows looks for signals itself
             self._save_in_time(lambda: self.step(iteration), self._retry_seconds)
-        elif self._agreement.stop_signal:
-            raise Interrupted(self._agreement.stop_signal)
+        elif self._stop_flag.stop_signal:
+            raise Interrupted(self._stop_flag.stop_signal)
         elif (iteration + 1) % self.period == 0:
             self._try_to_save(lambda: self.step(iteration))
         elif is_asked:
@@ -61,14 +66,14 @@ class SavingHook(PeriodicCheckpointer):
 
     def after_train(self) -> None:
         """Save the last finished step of a training that was asked to stop."""
-        if not self._agreement.stop_signal or self.trainer.iter >= self.trainer.max_iter:
+        if not self._stop_flag.stop_signal or self.trainer.iter >= self.trainer.max_iter:
             return
         if self._last_saved != self.trainer.iter:
             self.trainer.running_hook = type(self).__qualname__  # an evaluation that was stopped is made again
             self._save_in_time(self._save_now, min(STOPPING_SECONDS, self._retry_seconds))
         logger.info(
             "Asked to stop by signal %d; iteration %d is saved: go on with --resume.",
-            self._agreement.stop_signal,
+            self._stop_flag.stop_signal,
             self.trainer.iter,
         )
 
@@ -84,7 +89,7 @@ class SavingHook(PeriodicCheckpointer):
             self._report(error)
             return str(error)
         self._last_saved = self.trainer.iter
-        self._backoff.succeed()
+        self._wait = 0
         return ""
 
     def _restore_folder(self) -> None:
@@ -100,7 +105,8 @@ class SavingHook(PeriodicCheckpointer):
             raise OSError(problem)
 
     def _report(self, error: OSError) -> None:
-        is_first = self._backoff.fail()
+        is_first, self._wait = not self._wait, min(max(1, 2 * self._wait), RETRY_STEPS)
+        self._left = self._wait
         sentence = f"Iteration {self.trainer.iter} is not saved ({error}); going on, and trying again."
         logger.error(sentence)
         if is_first:
@@ -120,3 +126,61 @@ class SavingHook(PeriodicCheckpointer):
                     "OUTPUT_DIR writable, and go on with --resume from the last good one."
                 )
             time.sleep(min(1.0, seconds))
+
+
+class BestCheckpoint(HookBase):
+    """Saves ``model_best.pth``, from which a run resumes like from any other, at each score higher than all before.
+
+    It stands after the hook that evaluates, and works in the same iterations. In difference to Detectron2's
+    ``BestCheckpointer`` it goes on with the best score of a resumed run, and in several processes.
+
+    Args:
+        checkpointer: saves.
+        metric: name of the score among the metrics, as "sem_seg/mIoU".
+        period: iterations from one evaluation to the next; 0: there is only one, after training.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, metric: str, period: int):
+        self.checkpointer = checkpointer
+        self.metric = metric
+        self.period = period
+        self.best: tuple[float, int] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far and its iteration."""
+        return {} if self.best is None else {"metric": self.metric, "score": self.best[0], "iteration": self.best[1]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the best of the run that is resumed, if it was by the same metric."""
+        if state["metric"] == self.metric:
+            self.best = state["score"], state["iteration"]
+
+    def after_step(self) -> None:
+        """Look at a score when there is a new one."""
+        finished = self.trainer.iter + 1
+        if self.period > 0 and finished % self.period == 0 and finished != self.trainer.max_iter:
+            self._compare()
+
+    def after_train(self) -> None:
+        """Look at the last score, unless the training failed."""
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._compare()
+
+    def _compare(self) -> None:
+        score, iteration = comm.all_gather(self._latest())[0]  # only the main process has scores
+        if not math.isfinite(score) or (self.best is not None and score <= self.best[0]):
+            return
+        before, self.best = self.best, (score, iteration)
+        logger.info("Best %s so far: %.4f after iteration %d.", self.metric, score, iteration)
+        try:
+            self.checkpointer.save("model_best")
+        except OSError as error:
+            self.best = before
+            tell(f"{error}; the best weights before stay model_best.pth.")
+
+    def _latest(self) -> tuple[float, int]:
+        latest = self.trainer.storage.latest()
+        if comm.is_main_process() and self.metric not in latest:
+            scores = ", ".join(name for name in latest if "/" in name) or "none"
+            logger.warning("TEST.BEST_METRIC is %r, but the evaluation gave: %s.", self.metric, scores)
+        return latest.get(self.metric, (math.nan, 0))

@@ -1,4 +1,4 @@
-"""Event writers beside Detectron2's."""
+"""Writers of metrics, which a full disk or a lost folder does not end a training by."""
 
 from __future__ import annotations
 
@@ -12,37 +12,82 @@ from datetime import datetime
 from typing import Any
 
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, get_event_storage
+from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
-from maskformer.runs.output_folder import KeptFile
+from maskformer.runs.output_folder import KeptFile, tell
 from maskformer.sdaa.tcappdll import TcappdllRecord, format_record, parse_line
 
 logger = logging.getLogger(__name__)
 
+WINDOW = 20  # values of which the median is written, as Detectron2's writers
 
-class MetricsWriter(JSONWriter):
+
+class MetricsWriter(EventWriter):
     """Detectron2's ``metrics.json``, which outlives a disk that refuses, and which a resumed run goes on with.
 
     Args:
-        path: of the file, which is appended to.
+        path: of the file, which is appended to: one line an iteration, with what is new in it.
     """
 
-    _file_handle: Any
-
     def __init__(self, path: str):
-        super().__init__(os.devnull)
-        self._file_handle.close()
-        self._file_handle = KeptFile(path, durable=True)
         self._path = path
+        self._file = KeptFile(path, durable=True)
+        self._last_iteration = -1
+
+    def write(self) -> None:
+        """Write the latest value of each metric, medians where they are noisy, unless it has been written."""
+        lines: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
+            if iteration > self._last_iteration:
+                lines.setdefault(iteration, {"iteration": iteration})[name] = value
+        for iteration in sorted(lines):
+            self._file.write(json.dumps(lines[iteration], sort_keys=True) + "\n")
+            self._last_iteration = iteration
+        self._file.flush()
+
+    def close(self) -> None:
+        """Write what the disk has refused so far, if it can be."""
+        self._file.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """What has been written so far."""
-        return {"size": _size(self._path), "last_write": self._last_write}
+        return {"size": _size(self._path), "last_write": self._last_iteration}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; lines of iterations after it are dropped, for they are computed again."""
         cut_lines(self._path, state["size"], _has_iteration)
-        self._last_write = state["last_write"]
+        self._last_iteration = state["last_write"]
+
+
+class EventFileWriter(EventWriter):
+    """Detectron2's writer for TensorBoard; after an error it goes on in a new file, without what was being written.
+
+    Args:
+        folder: of the run; made again if it has vanished.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = folder
+        self._inner = TensorboardXWriter(folder)
+        self._is_failing = False
+
+    def write(self) -> None:
+        """Write what is new, if the file system lets it."""
+        try:
+            self._inner.write()
+        except Exception as error:  # what its thread raised: an OSError, or one of TensorFlow's where it is installed
+            self.close()
+            self._inner = TensorboardXWriter(self._folder)
+            if not self._is_failing:
+                tell(f"TensorBoard's file in {self._folder} cannot be written ({error}); going on, and trying again.")
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def close(self) -> None:
+        """Close the file, as far as it can be."""
+        with contextlib.suppress(Exception):
+            self._inner.close()
 
 
 class TcappdllWriter(EventWriter):
@@ -88,8 +133,8 @@ class TcappdllWriter(EventWriter):
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what the disk has refused so far, if it can be."""
+        self._file.flush()
 
     def state_dict(self) -> dict[str, Any]:
         """What has been written so far."""

@@ -11,7 +11,7 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import JSONWriter
 
 from maskformer.engine.accelerator import Accelerator, Memory
-from maskformer.engine.hooks.accelerator import AcceleratorHook
+from maskformer.engine.hooks.reports import AcceleratorHook
 from maskformer.engine.hooks.writers import TcappdllWriter
 from maskformer.sdaa.tcappdll import parse_line
 
@@ -46,7 +46,7 @@ def trained(caplog: pytest.LogCaptureFixture, tmp_path: Path):
     accelerator = Recording()
     hook = AcceleratorHook(accelerator, images_per_step=4, local_rank=2)
     trainer.register_hooks([hook, PeriodicWriter([TcappdllWriter(str(tmp_path), images_per_step=4)], period=1)])
-    with caplog.at_level(logging.INFO, logger="maskformer.engine.hooks.accelerator"):
+    with caplog.at_level(logging.INFO, logger="maskformer.engine.hooks.reports"):
         trainer.train(0, 3)
     return trainer, accelerator
 
@@ -57,7 +57,7 @@ def test_device_is_selected_before_training(trained):
 
 def test_device_is_reported(trained, caplog: pytest.LogCaptureFixture):
     records = caplog.get_records("setup")
-    report, peak = (record.getMessage() for record in records if record.name == "maskformer.engine.hooks.accelerator")
+    report, peak = (record.getMessage() for record in records if record.name == "maskformer.engine.hooks.reports")
     assert "  device: cpu (" in report
     assert f"  PyTorch: {torch.__version__}" in report
     assert peak == "Peak memory of this process on cpu: 5 MB"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from maskformer.engine.hooks.histories import KEPT, PERIOD, HistoryHook
+from maskformer.engine.hooks.reports import KEPT, PERIOD, HistoryHook
 
 
 def test_only_the_latest_values_are_kept_and_averages_are_of_all():

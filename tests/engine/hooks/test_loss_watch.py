@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import TrainerBase
 from torch import nn
 
-from maskformer.engine.hooks.loss_watch import LossWatch
+from maskformer.engine.hooks.reports import LossWatch
 
 
 class Losses(TrainerBase):

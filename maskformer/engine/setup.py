@@ -1,0 +1,141 @@
+"""From arguments to a run that is ready: configuration, datasets, output folder, logs and seed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+from maskformer.checkpoint import refuse_unknown_weights
+from maskformer.config import load_config
+from maskformer.config.own_datasets import read_own_datasets
+from maskformer.data.datasets import register_all
+from maskformer.data.datasets.own import register_own
+from maskformer.runs.failures import end_workers_that_cannot_deliver, input_error_sentence, report, run_error_sentence
+from maskformer.runs.launch import ask_cublas_to_be_deterministic, keep_freed_memory, run_in_processes
+from maskformer.runs.output_folder import keep_logging, lock_output_folder
+from maskformer.runs.signals import REQUESTS, Interrupted
+from maskformer.structures import ESCAPING, InputError, RunError
+
+from .accelerator import Accelerator, resolve_device
+
+_LOGGERS = ("fvcore", "detectron2", "maskformer")
+_REPORTED_PACKAGES = (
+    "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
+)  # fmt: skip
+_KNOWN_ENDINGS = InputError, RunError, ProcessRaisedException, ProcessExitedException, Interrupted, KeyboardInterrupt
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Prepare a run: configuration, device, datasets, output folder, logs and seed.
+
+    Args:
+        args: what ``build_argument_parser`` parsed.
+
+    Returns:
+        The frozen config, with the device resolved.
+
+    Raises:
+        InputError: a mistake in the configuration.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    cfg.freeze()
+    if args.resume:
+        refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
+    register_datasets(cfg)
+    _start_logs(cfg, args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    accelerator = Accelerator(cfg.MODEL.DEVICE)
+    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
+    if not args.eval_only and accelerator.type == "cpu":  # large pictures would leave gaps that smaller ones cannot use
+        keep_freed_memory()
+    if cfg.SOLVER.DETERMINISTIC:
+        ask_cublas_to_be_deterministic()
+        accelerator.be_deterministic()
+        logging.captureWarnings(True)  # PyTorch warns of an operation that has no deterministic form here
+        warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)
+    end_workers_that_cannot_deliver()
+    # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
+    return cfg
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the datasets under ``$DETECTRON2_DATASETS``, and the user's own, as often as wanted.
+
+    Args:
+        cfg: ``DATASETS.OWN`` is read.
+
+    Raises:
+        InputError: an own dataset has the name of another.
+    """
+    register_all(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))  # as Detectron2 does
+    register_own(read_own_datasets(cfg.DATASETS.OWN))
+
+
+def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> int:
+    """Run ``main(args)``, in as many processes as the arguments, or torchrun, ask for.
+
+    Args:
+        main: a function at the top of a module, so that other processes can find it.
+        args: what ``build_argument_parser`` parsed.
+
+    Returns:
+        The exit code: 0; 2 after a user's mistake and 3 after a failure of the surroundings, of which one line is then
+        on the standard error; 130 after Ctrl-C, 143 after SIGTERM (see ``maskformer.runs.signals``).
+    """
+    try:
+        with REQUESTS.listening():
+            device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
+            run_in_processes(main, args, Accelerator(device))
+    except _KNOWN_ENDINGS as error:
+        exit_code = report(error)
+        if exit_code is None:
+            raise
+        return exit_code
+    return 0
+
+
+def _is_unexplained(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or (input_error_sentence(error) is None and run_error_sentence(error) is None)
+
+
+def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What Detectron2's ``default_setup`` logs and saves, less its report on CUDA: an accelerator's hook reports."""
+    rank = comm.get_rank()
+    if comm.is_main_process() and not args.eval_only:
+        lock_output_folder(cfg.OUTPUT_DIR)
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    names = (*_LOGGERS, "py.warnings") if cfg.SOLVER.DETERMINISTIC else _LOGGERS
+    for name in names:
+        logging.getLogger(name).addHandler(ESCAPING)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), names)
+    logger = logging.getLogger(__name__)
+    logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
+    logger.info("Packages: %s", ", ".join(f"{name} {_installed_version(name)}" for name in _REPORTED_PACKAGES))
+    logger.info("Arguments: %s", args)
+    logger.info("Configuration:\n%s", cfg.dump())
+    if comm.is_main_process():
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
+            file.write(cfg.dump())
+
+
+def _installed_version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
