@@ -16,7 +16,7 @@ from benchmarks.plot import write_pictures
 from benchmarks.report import describe_results, format_numbers, format_table, write_json
 from benchmarks.structures import Case, CaseResult
 from maskformer.engine.accelerator import resolve_device
-from maskformer.reports.progress import ProgressLine
+from maskformer.reports.console import ProgressLine
 from maskformer.structures import InputError
 
 DESCRIPTION = """\

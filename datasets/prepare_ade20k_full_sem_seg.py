@@ -7,8 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskformer.data.datasets.preparation.ade20k_full import find_full, prepare_full
-from maskformer.data.datasets.preparation.command import run_command
-from maskformer.data.datasets.preparation.files import Job, run_jobs
+from maskformer.data.datasets.preparation.files import Job, run_command, run_jobs
 
 
 def main(args: Namespace) -> None:

@@ -7,8 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskformer.data.datasets.preparation.ade20k import find_annotated, merge_annotations, prepare_panoptic
-from maskformer.data.datasets.preparation.command import run_command
-from maskformer.data.datasets.preparation.files import Job, run_and_merge
+from maskformer.data.datasets.preparation.files import Job, run_and_merge, run_command
 
 
 def main(args: Namespace) -> None:

@@ -10,8 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskformer.data.datasets.preparation.ade20k import prepare_semantic
-from maskformer.data.datasets.preparation.command import run_command
-from maskformer.data.datasets.preparation.files import Job, find_files, pair_files, run_jobs
+from maskformer.data.datasets.preparation.files import Job, find_files, pair_files, run_command, run_jobs
 
 
 def main(args: Namespace) -> None:

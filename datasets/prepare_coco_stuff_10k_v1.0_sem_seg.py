@@ -7,8 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from maskformer.data.datasets.preparation.coco_stuff_10k import find_stuff, prepare_stuff
-from maskformer.data.datasets.preparation.command import run_command
-from maskformer.data.datasets.preparation.files import Job, run_jobs
+from maskformer.data.datasets.preparation.files import Job, run_command, run_jobs
 
 
 def main(args: Namespace) -> None:

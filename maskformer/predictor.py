@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from maskformer.checkpoint import Checkpointer
 from maskformer.data.files import reading
 from maskformer.engine.accelerator import with_device
-from maskformer.engine.test_time import apply_test_time_options, innermost, labels_instead_of_scores
-from maskformer.evaluation.loop import check_test_classes
+from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
 from maskformer.meta_arch import know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
@@ -102,7 +101,7 @@ class Predictor:
             )
         resized = transform.apply_image(rgb)[:, :, self._channel_order]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        with labels_instead_of_scores(self.model):
+        with inference_options(self.model, semantic_as_labels=True):
             return self.model([{"image": pixels, "height": height, "width": width}])[0]
 
 

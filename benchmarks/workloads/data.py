@@ -85,7 +85,7 @@ _RECIPES = {
 
 
 def map_image(recipe: str = "ade20k_semantic", root: str | None = None, seed: int = 0) -> Work:
-    """Set up our mapper on one image, in a process prepared as a worker is; each call draws another crop.
+    """Set up our mapper on one image; each call draws another crop.
 
     Args:
         recipe: one of the table's.

@@ -11,7 +11,6 @@ from .mappers import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from .transforms.resampling import prepare_resizing
 
 __all__ = [
     "MAPPERS",
@@ -23,6 +22,5 @@ __all__ = [
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
-    "prepare_resizing",
     "verify_dataset",
 ]

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,14 +36,16 @@ from maskformer.engine.trainer import Trainer
 from maskformer.files import unfinished
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery
-from maskformer.reports.console import console_to_log
+from maskformer.reports.console import ProgressLine, console_to_log
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.progress import ProgressLine, format_duration
 from maskformer.reports.saving import write_picture
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
+from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError
 
 from .shapes import generate_shapes
+
+Scores = dict[str, dict[str, float | None]]  # percent, by kind of result and metric
 
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
 NUM_PICTURES = 8  # rows of the gallery
@@ -105,9 +107,9 @@ class Demo:
         """Print a line on the console."""
         print(text, file=self.console, flush=True)
 
-    def progress(self, title: str, total: int, unit: str, start: int = 0) -> ProgressLine:
+    def progress(self, title: str, **shape: Any) -> ProgressLine:
         """A progress line on the console."""
-        return ProgressLine(title, total, unit=unit, start=start, stream=self.console)
+        return ProgressLine(title, stream=self.console, **shape)
 
 
 def run(demo: Demo) -> None:
@@ -127,29 +129,23 @@ def run(demo: Demo) -> None:
 
 def prepare_dataset(demo: Demo) -> None:
     """Draw the built-in dataset, unless it is there with the same number of images."""
-    title = "[1/4] Drawing the dataset"
-    line: ProgressLine | None = None
+    lines: list[ProgressLine] = []
 
     def progress(done: int, total: int) -> None:
-        nonlocal line
-        line = line or demo.progress(title, total, "images")
-        line.update(done)
+        if not lines:
+            lines.append(demo.progress("[1/4] Drawing the dataset", total=total, unit="images"))
+        lines[0].advance(done - lines[0].n)
 
     folder = generate_shapes(demo.datasets, num_train=demo.num_train, num_val=demo.num_val, progress=progress)
-    if line is None:
-        demo.say(f"[1/4] Reusing the dataset in {folder}")
+    if lines:
+        lines[0].close()
     else:
-        line.finish(str(folder))
+        demo.say(f"[1/4] Reusing the dataset in {folder}")
     register_all(demo.datasets)
 
 
-def settings_hash(demo: Demo, *, of_training: bool) -> str:
-    """What the results depend on, in short; device and folders leave it the same.
-
-    Args:
-        demo: the run.
-        of_training: leave out what matters only after training.
-    """
+def _settings_hash(demo: Demo, *, of_training: bool) -> str:
+    """What the results, or those of the training, depend on, in short; device and folders leave it the same."""
     cfg = demo.cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = cfg.MODEL.DEVICE = ""
@@ -164,7 +160,7 @@ def settings_hash(demo: Demo, *, of_training: bool) -> str:
 
 def set_aside_other_training(demo: Demo) -> None:
     """Move the results of other settings into a subfolder, so that nothing is mixed and nothing is lost."""
-    settings = settings_hash(demo, of_training=True)
+    settings = _settings_hash(demo, of_training=True)
     record = demo.training_record
     if record.is_file() and record.read_text() == settings:
         return
@@ -188,11 +184,7 @@ class DemoTrainer(Trainer):
 
 
 class ProgressHook(HookBase):
-    """Shows iteration and loss on a progress line.
-
-    Args:
-        line: counts iterations.
-    """
+    """Shows iteration and loss on a progress line, which counts iterations."""
 
     def __init__(self, line: ProgressLine):
         self._line = line
@@ -200,114 +192,77 @@ class ProgressHook(HookBase):
     def after_step(self) -> None:
         """Update the line."""
         losses = self.trainer.storage.histories().get("total_loss")
-        self._line.update(self.trainer.iter + 1, f"loss {losses.median(LOSS_WINDOW):.2f}" if losses else "")
+        self._line.advance(note=f"loss {losses.median(LOSS_WINDOW):.2f}" if losses else "")
 
 
 def train(demo: Demo) -> None:
-    """Train, or go on with an interrupted training; Ctrl-C saves first."""
+    """Train, or go on with an interrupted training; at Ctrl-C, the trainer saves first."""
     if demo.weights.is_file():
         demo.say(f"[2/4] Reusing the model {demo.weights}")
         return
     trainer = DemoTrainer(demo.cfg)
     trainer.resume_or_load(resume=True)
     where = f" on {demo.cfg.MODEL.DEVICE}" + (f" (from iteration {trainer.start_iter})" if trainer.start_iter else "")
-    with demo.progress(f"[2/4] Training{where}", demo.cfg.SOLVER.MAX_ITER, "iterations", trainer.start_iter) as line:
+    steps = {"total": demo.cfg.SOLVER.MAX_ITER, "start": trainer.start_iter, "unit": "iterations"}
+    with demo.progress(f"[2/4] Training{where}", **steps) as line:
         trainer.register_hooks([ProgressHook(line)])
-        try:
-            trainer.train()
-        except KeyboardInterrupt:
-            trainer.iter -= 1  # the last iteration that was completed
-            trainer.checkpointer.save("model_interrupted")
-            raise
-    (demo.folder / "model_interrupted.pth").unlink(missing_ok=True)
+        trainer.train()
 
 
-class CountedLoader:
-    """A data loader that moves a progress line.
-
-    Args:
-        loader: batches.
-        line: counts them.
-    """
-
-    def __init__(self, loader: Iterable[Any], line: ProgressLine):
-        self._loader = loader
-        self._line = line
-
-    def __len__(self) -> int:
-        return len(self._loader)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        for done, batch in enumerate(self._loader, start=1):
-            yield batch
-            self._line.update(done, "computing the scores" if done == len(self) else "")
-
-
-def evaluate(demo: Demo) -> dict[str, dict[str, float]]:
-    """Measure the model on the held-out images and write ``metrics.json``.
-
-    Returns:
-        Percentages by kind of result and metric, as Detectron2's evaluators name them.
-    """
-    settings = settings_hash(demo, of_training=False)
+def evaluate(demo: Demo) -> Scores:
+    """Measure the model on the held-out images and write ``metrics.json``."""
+    settings = _settings_hash(demo, of_training=False)
     if _is_newer(demo.metrics, demo.weights):
         content = json.loads(demo.metrics.read_text())
         if content["settings"] == settings:
             demo.say(f"[3/4] Reusing the scores {demo.metrics}")
             return content["scores"]
-    model = Predictor.from_config(_trained(demo)).model
     loader = Trainer.build_test_loader(demo.cfg, demo.val_dataset)
     evaluator = Trainer.build_evaluator(demo.cfg, demo.val_dataset)
-    with demo.progress("[3/4] Evaluating", demo.num_val, "images") as line:
-        scores = inference_on_dataset(model, CountedLoader(loader, line), evaluator)
-        line.update(demo.num_val)
+    batches = demo.progress("[3/4] Evaluating", items=loader, unit="images")
+    measured = inference_on_dataset(_load_predictor(demo).model, batches, evaluator)
+    scores = {kind: {name: _or_none(score) for name, score in values.items()} for kind, values in measured.items()}
     facts = {"dataset": demo.val_dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
-    _write_json(demo.metrics, {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": _finite(scores)})
-    return json.loads(demo.metrics.read_text())["scores"]
+    content = {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": scores}
+    with unfinished(demo.metrics) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    return scores
 
 
-def _trained(demo: Demo) -> CfgNode:
+def _or_none(score: float) -> float | None:
+    """JSON has no NaN."""
+    return score if math.isfinite(score) else None
+
+
+def _load_predictor(demo: Demo) -> Predictor:
     cfg = demo.cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(demo.weights)
-    return cfg
+    return Predictor.from_config(cfg)
 
 
 def _is_newer(path: Path, other: Path) -> bool:
     return path.is_file() and path.stat().st_mtime >= other.stat().st_mtime
 
 
-def _finite(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
-    """The same scores, None where there is none to give: JSON has no NaN."""
-    return {kind: {k: v if math.isfinite(v) else None for k, v in values.items()} for kind, values in scores.items()}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is either whole or not there."""
-    with unfinished(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def main_scores(scores: dict[str, dict[str, float]]) -> list[tuple[str, str, float]]:
+def main_scores(scores: Scores) -> list[tuple[str, str, float]]:
     """(task, metric, percent) of those in ``SCORES`` that were measured."""
     found = [(task, metric, scores.get(kind, {}).get(metric)) for task, kind, metric in SCORES]
     return [(task, metric, value) for task, metric, value in found if value is not None]
 
 
-def draw_gallery(demo: Demo, scores: dict[str, dict[str, float]]) -> None:
+def draw_gallery(demo: Demo, scores: Scores) -> None:
     """Draw some held-out images: a picture each, all in one, and a page."""
     if _is_newer(demo.page, demo.metrics):
         demo.say(f"[4/4] Reusing the gallery {demo.page}")
         return
-    segment = Predictor.from_config(_trained(demo))
+    segment = _load_predictor(demo)
     classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     records = DatasetCatalog.get(demo.val_dataset)[:NUM_PICTURES]
     rows = []
-    with demo.progress("[4/4] Drawing the gallery", len(records), "images") as line:
-        for record in records:
-            rows.append(gallery.join_row(gallery.make_row(record, segment, classes)))
-            write_picture(demo.page.with_name(Path(record["file_name"]).stem + ".png"), rows[-1])
-            line.advance()
+    for record in demo.progress("[4/4] Drawing the gallery", items=records, unit="images"):
+        rows.append(gallery.join_row(gallery.make_row(record, segment, classes)))
+        write_picture(demo.page.with_name(Path(record["file_name"]).stem + ".png"), rows[-1])
     write_picture(demo.page.with_name("gallery.png"), gallery.make_sheet(rows))
     curve = gallery.draw_curve(gallery.read_losses(demo.folder / "metrics.json"))
     write_picture(demo.page.with_name("loss.png"), curve)
@@ -319,13 +274,13 @@ def draw_gallery(demo: Demo, scores: dict[str, dict[str, float]]) -> None:
     demo.page.write_text(page, encoding="utf-8")
 
 
-def report(demo: Demo, scores: dict[str, dict[str, float]], seconds: float) -> None:
+def report(demo: Demo, scores: Scores, seconds: float) -> None:
     """Say how good the model is and where everything lies."""
     demo.say(f"\nOn {demo.num_val} held-out images, in percent:")
     for task, metric, value in main_scores(scores):
         demo.say(f"  {task:<9} {metric:<5} {value:5.1f}")
     demo.say(f"\nPictures: {demo.page}\nMetrics:  {demo.metrics}\nModel:    {demo.weights}")
-    demo.say(f"Done in {format_duration(seconds)}.")
+    demo.say(f"Done in {ProgressLine.format_interval(seconds)}.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -380,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {input_error_sentence(error)}", file=sys.stderr)
         return EXIT_INPUT_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         print("Interrupted; the same command goes on where this one stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

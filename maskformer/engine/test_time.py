@@ -1,11 +1,12 @@
-"""What evaluation and prediction do beyond one pass of the network: views of ``TEST.AUG``, and sliding windows."""
+"""What evaluation and prediction do beyond one pass of the network: test-time augmentation, windows, and retries."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -13,7 +14,8 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from maskformer.inference import QueryAverage, ScoreAverage, View, plan_views, resize_maps, slide_window, smaller_bands
+from maskformer.data.datasets.classes import check_classes
+from maskformer.inference import QueryAverage, ScoreAverage, SlidingWindow, View, plan_views, resize_maps
 from maskformer.meta_arch import MaskFormer
 from maskformer.model_inputs import check_images, output_size
 from maskformer.runs.failures import describe_image, is_out_of_memory
@@ -22,34 +24,6 @@ from maskformer.structures import InputError, RunError
 from .accelerator import Accelerator
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Which views of an image are shown; the keys are those of ``TEST.AUG``.
-
-    Attributes:
-        min_sizes: lengths of the shorter side, in pixels.
-        max_size: the longer side is at most this.
-        flip: show mirror images too.
-    """
-
-    min_sizes: Sequence[int]
-    max_size: int
-    flip: bool
-
-
-@dataclass(frozen=True)
-class SlidingWindow:
-    """How an image is divided; the keys are those of ``MODEL.MASK_FORMER.TEST``.
-
-    Attributes:
-        size: (height, width) in pixels of the resized image.
-        overlap: the least fraction of a window that the next one shares.
-    """
-
-    size: tuple[int, int]
-    overlap: float
 
 
 def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
@@ -65,21 +39,21 @@ def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn
     Raises:
         InputError: a value is impossible, or the model does not give a result of a kind that the options support.
     """
-    augmentation, window = _read_augmentation(cfg), _read_window(cfg)
-    if augmentation is None and window is None:
+    views, window = _read_views(cfg), _read_window(cfg)
+    if views is None and window is None:
         return cfg, model
     if isinstance(model, DistributedDataParallel):
         model = model.module
     _check_support(model, window)
-    if augmentation is not None:
+    if views is not None:
         cfg = cfg.clone()
         cfg.defrost()
         cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
         cfg.freeze()
-    return cfg, TestTimeModel(model=model, augmentation=augmentation, window=window)
+    return cfg, TestTimeModel(model=model, views=views, window=window)
 
 
-def _read_augmentation(cfg: CfgNode) -> Augmentation | None:
+def _read_views(cfg: CfgNode) -> Callable[[tuple[int, int]], list[View]] | None:
     aug = cfg.TEST.AUG
     if not aug.ENABLED:
         return None
@@ -87,7 +61,7 @@ def _read_augmentation(cfg: CfgNode) -> Augmentation | None:
         raise InputError(f"TEST.AUG.MIN_SIZES is {aug.MIN_SIZES}; expected one or more lengths in pixels, 1 or more.")
     if aug.MAX_SIZE < 1:
         raise InputError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}; expected a length in pixels, 1 or more.")
-    return Augmentation(min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
+    return partial(plan_views, min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
 
 
 def _read_window(cfg: CfgNode) -> SlidingWindow | None:
@@ -123,18 +97,19 @@ def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
 
 
 @contextmanager
-def labels_instead_of_scores(model: nn.Module) -> Iterator[None]:
-    """In the ``with`` block, a ``MaskFormer`` gives semantic labels: a K-th of the memory, and all that is measured.
+def inference_options(model: nn.Module, **changes: Any) -> Iterator[None]:
+    """In the ``with`` block, a ``MaskFormer`` has other ``InferenceOptions``.
 
     Args:
         model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
+        **changes: of the options. With ``semantic_as_labels``, semantic results take a K-th of the memory.
     """
     model = innermost(model)
     if not isinstance(model, MaskFormer):
         yield
         return
     options = model.inference
-    model.inference = replace(options, semantic_as_labels=True)
+    model.inference = replace(options, **changes)
     try:
         yield
     finally:
@@ -217,7 +192,7 @@ class RetryingModel(nn.Module):
 
     def _try(self, batched_inputs: list[dict[str, Any]], tiles: Tiles) -> list[dict[str, Any]] | None:
         try:
-            with smaller_bands(tiles.band_divisor):
+            with inference_options(self.model, band_divisor=tiles.band_divisor):
                 if tiles.window_divisor == 1:
                     return self.model(batched_inputs)
                 return [self._slide(example, tiles.window_divisor) for example in batched_inputs]
@@ -229,7 +204,7 @@ class RetryingModel(nn.Module):
     def _slide(self, example: dict[str, Any], divisor: int) -> dict[str, Any]:
         rows, columns = example["image"].shape[-2:]
         window = SlidingWindow(size=(-(-rows // divisor), -(-columns // divisor)), overlap=self.overlap)
-        return TestTimeModel(model=innermost(self.model), augmentation=None, window=window)([example])[0]
+        return TestTimeModel(model=innermost(self.model), window=window)([example])[0]
 
 
 class TestTimeModel(nn.Module):
@@ -237,14 +212,20 @@ class TestTimeModel(nn.Module):
 
     Args:
         model: ``MaskFormer``, or a ``SemanticSegmentor``, which gives semantic results only.
-        augmentation: the views of each image; None: the image as it comes.
+        views: (rows, columns) of an image -> how it is shown, the largest view first, not flipped; None: as it comes.
         window: divides each view, for semantic results only; None: views are whole.
     """
 
-    def __init__(self, *, model: nn.Module, augmentation: Augmentation | None, window: SlidingWindow | None):
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        views: Callable[[tuple[int, int]], list[View]] | None = None,
+        window: SlidingWindow | None = None,
+    ):
         super().__init__()
         self.model = model
-        self.augmentation = augmentation
+        self.views = views or (lambda image_size: [View(image_size)])
         self.window = window
         self.training = model.training  # evaluation restores the mode that it finds here
 
@@ -257,18 +238,9 @@ class TestTimeModel(nn.Module):
         image: Tensor = example["image"]
         rows, columns = image.shape[-2:]
         output = dict(zip(("height", "width"), output_size(example, (rows, columns))))
-        views = self._plan_views((rows, columns))
-        if not isinstance(self.model, MaskFormer) or self.window is not None:
-            return self._segment_semantically(image, views, output)
-        return _segment_by_queries(self.model, image, views, output)
-
-    def _plan_views(self, image_size: tuple[int, int]) -> list[View]:
-        aug = self.augmentation
-        if aug is None:
-            return [View(image_size)]
-        return plan_views(image_size, min_sizes=aug.min_sizes, max_size=aug.max_size, flip=aug.flip)
-
-    def _segment_semantically(self, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
+        views = self.views((rows, columns))
+        if isinstance(self.model, MaskFormer) and self.window is None:
+            return _segment_by_queries(self.model, image, views, output)
         scores = ScoreAverage()
         for view in views:
             scores.add(view.restore(self._scores(view.show(image), output)))
@@ -276,12 +248,9 @@ class TestTimeModel(nn.Module):
 
     def _scores(self, image: Tensor, output: dict[str, int]) -> Tensor:
         """(K,height,width) scores of one view, in windows where it is larger than one."""
-        window = self.window
-        if window is None or (image.shape[-2] <= window.size[0] and image.shape[-1] <= window.size[1]):
+        if self.window is None or self.window.holds(image):
             return _semantic_scores(self.model, {"image": image, **output})
-        scores = slide_window(
-            image, window.size, window.overlap, lambda part: _semantic_scores(self.model, {"image": part})
-        )
+        scores = self.window.average(image, lambda part: _semantic_scores(self.model, {"image": part}))
         return resize_maps(scores, (output["height"], output["width"]))
 
 
@@ -318,3 +287,20 @@ def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], out
     if queries is None:
         return results
     return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}
+
+
+def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the whole config.
+        model: with ``classes``, or of a user's own kind.
+
+    Raises:
+        InputError: they differ, or results need to know more of them than is known.
+    """
+    model = innermost(model)
+    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+        model.check_classes()
+    for name in cfg.DATASETS.TEST:
+        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))

@@ -26,7 +26,7 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
-from maskformer.evaluation.loop import check_evaluation, check_test_classes, evaluate_datasets
+from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
 from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import InputError
@@ -39,7 +39,7 @@ from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
 from .run_state import ResumableWriter, RunState
 from .step import build_step_trainer
-from .test_time import RetryingModel, apply_test_time_options, labels_instead_of_scores
+from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,14 @@ class Trainer(DefaultTrainer):
             if evaluators is not None:
                 results = super().test(loading_cfg, test_model, evaluators)
             else:
-                with labels_instead_of_scores(test_model):
-                    results = evaluate_datasets(loading_cfg, test_model, cls.build_test_loader, cls.build_evaluator)
+                with inference_options(test_model, semantic_as_labels=True):
+                    results = evaluate_datasets(
+                        loading_cfg,
+                        test_model,
+                        cls.build_test_loader,
+                        cls.build_evaluator,
+                        accelerator.release_unused_memory,
+                    )
         finally:
             waiting.remove()
         if comm.is_main_process() and results:

@@ -2,17 +2,18 @@
 
 from .build import build_evaluator
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
+from .evaluator import ImageByImageEvaluators, ImageEvaluator
 from .instance import InstanceEvaluator
+from .journal import Journal, tidy_partial_results
+from .loop import append_scores, check_expected_results, format_scores
 from .panoptic import PanopticEvaluator
-from .report import append_scores, check_expected_results, format_scores
-from .resume.image_by_image import ImageByImageEvaluators
-from .resume.journal import Journal, tidy_partial_results
 from .semantic import SemanticEvaluator
 
 __all__ = [
     "CityscapesInstanceEvaluator",
     "CityscapesSemanticEvaluator",
     "ImageByImageEvaluators",
+    "ImageEvaluator",
     "InstanceEvaluator",
     "Journal",
     "PanopticEvaluator",

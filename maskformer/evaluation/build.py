@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import logging
 
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.utils.logger import log_first_n
 
 from maskformer.data.checks.verification import check_registered, load_dataset
 from maskformer.structures import InputError
 
 from .cityscapes import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator
+from .evaluator import ImageByImageEvaluators, ImageEvaluator
 from .instance import InstanceEvaluator
-from .label_map import check_num_classes
 from .panoptic import PanopticEvaluator
-from .resume.image_by_image import ImageByImageEvaluators
-from .semantic import SemanticEvaluator
+from .semantic import SemanticEvaluator, check_num_classes
 
-Records = Sequence[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One kind of result and how to measure it.
-
-    Attributes:
-        switch: the key under ``MODEL.MASK_FORMER.TEST`` that has the model give this result.
-        has_truth: whether a dataset, by its metadata and entries, holds what the result is compared with.
-        build: dataset name and output folder -> evaluator.
-    """
-
-    switch: str
-    has_truth: Callable[[Metadata, Records], bool]
-    build: Callable[[str, str | None], Any]
+_ALL: tuple[type[ImageEvaluator], ...] = (SemanticEvaluator, PanopticEvaluator, InstanceEvaluator)
+MEASURES: dict[str, tuple[type[ImageEvaluator], ...]] = {
+    "sem_seg": (SemanticEvaluator,),
+    "coco": (InstanceEvaluator,),
+    "coco_panoptic_seg": _ALL,
+    "ade20k_panoptic_seg": _ALL,
+    "cityscapes_sem_seg": (CityscapesSemanticEvaluator,),
+    "cityscapes_instance": (CityscapesInstanceEvaluator,),
+    "cityscapes_panoptic_seg": (PanopticEvaluator, CityscapesSemanticEvaluator, CityscapesInstanceEvaluator),
+}
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> ImageByImageEvaluators:
@@ -67,59 +57,27 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         raise InputError(
             f"Dataset {dataset_name} ({evaluator_type}) holds no labels to compare with; change DATASETS.TEST."
         )
-    wanted = [measure for measure in possible if cfg.MODEL.MASK_FORMER.TEST[measure.switch]]
+    test = cfg.MODEL.MASK_FORMER.TEST
+    wanted = [measure for measure in possible if test[measure.switch]]
     if not wanted:
         switches = " or ".join(f"MODEL.MASK_FORMER.TEST.{measure.switch}" for measure in possible)
         raise InputError(
             f"Dataset {dataset_name} ({evaluator_type}) cannot judge any result that the model has switched on: set "
             f"{switches} to True, or change DATASETS.TEST."
         )
-    evaluators = [measure.build(dataset_name, output_folder) for measure in wanted]
+    if evaluator_type is not None:
+        for measure in measures:
+            if test[measure.switch] and measure.json_key and measure not in possible:
+                log_first_n(
+                    logging.WARNING,
+                    f"Dataset {dataset_name} ({evaluator_type}) names no file that exists as {measure.json_key} in its "
+                    f"metadata: what MODEL.MASK_FORMER.TEST.{measure.switch} gives is not measured.",
+                    name=__name__,
+                    key="message",
+                )
+    evaluators = [measure(dataset_name, output_folder) for measure in wanted]
     for evaluator in evaluators:
         evaluator.check(records)
-        if isinstance(evaluator, (SemanticEvaluator, CityscapesSemanticEvaluator)):
+        if evaluator.num_classes is not None:
             check_num_classes(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, evaluator.num_classes)
     return ImageByImageEvaluators(evaluators, output_folder)
-
-
-def _always(_metadata: Metadata, _records: Records) -> bool:
-    return True
-
-
-def _has_semantic_labels(_metadata: Metadata, records: Records) -> bool:
-    return any("sem_seg_file_name" in record for record in records)
-
-
-def _has_panoptic_labels(metadata: Metadata, records: Records) -> bool:
-    return metadata.get("panoptic_json") is not None or any("pan_seg_file_name" in record for record in records)
-
-
-def _has_instances(metadata: Metadata, records: Records) -> bool:
-    json_file = metadata.get("json_file")
-    return any("annotations" in record for record in records) if json_file is None else os.path.isfile(json_file)
-
-
-def _cityscapes_semantic(dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    return CityscapesSemanticEvaluator(dataset_name)
-
-
-def _cityscapes_instance(dataset_name: str, _output_folder: str | None) -> DatasetEvaluator:
-    return CityscapesInstanceEvaluator(dataset_name)
-
-
-_PANOPTIC = Measure("PANOPTIC_ON", _has_panoptic_labels, PanopticEvaluator)
-_INSTANCE = Measure("INSTANCE_ON", _has_instances, InstanceEvaluator)
-_SEMANTIC = Measure("SEMANTIC_ON", _has_semantic_labels, SemanticEvaluator)
-_CITYSCAPES_SEMANTIC = Measure("SEMANTIC_ON", _always, _cityscapes_semantic)
-_CITYSCAPES_INSTANCE = Measure("INSTANCE_ON", _always, _cityscapes_instance)
-
-_ALL = (_SEMANTIC, _PANOPTIC, _INSTANCE)
-MEASURES: dict[str, tuple[Measure, ...]] = {
-    "sem_seg": (_SEMANTIC,),
-    "coco": (_INSTANCE,),
-    "coco_panoptic_seg": _ALL,
-    "ade20k_panoptic_seg": _ALL,
-    "cityscapes_sem_seg": (_CITYSCAPES_SEMANTIC,),
-    "cityscapes_instance": (_CITYSCAPES_INSTANCE,),
-    "cityscapes_panoptic_seg": (_PANOPTIC, _CITYSCAPES_SEMANTIC, _CITYSCAPES_INSTANCE),
-}

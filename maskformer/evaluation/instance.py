@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
-import json
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
-from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -24,40 +19,42 @@ from maskformer.data.datasets.classes import require
 from maskformer.data.files.json_files import instances_of_records, read_instance_json
 from maskformer.structures import InputError
 
-from .truth import check_image_ids, image_id_of, match_ids
+from .evaluator import ImageEvaluator, Records
 
 logger = logging.getLogger(__name__)
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of pycocotools' ``stats``
 
 
-class InstanceEvaluator(DatasetEvaluator):
+class InstanceEvaluator(ImageEvaluator):
     """Mask AP as pycocotools computes it and Detectron2 names it, of things anywhere among a dataset's classes.
 
-    Args:
-        dataset_name: registered, with ``thing_classes`` and, where its classes are not 0, 1, ..,
-            ``thing_dataset_id_to_contiguous_id``. The truth is its ``json_file`` (COCO instances) or, without one, the
-            ``annotations`` of its entries.
-        output_folder: where predictions are written; None: nowhere.
+    The dataset has ``thing_classes`` in its metadata and, where its classes are not 0, 1, ..,
+    ``thing_dataset_id_to_contiguous_id``. The truth is its ``json_file`` (COCO instances) or, without one, the
+    ``annotations`` of its entries. ``instances`` of an output is read, with contiguous ``pred_classes``, ``scores``,
+    ``pred_boxes`` and ``pred_masks``.
     """
 
+    switch = "INSTANCE_ON"
+    entry_key, json_key = "annotations", "json_file"
+
     def __init__(self, dataset_name: str, output_folder: str | None = None):
-        metadata = MetadataCatalog.get(dataset_name)
+        super().__init__(dataset_name, output_folder)
         records = DatasetCatalog.get(dataset_name)  # first: Detectron2 completes the metadata as it reads
-        self._json_file = metadata.get("json_file")
-        self._output_folder = output_folder
-        names = metadata.get("thing_classes")
+        self._json_file = self.metadata.get("json_file")
+        names = self.metadata.get("thing_classes")
         if self._json_file is not None:
             self._content = read_instance_json(self._json_file)
-            self.dataset_ids = match_ids(
-                metadata.get("thing_dataset_id_to_contiguous_id"), names, self._content["categories"], self._json_file
-            )
+            table = self.metadata.get("thing_dataset_id_to_contiguous_id")
+            if table is not None:
+                self.dataset_ids = {index: id_ for id_, index in table.items()}
+            else:
+                self.dataset_ids = self._ids_by_name(names, self._content["categories"], self._json_file)
         else:
-            names = require(metadata, "thing_classes")
+            names = require(self.metadata, "thing_classes")
             self._content = instances_of_records(records, names, f"dataset {dataset_name}")
             self.dataset_ids = {index: index for index in range(len(names))}
         self._use_categories(names)
-        self._predictions: list[dict[str, Any]] = []
 
     def _use_categories(self, names: Sequence[str] | None) -> None:
         """Have the things of the dataset as the categories of the truth, which may list others that it does not use."""
@@ -79,57 +76,33 @@ class InstanceEvaluator(DatasetEvaluator):
             annotation["id"] = number
         self._images = {image["id"] for image in self._content["images"]}
 
-    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, records: Records) -> None:
         """Raise an ``InputError`` where the truth has nothing of an image of the dataset."""
         if self._json_file is not None:
-            check_image_ids(records, self._images, self._json_file)
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._predictions = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Take the instances of some images.
-
-        Args:
-            inputs: entries of the dataset; ``image_id`` is read.
-            outputs: ``instances`` of each, with contiguous ``pred_classes``, ``scores``, ``pred_boxes`` and
-                ``pred_masks``.
-        """
-        for example, output in zip(inputs, outputs, strict=True):
-            self.add(self.measure(example, output))
+            self._refuse_unknown_images(records, self._images, self._json_file)
 
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Encode the instances of one image as COCO's JSON has them; see ``ImageEvaluator``."""
         self.check([example])
-        image_id = image_id_of(example, self._content)
-        instances = self._with_dataset_ids(output["instances"]).to("cpu")
-        return {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
+        image_id = self._image_id(example, self._content)
+        found = output["instances"].to("cpu")
+        renamed = Instances(found.image_size, **found.get_fields())
+        renamed.pred_classes = torch.tensor(self._ids_of_things(found, self.dataset_ids), dtype=torch.int64)
+        return {"image_id": image_id, "instances": instances_to_coco_json(renamed, image_id)}
 
-    def add(self, measured: dict[str, Any]) -> None:
-        """Take an image; see ``ImageEvaluator``."""
-        self._predictions.append(measured)
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """AP over overlaps and by size, and of each class, in percent, of the images shown; on the main process only.
+    def score(self, measured: list[Any]) -> dict[str, dict[str, float]]:
+        """AP over overlaps and by size, and of each class, of the images shown.
 
         Where nothing is predicted, or nothing annotated, a score is nan.
         """
-        parts = comm.gather(self._predictions)
-        if not comm.is_main_process():
-            return None
-        predictions = list(itertools.chain(*parts))
-        found = [entry for prediction in predictions for entry in prediction["instances"]]
-        if self._output_folder is not None:
-            os.makedirs(self._output_folder, exist_ok=True)
-            with open(os.path.join(self._output_folder, "coco_instances_results.json"), "w", encoding="utf-8") as file:
-                json.dump(found, file)
+        found = [entry for prediction in measured for entry in prediction["instances"]]
+        self._write("coco_instances_results.json", found)
         if not found:
-            logger.warning("The model predicts no instance in %d images: mask AP is undefined.", len(predictions))
+            logger.warning("The model predicts no instance in %d images: mask AP is undefined.", len(measured))
             return {"segm": dict.fromkeys(_METRICS, float("nan"))}
         # Without boxes: else pycocotools takes theirs as the areas of the masks.
         masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
-        return {"segm": self._score(masks, sorted({prediction["image_id"] for prediction in predictions}))}
+        return {"segm": self._score(masks, sorted({prediction["image_id"] for prediction in measured}))}
 
     def _score(self, masks: list[dict[str, Any]], image_ids: list[Any]) -> dict[str, float]:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -150,18 +123,6 @@ class InstanceEvaluator(DatasetEvaluator):
                 of_class = of_class[of_class > -1]
                 scores[f"AP-{name}"] = _percent(of_class.mean() if of_class.size else -1)
         return scores
-
-    def _with_dataset_ids(self, instances: Instances) -> Instances:
-        classes = instances.pred_classes.tolist()
-        foreign = sorted(set(classes) - self.dataset_ids.keys())
-        if foreign:
-            raise InputError(
-                f"The model predicts an instance of class {foreign[0]}, which the dataset does not count among its "
-                f"{len(self.dataset_ids)} things: check MODEL.SEM_SEG_HEAD.NUM_CLASSES and DATASETS.TEST."
-            )
-        renamed = Instances(instances.image_size, **instances.get_fields())
-        renamed.pred_classes = torch.tensor([self.dataset_ids[index] for index in classes], dtype=torch.int64)
-        return renamed
 
 
 def _percent(score: float) -> float:

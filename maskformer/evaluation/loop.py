@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,23 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
 from torch import nn
 
-from maskformer.data.datasets.classes import check_classes
-from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.test_time import innermost
 from maskformer.kernels import import_loops
-from maskformer.meta_arch import MaskFormer
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
 
-from . import ImageByImageEvaluators, Journal, tidy_partial_results
+from .evaluator import ImageByImageEvaluators
+from .journal import Journal, tidy_partial_results
 
 logger = logging.getLogger(__name__)
 
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
 _WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
-
-
-def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
-    """Make sure, before a training and before an evaluation, that the model's classes are those of ``DATASETS.TEST``.
-
-    Args:
-        cfg: the whole config.
-        model: with ``classes``, or of a user's own kind.
-
-    Raises:
-        InputError: they differ, or results need to know more of them than is known.
-    """
-    model = innermost(model)
-    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
-        model.check_classes()
-    for name in cfg.DATASETS.TEST:
-        check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))
 
 
 def check_evaluation(
@@ -88,6 +71,7 @@ def evaluate_datasets(
     model: nn.Module,
     build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
     build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
+    release_memory: Callable[[], None],
 ) -> dict[str, Any]:
     """Detectron2's loop over datasets, with partial results on disk.
 
@@ -100,6 +84,7 @@ def evaluate_datasets(
         model: as it is evaluated.
         build_loader: (cfg, dataset name, indices of the images to leave out) -> batches.
         build_evaluator: (cfg, dataset name) -> evaluator.
+        release_memory: gives what the device no longer needs back, after each dataset.
 
     Returns:
         Scores by kind of result and metric; of several datasets, by their names first. On the main process only.
@@ -115,7 +100,7 @@ def evaluate_datasets(
             print_csv_format(results[name])
         del evaluator, loader, journal
         gc.collect()
-        Accelerator(cfg.MODEL.DEVICE).release_unused_memory()  # else a training keeps what its evaluations needed
+        release_memory()  # else a training keeps what its evaluations needed
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -187,3 +172,51 @@ def _describe_value(value: Any) -> Any:
         return value
     status = os.stat(value)
     return value, status.st_size, status.st_mtime_ns
+
+
+def format_scores(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for people, of everything but the scores of single classes.
+
+    Args:
+        results: dataset -> kind of result -> metric -> score; names with "-" are of single classes.
+    """
+    rows = [
+        (dataset, kind, metric, score)
+        for dataset, kinds in results.items()
+        for kind, scores in kinds.items()
+        for metric, score in scores.items()
+        if "-" not in metric
+    ]
+    return tabulate(rows, headers=("dataset", "result", "metric", "score"), tablefmt="pipe", floatfmt=".2f")
+
+
+def append_scores(path: str, results: Mapping[str, Any]) -> None:
+    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``.
+
+    Args:
+        path: the file, created where it is missing.
+        results: nested by dataset (where there are several), kind of result and metric.
+    """
+    scores = {name: float(score) for name, score in flatten_results_dict(results).items()}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(scores, sort_keys=True) + "\n")
+
+
+def check_expected_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:
+    """Hold scores to ``TEST.EXPECTED_RESULTS``.
+
+    Args:
+        expected: rows of [task, metric, score, tolerance]; with several datasets a task is "DATASET/task".
+        results: as for ``append_scores``.
+
+    Raises:
+        RunError: a score is missing, not finite, or further away than the tolerance.
+    """
+    scores = flatten_results_dict(results)
+    for task, metric, score, tolerance in expected:
+        actual = scores.get(f"{task}/{metric}")
+        if actual is None or not abs(actual - score) <= tolerance:
+            raise RunError(
+                f"TEST.EXPECTED_RESULTS expects {task} {metric} to be {score} within {tolerance}, but the evaluation "
+                f"gave {'none' if actual is None else actual} (scores: {', '.join(scores) or 'none'})."
+            )

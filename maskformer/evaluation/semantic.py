@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
+from detectron2.data import DatasetCatalog
+from torch import Tensor
 
-from maskformer.data.datasets.classes import DEFAULT_IGNORE_LABEL, dataset_ids, ignore_label_of, require
-from maskformer.data.files.reading import read_label_map
-from maskformer.data.files.run_lengths import encode_segments
-from maskformer.structures import BadImageError, InputError
+from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
+from maskformer.data.files.masks import encode_segments
+from maskformer.data.files.reading import check_same_size, read_label_map
+from maskformer.kernels import find_kernels
+from maskformer.structures import InputError
 
-from .label_map import read_labels
+from .evaluator import ImageEvaluator, Records
 
 logger = logging.getLogger(__name__)
 
 BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 
 
-class SemanticEvaluator(DatasetEvaluator):
+class SemanticEvaluator(ImageEvaluator):
     """Scores and files of Detectron2's ``SemSegEvaluator``, with a boundary IoU that compares mask by mask.
 
-    Args:
-        dataset_name: registered, with ``stuff_classes`` in its metadata and ``sem_seg_file_name`` in its entries.
-        output_folder: where predictions and scores are written; None: nowhere.
-        ignore_label: where the metadata names none.
+    The dataset has ``stuff_classes`` in its metadata and ``sem_seg_file_name`` in its entries. ``sem_seg`` of an output
+    is read: (K,height,width) scores or (height,width) labels.
     """
 
-    def __init__(self, dataset_name: str, output_folder: str | None = None, ignore_label: int = DEFAULT_IGNORE_LABEL):
-        metadata = MetadataCatalog.get(dataset_name)
-        self._names = require(metadata, "stuff_classes")
+    switch = "SEMANTIC_ON"
+    entry_key = "sem_seg_file_name"
+    num_classes: int
+
+    def __init__(self, dataset_name: str, output_folder: str | None = None):
+        super().__init__(dataset_name, output_folder)
+        self._names = require(self.metadata, "stuff_classes")
         self.num_classes = len(self._names)
-        self._ignore_label = ignore_label_of(metadata, ignore_label)
-        self._label_values = metadata.get("label_values")
+        self._ignore_label = ignore_label_of(self.metadata)
         self._dataset_ids = dataset_ids(dataset_name, self.num_classes)
-        self._output_folder = output_folder
         records = DatasetCatalog.get(dataset_name)
         self._label_of_image = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
-        self.reset()
 
-    def check(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def check(self, records: Records) -> None:
         """Raise an ``InputError`` where an image of the dataset has no label."""
         for record in records:
             if record.get("sem_seg_file_name") is None:
@@ -58,75 +55,48 @@ class SemanticEvaluator(DatasetEvaluator):
                     "one for each image of DATASETS.TEST."
                 )
 
-    def reset(self) -> None:
-        """Forget all images."""
-        side = self.num_classes + 1  # "ignored" is the class after the last
-        self._pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
-        self._boundaries = np.zeros((3, side), dtype=np.int64)  # see ``boundary_classes``
-        self._predictions: list[dict[str, Any]] = []
-
-    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Count the pixels of some images.
-
-        Args:
-            inputs: entries of the dataset; ``file_name`` is read.
-            outputs: ``sem_seg`` of each: (K,height,width) scores or (height,width) labels.
-
-        Raises:
-            InputError: the number of classes or the size differs from the label's.
-        """
-        for example, output in zip(inputs, outputs, strict=True):
-            self.add(self.measure(example, output))
-
     def measure(self, example: dict[str, Any], output: dict[str, Any]) -> dict[str, Any]:
         """Compare one image with its label; see ``ImageEvaluator``."""
         file_name = example["file_name"]
         predicted = read_labels(output["sem_seg"], self.num_classes)
         label_file = self._label_of_image[file_name]
-        label = read_label_map(label_file, self.num_classes, self._ignore_label, self._label_values)
-        _check_size(file_name, predicted.shape, label_file, label.shape)
+        label = read_label_map(label_file, self.num_classes, self._ignore_label, self.metadata.get("label_values"))
+        check_same_size(predicted, file_name, label, label_file)
         ignored = label == self._ignore_label
-        # One type for both, which OpenCV knows too.
+        # One type for both, which OpenCV knows too; "ignored" is the class after the last.
         dtype = np.uint8 if self.num_classes < 256 else np.uint16
         truth = np.where(ignored, self.num_classes, label).astype(dtype)
         shown = np.where(ignored, self.num_classes, predicted).astype(dtype)
         return {
             "pixels": _sparse(predicted.astype(np.int64) * (self.num_classes + 1) + truth.astype(np.int64)),
-            "boundaries": [_sparse(classes) for classes in boundary_classes(shown, truth)],
-            "predictions": [] if self._output_folder is None else self._encode(predicted, file_name),
+            "boundaries": [_sparse(classes) for classes in _boundary_classes(shown, truth)],
+            "predictions": [] if self.output_folder is None else self._encode(predicted, file_name),
         }
 
-    def add(self, measured: dict[str, Any]) -> None:
-        """Count an image; see ``ImageEvaluator``."""
-        all_counts = [self._pixels.reshape(-1), *self._boundaries]
-        for counts, (values, pixels) in zip(all_counts, [measured["pixels"], *measured["boundaries"]], strict=True):
-            counts[values] += np.array(pixels, dtype=np.int64)
-        self._predictions.extend(measured["predictions"])
-
-    def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """IoU of each class and its boundary, accuracies, and their means, in percent; on the main process only.
+    def score(self, measured: list[Any]) -> dict[str, dict[str, float]]:
+        """IoU of each class and its boundary, accuracies, and their means.
 
         A class that no label has is nan, and in no mean. Pixels that a label ignores count for nobody.
         """
-        parts = comm.gather((self._pixels, self._boundaries, self._predictions))
-        if not comm.is_main_process():
-            return None
-        scores = self._score(np.sum([part[0] for part in parts], axis=0), np.sum([part[1] for part in parts], axis=0))
-        if self._output_folder is not None:
-            os.makedirs(self._output_folder, exist_ok=True)
-            predictions = list(itertools.chain(*(predictions for _, _, predictions in parts)))
-            with open(os.path.join(self._output_folder, "sem_seg_predictions.json"), "w", encoding="utf-8") as file:
-                file.write(json.dumps(predictions))
-            torch.save(scores, os.path.join(self._output_folder, "sem_seg_evaluation.pth"))
+        side = self.num_classes + 1
+        pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
+        boundaries = np.zeros((3, side), dtype=np.int64)  # see ``_boundary_classes``
+        for image in measured:
+            all_counts = zip([pixels.reshape(-1), *boundaries], [image["pixels"], *image["boundaries"]], strict=True)
+            for counts, (values, numbers) in all_counts:
+                counts[values] += np.array(numbers, dtype=np.int64)
+        scores = self._score(pixels[:-1, :-1].astype(float), boundaries[:, :-1].astype(float))
+        self._write("sem_seg_predictions.json", list(itertools.chain(*(image["predictions"] for image in measured))))
+        if self.output_folder is not None:
+            torch.save(scores, os.path.join(self.output_folder, "sem_seg_evaluation.pth"))
         logger.info("Semantic scores: %s", scores)
         return {"sem_seg": scores}
 
     def _score(self, pixels: np.ndarray, boundaries: np.ndarray) -> dict[str, float]:
-        pixels = pixels[:-1, :-1].astype(float)
         hits, labelled, predicted = pixels.diagonal(), pixels.sum(0), pixels.sum(1)
         iou = _ratio(hits, labelled + predicted - hits, labelled)
         accuracy = _ratio(hits, labelled, labelled)
-        labelled_boundary, predicted_boundary, common = boundaries[:, :-1].astype(float)
+        labelled_boundary, predicted_boundary, common = boundaries
         boundary_iou = _ratio(common, labelled_boundary + predicted_boundary - common, labelled)
         total = labelled.sum() or float("nan")  # not one labelled pixel
         seen = labelled > 0
@@ -153,19 +123,54 @@ class SemanticEvaluator(DatasetEvaluator):
         ]
 
 
-def boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixels that the boundary IoU of each class is computed from.
+def read_labels(semantic: Tensor, num_classes: int) -> np.ndarray:
+    """The class of each pixel in a model's "sem_seg".
+
+    Args:
+        semantic: (K,height,width) scores, or (height,width) labels (``MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS``).
+        num_classes: K of the dataset.
+
+    Returns:
+        (height,width) uint8 where K allows it, else int16; of equal scores, the lower class.
+
+    Raises:
+        InputError: the model has another K.
+    """
+    has_scores = semantic.dim() == 3
+    check_num_classes(len(semantic) if has_scores else max(int(semantic.max()) + 1, num_classes), num_classes)
+    labels = _best_classes(semantic.detach()) if has_scores else semantic
+    return labels.to(torch.uint8 if num_classes <= 256 else torch.int16).cpu().numpy()
+
+
+def _best_classes(scores: Tensor) -> Tensor:
+    """(height,width) classes of (K,height,width) scores, the lower of equal ones."""
+    kernels = find_kernels(scores)
+    if kernels is None:
+        return scores.max(0).indices  # not argmax, which is slower on a CPU
+    labels = torch.empty(scores.shape[1:], dtype=torch.int32)
+    kernels.write_best_classes(scores.flatten(1).contiguous().numpy(), labels.view(-1).numpy())
+    return labels
+
+
+def check_num_classes(predicted: int, num_classes: int) -> None:
+    """Compare K of a model with the dataset's.
+
+    Raises:
+        InputError: they differ.
+    """
+    if predicted != num_classes:
+        raise InputError(
+            f"The model predicts {predicted} classes but the dataset has {num_classes}: set "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES to {num_classes}, with weights to match, or change DATASETS.TEST."
+        )
+
+
+def _boundary_classes(predicted: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The classes of the pixels in the label's boundary regions, in the prediction's, and in both of one class.
 
     A pixel is in the boundary region of its class where another class, or the image's border, is at most 2 % of the
     diagonal away, in rows and in columns. So the regions of all classes come from one map of edges, instead of from a
-    mask of each class.
-
-    Args:
-        predicted: (height,width) uint8 or uint16: classes; where the label is ignored, what the label has.
-        label: likewise.
-
-    Returns:
-        The classes of the pixels in the label's boundary regions, in the prediction's, and in both of one class.
+    mask of each class. Where the label is ignored, both maps have one class for that.
 
     Source: Boundary IoU (arXiv 2103.16562), section 4. Outside of the image there is no mask, so its border bounds one.
     """
@@ -199,12 +204,3 @@ def _sparse(values: np.ndarray) -> list[list[int]]:
     counts = np.bincount(values.ravel())
     occurring = np.flatnonzero(counts)
     return [occurring.tolist(), counts[occurring].tolist()]
-
-
-def _check_size(file_name: str, size: tuple[int, ...], label_file: str, label_size: tuple[int, ...]) -> None:
-    if size != label_size:
-        (height, width), (label_height, label_width) = size, label_size
-        raise BadImageError(
-            f"Image file {file_name} is {width} x {height} pixels (width x height) but its label {label_file} is "
-            f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
-        )

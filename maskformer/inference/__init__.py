@@ -2,15 +2,15 @@
 
 from .instance import instance_inference, top_pairs
 from .panoptic import kept_queries, panoptic_inference
-from .resize import Geometry, resize_maps, smaller_bands
+from .resize import Geometry, resize_maps
 from .semantic import semantic_inference, semantic_labels
-from .tta import QueryAverage, ScoreAverage, View, plan_views
-from .windows import slide_window
+from .tta import QueryAverage, ScoreAverage, SlidingWindow, View, plan_views
 
 __all__ = [
     "Geometry",
     "QueryAverage",
     "ScoreAverage",
+    "SlidingWindow",
     "View",
     "instance_inference",
     "kept_queries",
@@ -19,7 +19,5 @@ __all__ = [
     "resize_maps",
     "semantic_inference",
     "semantic_labels",
-    "slide_window",
-    "smaller_bands",
     "top_pairs",
 ]

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .resize import Geometry, device_bytes, shrunk
+from .resize import Geometry
 
 
 def instance_inference(
@@ -90,7 +90,7 @@ def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) 
 
 def _masks_at_once(mask_logits: Tensor, geometry: Geometry) -> int:
     height, width = geometry.padded_size
-    limit = shrunk(device_bytes(0, mask_logits.device))  # on a CPU one after the other: each leaves the cache anyway
+    limit = geometry.bytes_at_once(0, mask_logits.device)  # on a CPU one after the other: each leaves the cache anyway
     return max(limit // (height * width * mask_logits.element_size()), 1)
 
 

@@ -52,7 +52,8 @@ def panoptic_inference(
 
     height, width = geometry.output_size
     in_bands = geometry.keeps_size and scores.device.type == "cpu"
-    bands = plan_bands(height, width * scores.element_size(), _BAND_BYTES) if in_bands else [range(height)]
+    band_bytes = geometry.bytes_at_once(_BAND_BYTES, scores.device)
+    bands = plan_bands(height, width * scores.element_size(), band_bytes) if in_bands else [range(height)]
     owner, visible_area, predicted_area = assign_pixels(scores, mask_logits_in, geometry.output_size, bands)
     segment_of_slot, segments_info = merge_segments(
         classes.tolist(), visible_area.tolist(), predicted_area.tolist(), thing_class_ids, overlap_threshold

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +17,8 @@ from maskformer.kernels import find_kernels, plan_interpolation
 
 Size = tuple[int, int]
 
+_BYTES_ELSEWHERE = 2**27  # of maps at a time on accelerators, where each operator costs a launch
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -28,16 +28,22 @@ class Geometry:
         padded_size: the network input of the batch.
         image_size: the image within it, top left.
         output_size: the size that the result should have: the original image's.
+        band_divisor: of the bytes of maps that are computed together, 1 or more; results stay the same.
     """
 
     padded_size: Size
     image_size: Size
     output_size: Size
+    band_divisor: int = 1
 
     @property
     def keeps_size(self) -> bool:
         """Whether the result has the size of the image in the network input, so that nothing is left to resize."""
         return tuple(self.image_size) == tuple(self.output_size)
+
+    def bytes_at_once(self, on_cpu: int, device: torch.device) -> int:
+        """How many bytes of maps are computed together: on a CPU what is given, elsewhere many."""
+        return (on_cpu if device.type == "cpu" else _BYTES_ELSEWHERE) // self.band_divisor
 
     def upsample(self, mask_logits: Tensor) -> Tensor:
         """(N,h,w) logits -> (N,H,W) on the padded input, bilinear."""
@@ -111,34 +117,6 @@ def resize_maps(maps: Tensor, size: Size) -> Tensor:
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-_BYTES_ELSEWHERE = 2**27  # of maps at a time on accelerators, where each operator costs a launch
-_band_divisor: ContextVar[int] = ContextVar("band_divisor", default=1)
-
-
-@contextmanager
-def smaller_bands(divisor: int) -> Iterator[None]:
-    """In the ``with`` block, bands and other pieces have this fraction of bytes: for memory that did not suffice.
-
-    Args:
-        divisor: of the bytes, 1 or more.
-    """
-    token = _band_divisor.set(divisor)
-    try:
-        yield
-    finally:
-        _band_divisor.reset(token)
-
-
-def shrunk(num_bytes: int) -> int:
-    """What of a limit is left within ``smaller_bands``."""
-    return num_bytes // _band_divisor.get()
-
-
-def device_bytes(on_cpu: int, device: torch.device) -> int:
-    """How many bytes of maps a device computes together best: on a CPU what is given, elsewhere many."""
-    return on_cpu if device.type == "cpu" else _BYTES_ELSEWHERE
-
-
 def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
     """Yields bands of rows that cover a map from the top.
 
@@ -147,6 +125,6 @@ def plan_bands(height: int, row_bytes: int, band_bytes: int) -> Iterator[range]:
         row_bytes: what one row needs.
         band_bytes: what a band should not exceed, but for four rows, which are the least.
     """
-    step = max(shrunk(band_bytes) // row_bytes // 4 * 4, 4)  # the mask grid's stride: few bands begin inside a cell
+    step = max(band_bytes // row_bytes // 4 * 4, 4)  # the mask grid's stride: few bands begin inside a cell
     for start in range(0, height, step):
         yield range(start, min(start + step, height))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskformer.kernels import find_kernels, for_each
 
-from .resize import Geometry, device_bytes, plan_bands, shrunk
+from .resize import Geometry, plan_bands
 
 _BAND_BYTES = 2**23  # of a band's masks or scores; the C library gives blocks above 32 MB back after each use
 _BLOCK_BYTES = 2**21  # of the scores that an arg-max reads: they stay in a core's cache
@@ -80,7 +80,7 @@ def semantic_labels(
     """
     bands = _Bands(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
     labels = torch.empty(geometry.output_size, dtype=torch.int32, device=mask_logits.device)
-    block_bytes = shrunk(device_bytes(_BLOCK_BYTES, mask_logits.device))
+    block_bytes = geometry.bytes_at_once(_BLOCK_BYTES, mask_logits.device)
 
     def write(rows: range) -> None:
         if bands.restores_scores:
@@ -121,7 +121,7 @@ class _Bands:
         num_maps = max(self.class_probs.shape) if self.restores_scores else len(self._mask_logits)
         width = max(self._geometry.image_size[1], self._geometry.output_size[1])
         row_bytes = num_maps * width * self._mask_logits.element_size()
-        band_bytes = device_bytes(_BAND_BYTES, self._mask_logits.device)
+        band_bytes = self._geometry.bytes_at_once(_BAND_BYTES, self._mask_logits.device)
         return list(plan_bands(self._geometry.output_size[0], row_bytes, band_bytes))
 
     def mask_probs(self, rows: range) -> Tensor:

@@ -1,4 +1,4 @@
-"""Test-time augmentation: one image seen at several sizes and mirrored, and one answer from all that was seen.
+"""Test-time augmentation and sliding windows: an image seen several times, and one answer from all that was seen.
 
 Semantic scores of views have the same classes and pixels, so they are averaged. Queries of different views do not
 correspond: query 7 may be the dog in one view and the grass in the next. For panoptic and instance results they are
@@ -10,7 +10,8 @@ and a single view gives exactly the plain result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,73 @@ def plan_views(image_size: Size, *, min_sizes: Sequence[int], max_size: int, fli
     shapes = [T.ResizeShortestEdge.get_output_shape(*image_size, length, max_size) for length in min_sizes]
     sizes = sorted(shapes, key=lambda shape: shape[0] * shape[1], reverse=True)
     return [View(size, flipped) for size in sizes for flipped in ((False, True) if flip else (False,))]
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Divides an image larger than the network is good at; the keys are those of ``MODEL.MASK_FORMER.TEST``.
+
+    Attributes:
+        size: (height, width) in pixels of the resized image.
+        overlap: the least fraction of a window that the next one shares, 0..1; a step is one pixel or more.
+    """
+
+    size: Size
+    overlap: float
+
+    def holds(self, image: Tensor) -> bool:
+        """Whether one window is enough for an image (3,rows,columns)."""
+        return image.shape[-2] <= self.size[0] and image.shape[-1] <= self.size[1]
+
+    def places(self, image_size: Size) -> Iterator[tuple[slice, slice]]:
+        """Yields (rows, columns) of every window, row by row; they stay inside the image."""
+        for top in window_starts(image_size[0], self.size[0], self.overlap):
+            for left in window_starts(image_size[1], self.size[1], self.overlap):
+                bottom, right = min(top + self.size[0], image_size[0]), min(left + self.size[1], image_size[1])
+                yield slice(top, bottom), slice(left, right)
+
+    def average(self, image: Tensor, scores_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Average the scores of overlapping windows; a pixel's score is the mean over the windows that hold it.
+
+        One window is computed at a time: memory grows with the image only by its scores.
+
+        Args:
+            image: (3,rows,columns).
+            scores_of: a part of the image (3,y,x) -> its scores (K,y,x).
+
+        Returns:
+            (K,rows,columns) scores.
+        """
+        rows, columns = image.shape[-2:]
+        total = count = None
+        for window in self.places((rows, columns)):
+            scores = scores_of(image[(slice(None), *window)])
+            if total is None or count is None:
+                total = scores.new_zeros(len(scores), rows, columns)
+                count = scores.new_zeros(rows, columns)
+            total[(slice(None), *window)] += scores
+            count[window] += 1
+        assert total is not None and count is not None  # there is always a window
+        return total.div_(count)
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Where windows start along one side, so that they cover it, evenly spread and as few as the overlap allows.
+
+    Args:
+        length: of the side, in pixels.
+        window: likewise; 1 or more.
+        overlap: see ``SlidingWindow``.
+
+    Returns:
+        Ascending, from 0 to ``length - window``; [0] where one window covers the side.
+    """
+    if window >= length:
+        return [0]
+    furthest_step = max(int(window * (1 - overlap) + 1e-6), 1)  # 10 * (1 - 0.8) is a little below 2
+    last = length - window
+    num_steps = math.ceil(last / furthest_step)
+    return [last * step // num_steps for step in range(num_steps + 1)]
 
 
 class ScoreAverage:

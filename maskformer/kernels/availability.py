@@ -33,17 +33,8 @@ def _suits(tensor: Tensor) -> bool:
 
 def import_loops() -> ModuleType | None:
     """``maskformer.kernels.loops``, compiled; None, said once, if Numba is not installed."""
-    return _import("loops")
-
-
-def import_pixel_loops() -> ModuleType | None:
-    """``maskformer.kernels.pixel_loops``, compiled; None, said once, if Numba is not installed."""
-    return _import("pixel_loops")
-
-
-def _import(name: str) -> ModuleType | None:
     # At first use: importing Numba takes as long as a tenth of importing PyTorch, and not every run computes on a CPU.
-    return importlib.import_module(f"maskformer.kernels.{name}") if _has_numba() else None
+    return importlib.import_module("maskformer.kernels.loops") if _has_numba() else None
 
 
 @functools.cache
@@ -51,6 +42,6 @@ def _has_numba() -> bool:
     try:
         importlib.import_module("numba")
     except ImportError as error:
-        logger.warning("Data, losses and inference on a CPU take longer without Numba (%s): pip install numba", error)
+        logger.warning("Losses and inference on a CPU take longer without Numba (%s): pip install numba", error)
         return False
     return True

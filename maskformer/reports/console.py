@@ -1,15 +1,70 @@
-"""Keeping the console clear: everything that libraries print or warn goes to a log file."""
+"""What a command shows on the console: how far it is, and nothing that libraries print or warn."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from maskformer.structures import InputError
+from tqdm import tqdm
+
+from maskformer.structures import InputError, printable
+
+
+class ProgressLine(tqdm):
+    """tqdm's bar on a terminal; in a log file or a pipe a plain line every ten seconds.
+
+    Args:
+        title: what happens now.
+        total: how many units there are; None where nobody knows.
+        items: to iterate over, each a unit; without them, ``advance`` counts.
+        unit: what is counted, in the plural.
+        start: units that were done before (a training that resumes).
+        quiet: write nothing; for work too short to tell of.
+        stream: where to write; standard error by default.
+    """
+
+    monitor_interval = 0  # seconds; without tqdm's thread, for what is to be forked
+
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        *,
+        items: Iterable[Any] | None = None,
+        unit: str = "",
+        start: int = 0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+    ):
+        stream = sys.stderr if stream is None else stream
+        shape: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.1}
+        if not stream.isatty():
+            shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"}
+            shape["mininterval"] = 10.0
+        shape.update(file=stream, unit=f" {unit}", initial=start, disable=quiet, miniters=1)
+        super().__init__(items, printable(title), total, **shape)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count units that have just been done, with a word about them, such as the loss."""
+        self.set_postfix_str(printable(note), refresh=False)
+        self.update(count)
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """What writes the line: over itself on a terminal, else under the last one."""
+        if file.isatty():
+            return tqdm.status_printer(file)
+        separators = iter([""])  # tqdm ends the last line
+
+        def write(text: str) -> None:
+            file.write(next(separators, "\n") + text)
+            file.flush()
+
+        return write
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from maskformer.data.files.reading import read_segment_ids
 from maskformer.structures import PanopticResult
 
 from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
@@ -38,9 +39,7 @@ PAGE_JPEG_QUALITY = 88
 
 def read_annotation(record: dict[str, Any]) -> PanopticResult:
     """The annotated segments of a Detectron2 panoptic dataset dict."""
-    colors = read_picture(record["pan_seg_file_name"]).astype(np.int32)
-    ids = colors @ np.array([1, 256, 65536], dtype=np.int32)
-    return PanopticResult(torch.from_numpy(ids), record["segments_info"])
+    return PanopticResult(torch.tensor(read_segment_ids(record["pan_seg_file_name"])), record["segments_info"])
 
 
 def make_row(

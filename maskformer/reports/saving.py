@@ -1,4 +1,4 @@
-"""Pure encodings of results as raw id maps, and writing of pictures, id maps and videos."""
+"""Writing of pictures, raw id maps and videos: each file is whole or not there."""
 
 from __future__ import annotations
 
@@ -7,97 +7,26 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.structures import Instances
 from PIL import Image
-from pycocotools import mask as rle_codec
 
 from maskformer.files import folder_beside, unfinished
-from maskformer.structures import BadImageError, InputError, PanopticResult
+from maskformer.structures import BadImageError, InputError
 
 from .drawing import ClassTable
 from .sources import ids_path, name_for_opencv
+from .tasks import IdMap
 
 JPEG_QUALITY = 92
 # A name that this file alone cannot have (too long, no text, a folder's), or a picture that its format cannot hold.
 _OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, None)
 # Tried in this order, the ending asked for first: which codecs exist depends on how OpenCV was built.
 VIDEO_CODECS = ((".mp4", "mp4v"), (".avi", "XVID"), (".avi", "MJPG"))
-
-
-@dataclass(frozen=True)
-class IdMap:
-    """Raw ids of an image and what they mean.
-
-    Attributes:
-        image: (height,width) uint8 or uint16, or (height,width,3) uint8: what goes into the PNG file.
-        meaning: what goes into the JSON file, apart from what is common to all tasks.
-    """
-
-    image: np.ndarray
-    meaning: dict[str, Any]
-
-
-def encode_semantic(class_map: np.ndarray, classes: ClassTable) -> IdMap:
-    """Class ids as pixel values, one byte where it holds them and the ignore value 255, else two bytes."""
-    dtype, ignore_value = (np.uint8, 255) if len(classes) <= 255 else (np.uint16, 65535)
-    meaning = {"encoding": "pixel value = class id", "ignore_value": ignore_value}
-    return IdMap(class_map.astype(dtype), meaning)
-
-
-def encode_panoptic(result: PanopticResult, classes: ClassTable) -> IdMap:
-    """Segment ids as colours, as in COCO's panoptic format: id = R + 256 G + 65536 B."""
-    ids = result.segment_map.cpu().numpy().astype(np.uint32)
-    image = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
-    segments = [
-        {
-            **_plain(segment),
-            "category_name": classes.names[segment["category_id"]],
-            "area": int((ids == segment["id"]).sum()),
-        }
-        for segment in result.segments_info
-    ]
-    meaning = {"encoding": "segment id = R + 256 * G + 65536 * B", "void_id": 0, "segments_info": segments}
-    return IdMap(image, meaning)
-
-
-def encode_instances(instances: Instances, classes: ClassTable) -> IdMap:
-    """Instance ids 1..N as pixel values; where instances overlap, the JSON has each one's mask as COCO RLE too."""
-    masks = instances.pred_masks.cpu().numpy().astype(bool)
-    scores, categories = instances.scores.tolist(), instances.pred_classes.tolist()
-    image = np.zeros(instances.image_size, dtype=np.uint16)
-    for index in np.argsort(scores, kind="stable").tolist():  # the best comes last and lies on top
-        image[masks[index]] = index + 1
-    is_overlapping = bool((masks.sum(axis=0) > 1).any())
-    segments = [
-        {
-            "id": index + 1,
-            "category_id": category,
-            "category_name": classes.names[category],
-            "score": score,
-            "area": int(mask.sum()),
-            **({"segmentation": _to_rle(mask)} if is_overlapping else {}),
-        }
-        for index, (category, score, mask) in enumerate(zip(categories, scores, masks, strict=True))
-    ]
-    encoding = "pixel value = segment id; where segments overlap, the one with the higher score"
-    return IdMap(image, {"encoding": encoding, "void_id": 0, "overlapping": is_overlapping, "segments_info": segments})
-
-
-def _plain(segment: dict[str, Any]) -> dict[str, Any]:
-    """The same values as Python's own numbers, which JSON can write."""
-    return {key: value.item() if hasattr(value, "item") else value for key, value in segment.items()}
-
-
-def _to_rle(mask: np.ndarray) -> dict[str, Any]:
-    rle = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -112,15 +41,11 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     content = io.BytesIO()
     with _explained(path):
         Image.fromarray(picture).save(content, format=Image.registered_extensions()[suffix], **options)
-    write_whole(path, content.getvalue())
+    _write(path, content.getvalue())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or as it was, whenever the process or the machine stops; folders are created.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or as it was, whenever the process or the machine stops."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(path, flush=True) as temporary:
@@ -149,7 +74,7 @@ def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: Cl
     height, width = ids.image.shape[:2]
     named = [{"id": index, "name": name} for index, name in enumerate(classes.names)]
     content = {**facts, "height": height, "width": width, **ids.meaning, "classes": named}
-    write_whole(ids_path(picture_path, ".json"), (json.dumps(content, indent=1) + "\n").encode())
+    _write(ids_path(picture_path, ".json"), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def has_ids(picture_path: Path, facts: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from maskformer.structures import BadImageError, InputError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 WRITABLE_VIDEO_SUFFIXES = (".mp4", ".avi")
-_CHUNK = 2**20  # bytes
 DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file or a camera does not say
 
 
@@ -112,11 +112,7 @@ def digest(path: str) -> str:
     """
     reading.refuse_what_is_no_file(path)
     try:
-        with open(path, "rb") as file:
-            content = hashlib.blake2b(digest_size=16)
-            while chunk := file.read(_CHUNK):
-                content.update(chunk)
-            return content.hexdigest()
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
     except OSError as error:
         raise BadImageError(f"{path} cannot be read: {error.strerror or error}. Restore it or leave it out.") from error
 
@@ -172,28 +168,30 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
 
     Args:
         sources: what is read.
-        output: a file (for one source), or a folder.
+        output: a file (for one source), or a folder, where sources that differ in their endings alone, such as a.jpg
+            and a.png, have them in their names: a_jpg.jpg and a_png.png.
 
     Raises:
         InputError: a file for several sources, a wrong ending, two sources of one name, or a source in the way.
     """
-    if _is_folder(output):
-        outputs = [_output_in(output, source) for source in sources]
+    if os.path.isdir(output) or output.endswith(("/", os.sep)) or not Path(output).suffix:
+        counts = Counter((source.is_video, Path(source.name).stem) for source in sources)
+        outputs = [
+            _output_in(output, source, is_alone=counts[source.is_video, Path(source.name).stem] == 1)
+            for source in sources
+        ]
     else:
         outputs = [_only_output(output, sources)]
     _check_names(sources, outputs)
     return outputs
 
 
-def _is_folder(output: str) -> bool:
-    return os.path.isdir(output) or output.endswith(("/", os.sep)) or not Path(output).suffix
-
-
-def _output_in(folder: str, source: Source) -> Path:
+def _output_in(folder: str, source: Source, *, is_alone: bool) -> Path:
+    """Where a source is drawn; the name of one that is not alone with its stem has its ending too."""
     name = Path(source.name)
-    if source.is_video:
-        return Path(folder, name.stem + WRITABLE_VIDEO_SUFFIXES[0])
-    return Path(folder, name.stem + (name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"))
+    suffix = name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"
+    stem = name.stem if is_alone or not name.suffix else f"{name.stem}_{name.suffix[1:]}"
+    return Path(folder, stem + (WRITABLE_VIDEO_SUFFIXES[0] if source.is_video else suffix))
 
 
 def _only_output(output: str, sources: Sequence[Source]) -> Path:

@@ -1,4 +1,4 @@
-"""The three tasks, and for each: what switches it on, how to read the model's output, draw it and encode it."""
+"""The three tasks, and for each: what switches it on, how to read the model's output, draw it and encode it as ids."""
 
 from __future__ import annotations
 
@@ -10,13 +10,77 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
+from pycocotools import mask as rle_codec
 
 from maskformer.structures import InputError, PanopticResult
 
 from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
-from .saving import IdMap, encode_instances, encode_panoptic, encode_semantic
 
 INSTANCE_THRESHOLD = 0.5  # drawn by default; panoptic has the configuration's OBJECT_MASK_THRESHOLD
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """Raw ids of an image and what they mean.
+
+    Attributes:
+        image: (height,width) uint8 or uint16, or (height,width,3) uint8: what goes into the PNG file.
+        meaning: what goes into the JSON file, apart from what is common to all tasks.
+    """
+
+    image: np.ndarray
+    meaning: dict[str, Any]
+
+
+def encode_semantic(class_map: np.ndarray, classes: ClassTable) -> IdMap:
+    """Class ids as pixel values, one byte where it holds them and the ignore value 255, else two bytes."""
+    dtype, ignore_value = (np.uint8, 255) if len(classes) <= 255 else (np.uint16, 65535)
+    meaning = {"encoding": "pixel value = class id", "ignore_value": ignore_value}
+    return IdMap(class_map.astype(dtype), meaning)
+
+
+def encode_panoptic(result: PanopticResult, classes: ClassTable) -> IdMap:
+    """Segment ids as colours, as in COCO's panoptic format: id = R + 256 G + 65536 B."""
+    ids = result.segment_map.cpu().numpy().astype(np.uint32)
+    image = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=-1).astype(np.uint8)
+    segments = [
+        {
+            **{key: value.item() if hasattr(value, "item") else value for key, value in segment.items()},  # for JSON
+            "category_name": classes.names[segment["category_id"]],
+            "area": int((ids == segment["id"]).sum()),
+        }
+        for segment in result.segments_info
+    ]
+    meaning = {"encoding": "segment id = R + 256 * G + 65536 * B", "void_id": 0, "segments_info": segments}
+    return IdMap(image, meaning)
+
+
+def encode_instances(instances: Instances, classes: ClassTable) -> IdMap:
+    """Instance ids 1..N as pixel values; where instances overlap, the JSON has each one's mask as COCO RLE too."""
+    masks = instances.pred_masks.cpu().numpy().astype(bool)
+    scores, categories = instances.scores.tolist(), instances.pred_classes.tolist()
+    image = np.zeros(instances.image_size, dtype=np.uint16)
+    for index in np.argsort(scores, kind="stable").tolist():  # the best comes last and lies on top
+        image[masks[index]] = index + 1
+    is_overlapping = bool((masks.sum(axis=0) > 1).any())
+    segments = [
+        {
+            "id": index + 1,
+            "category_id": category,
+            "category_name": classes.names[category],
+            "score": score,
+            "area": int(mask.sum()),
+            **({"segmentation": _to_rle(mask)} if is_overlapping else {}),
+        }
+        for index, (category, score, mask) in enumerate(zip(categories, scores, masks, strict=True))
+    ]
+    encoding = "pixel value = segment id; where segments overlap, the one with the higher score"
+    return IdMap(image, {"encoding": encoding, "void_id": 0, "overlapping": is_overlapping, "segments_info": segments})
+
+
+def _to_rle(mask: np.ndarray) -> dict[str, Any]:
+    rle = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 @dataclass(frozen=True)

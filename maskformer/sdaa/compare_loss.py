@@ -20,8 +20,7 @@ from maskformer.structures import InputError
 from .curves import align, pair, read_curve
 from .logs import check_logs, check_presence, check_settings
 from .plot import draw_comparison, save_figure
-from .vendor import apply_vendor_rule
-from .verdict import Thresholds, check_losses
+from .verdict import Thresholds, apply_vendor_rule, check_losses
 
 DESCRIPTION = """\
 Compare the losses of a training on SDAA with those of the same training on CUDA: same configuration, weights, SEED and
@@ -83,9 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints both verdicts and draws the curves; returns the exit code."""
-    args = build_parser().parse_args(arguments)
     try:
-        return _compare(args)
+        return _compare(build_parser().parse_args(arguments))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,7 +99,7 @@ def _is_inside(name: str, parent: str) -> bool:
 def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
     """Bytes that autograd keeps, by the innermost module at work; a storage counts once."""
     saved: Counter[str] = Counter()
-    seen = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    seen = {parameter.untyped_storage() for parameter in network.parameters()}
     at_work = [""]
     handles = []
 
@@ -110,13 +111,11 @@ def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
 
     for name, module in network.named_modules():
         handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
-    kept = []  # a storage that is gone would leave its address to another
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
-            kept.append(storage)
+        if storage not in seen:
+            seen.add(storage)
             saved[at_work[-1]] += storage.nbytes()
         return tensor
 
@@ -128,8 +127,7 @@ def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
 
 def format_table(costs: list[Cost]) -> str:
     """The costs as a table for people."""
-    rows = [("module", "parameters", "multiply-adds", "kept for backward")]
-    rows += [
+    rows = [
         (
             cost.name or "all",
             f"{cost.parameters / 1e6:.2f} M",
@@ -138,11 +136,8 @@ def format_table(costs: list[Cost]) -> str:
         )
         for cost in costs
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
+    headers = ("module", "parameters", "multiply-adds", "kept for backward")
+    return tabulate(rows, headers, tablefmt="plain", colalign=("left", "right", "right", "right"))
 
 
 def format_row(file: str, whole: Cost) -> str:

@@ -21,7 +21,7 @@ from maskformer.data.checks.verification import check_num_classes, class_names, 
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.classes import ignore_label_of
 from maskformer.data.datasets.own import register_own
-from maskformer.reports.progress import track
+from maskformer.reports.console import ProgressLine
 from maskformer.structures import InputError, printable
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     chosen = choose(records, len(records) if args.all else args.images)
     seen = Inspection(len(names), ignore_label_of(metadata))
-    for record in track(chosen, f"checking {args.name}", len(chosen), unit="images"):
+    for record in ProgressLine(f"checking {args.name}", items=chosen, unit="images"):
         seen.add(record)
     unit = "pixels" if {"sem_seg_file_name", "pan_seg_file_name"} & records[0].keys() else "instances"
     print(f"{args.name}: {len(chosen)} of {len(records)} images looked at, {len(names)} classes")

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import argparse
 import collections
-import functools
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from safetensors.torch import save_file
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
+from maskformer.checkpoint.reading import CLASSES_METADATA
 from maskformer.config import load_config
 from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.files import unfinished
@@ -33,6 +34,7 @@ from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import Classes, InputError, printable
 
 StateDict = dict[str, torch.Tensor]
+SUFFIXES = (".safetensors", ".pth")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +73,10 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
     content = read_weights(path)
     conversion = convert_weights(content["model"], path)
-    report = [_describe(conversion, path)]
+    report = [
+        f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
+        f"{conversion.renamed} of them renamed"
+    ]
     classes = Classes.from_plain(content.get("classes"), path)
     if cfg is not None:
         model = build_model(cfg)
@@ -87,17 +92,10 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
 def _check_output(path: str, out: Path, to: str) -> None:
     if to == "hugging-face" and out.is_file():
         raise InputError(f"{out} is a file; with --to hugging-face OUT is a folder.")
-    if to == "detectron2" and out.suffix not in WRITERS:
-        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(WRITERS)}.")
+    if to == "detectron2" and out.suffix not in SUFFIXES:
+        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(SUFFIXES)}.")
     if os.path.realpath(path) in (os.path.realpath(out), os.path.realpath(out / "model.safetensors")):
         raise InputError(f"OUT {out} would overwrite SOURCE; choose another name.")
-
-
-def _describe(conversion: Conversion, path: str) -> str:
-    return (
-        f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
-        f"{conversion.renamed} of them renamed"
-    )
 
 
 def _check_against_model(path: str, conversion: Conversion, model: nn.Module, *, complete: bool) -> list[str]:
@@ -121,53 +119,37 @@ def _summary(names: Iterable[str]) -> str:
 
 
 def _write_state(out: Path, state: StateDict, classes: Classes | None = None) -> None:
-    _write(out, functools.partial(WRITERS[out.suffix], state, classes))
+    with _whole(out) as path:
+        if out.suffix == ".pth":
+            torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
+        else:
+            metadata = {} if classes is None else {CLASSES_METADATA: json.dumps(classes.to_plain())}
+            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+            save_file(tensors, path, metadata={"format": "pt", **metadata})
 
 
-def _write_torch(state: StateDict, classes: Classes | None, path: str) -> None:
-    torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
-
-
-def _write_safetensors(state: StateDict, _classes: Classes | None, path: str) -> None:
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        raise InputError("Writing .safetensors needs the package safetensors: pip install safetensors") from error
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
-
-
-WRITERS: dict[str, Callable[[StateDict, Classes | None, str], None]] = {
-    ".safetensors": _write_safetensors,
-    ".pth": _write_torch,
-}
-
-
-def _write(out: Path, write: Callable[[str], None]) -> None:
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A name to write a file under, which becomes ``out``."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(out) as temporary:
-            write(str(temporary))
+            yield temporary
     except OSError as error:
         raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
 
 
 def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode, classes: Classes | None) -> list[str]:
-    files: dict[str, dict[str, Any]] = {
-        "config.json": describe_model(cfg, classes),
-        "preprocessor_config.json": describe_preprocessing(cfg),
-    }
+    description, preprocessing = describe_model(cfg, classes), describe_preprocessing(cfg)  # refuses what has no place
     renamed, without_place = to_hugging_face(state)
     _write_state(folder / "model.safetensors", renamed)
-    for name, content in files.items():
-        _write(folder / name, functools.partial(_write_json, content))
+    for name, content in (("config.json", description), ("preprocessor_config.json", preprocessing)):
+        with _whole(folder / name) as path:
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     report = [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
     if classes is None:
         report.append("Class names are not known, neither by the weights nor of a dataset of DATASETS: LABEL_0, ...")
     return report
-
-
-def _write_json(content: dict[str, Any], path: str) -> None:
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

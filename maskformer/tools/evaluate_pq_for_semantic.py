@@ -8,98 +8,87 @@ PREDICTIONS is the ``inference/DATASET/sem_seg_predictions.json`` that an evalua
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
+from panopticapi.evaluation import PQStat
 
 from maskformer.config import load_config
+from maskformer.data.checks.verification import load_dataset
 from maskformer.data.datasets import register_missing
 from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
+from maskformer.data.files.json_files import read_json
+from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
-from maskformer.data.files.run_lengths import find_rle_fault
-from maskformer.evaluation.class_regions import NO_CLASS, RegionCounts, count_regions
+from maskformer.evaluation.panoptic_quality import VOID, average_quality, count_pairs, match_segments
 from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import InputError
 
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON
 
 
-def read_predictions(path: str) -> Regions:
-    """Read what Detectron2's ``SemSegEvaluator`` wrote, by image file.
-
-    Args:
-        path: a list of ``file_name``, ``category_id`` and ``segmentation`` (RLE).
-
-    Raises:
-        InputError: the file cannot be read, or is something else.
-    """
-    expected = "expected the sem_seg_predictions.json of an evaluation; change --json-file."
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"Predictions {path} cannot be read ({error}); {expected}") from error
-    fields = {"file_name", "category_id", "segmentation"}
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict) and fields <= entry.keys() and _has_usual_types(entry) for entry in entries
-    ):
-        raise InputError(f"Predictions {path} hold no list of {', '.join(sorted(fields))}; {expected}")
+def _read_predictions(path: str) -> Regions:
+    """What Detectron2's ``SemSegEvaluator`` wrote, by image file."""
+    entries = read_json(path, "--json-file")
+    if not isinstance(entries, list) or not all(map(_is_region, entries)):
+        raise InputError(
+            f"--json-file {path} holds no list of category_id, file_name and segmentation; expected the "
+            "sem_seg_predictions.json of an evaluation."
+        )
     regions: Regions = defaultdict(list)
     for entry in entries:
         regions[entry["file_name"]].append(entry)
     return regions
 
 
-def _has_usual_types(entry: dict[str, Any]) -> bool:
-    segmentation = entry["segmentation"]
-    is_mask = isinstance(segmentation, dict) and isinstance(segmentation.get("size"), list)
-    return is_mask and isinstance(entry["file_name"], str) and isinstance(entry["category_id"], int)
+def _is_region(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("file_name"), str)
+        and isinstance(entry.get("category_id"), int)
+        and isinstance(entry.get("segmentation"), dict)
+        and isinstance(entry["segmentation"].get("size"), list)
+    )
 
 
-def evaluate(regions: Regions, dataset_name: str) -> RegionCounts:
+def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:
     """Compare predictions with the semantic labels of a dataset.
 
     Args:
-        regions: see ``read_predictions``.
+        regions: entries of the JSON, by image file.
         dataset_name: registered, with ``sem_seg_file_name`` in its entries.
+
+    Returns:
+        PQ, SQ and RQ in percent.
 
     Raises:
         InputError: the dataset has no such labels, or images, sizes or classes differ from the predictions'.
     """
-    records = _read_records(dataset_name)
+    entries = load_dataset(dataset_name, "--dataset-name")
+    if "sem_seg_file_name" not in entries[0]:
+        raise InputError(f"Dataset {dataset_name} holds no semantic labels; change --dataset-name.")
+    records = {record["file_name"]: record["sem_seg_file_name"] for record in entries}
     _check_images(regions, records, dataset_name)
     metadata = MetadataCatalog.get(dataset_name)
     num_classes, ignore_label = len(require(metadata, "stuff_classes")), ignore_label_of(metadata)
     contiguous_ids = {number: index for index, number in dataset_ids(dataset_name, num_classes).items()}
-    counts = RegionCounts.none(num_classes)
+    annotated = [{"id": index + 1, "category_id": index, "iscrowd": 0} for index in range(num_classes)]
+    counts = PQStat()
     for file_name, label_file in records.items():
         label = read_label_map(label_file, num_classes, ignore_label, metadata.get("label_values")).astype(np.int64)
-        label[label == ignore_label] = NO_CLASS
-        predicted = draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
-        counts += count_regions(predicted, label, num_classes)
-    return counts
+        predicted = _draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
+        pairs = count_pairs(np.where(label == ignore_label, VOID, label + 1), predicted)
+        counts += match_segments(pairs, annotated, {id_: id_ - 1 for _, id_ in pairs if id_ != VOID})
+    return average_quality(counts, range(num_classes))[0]
 
 
-def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguous_ids: dict[int, int]) -> np.ndarray:
-    """One image's class map from its entries.
-
-    Args:
-        regions: at least one, of disjoint pixels.
-        size: (height, width) of the label.
-        contiguous_ids: ``category_id`` -> class 0..K-1.
-
-    Returns:
-        (height,width) int64, ``NO_CLASS`` where no entry is.
-
-    Raises:
-        InputError: the size or a class differs.
-    """
-    class_map = np.full(size, NO_CLASS, dtype=np.int64)
+def _draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguous_ids: dict[int, int]) -> np.ndarray:
+    """One image's (height,width) int64 map of class + 1 from its entries, ``VOID`` where there is none."""
+    segment_map = np.full(size, VOID, dtype=np.int64)
     for region in regions:
         file_name, category, mask_size = region["file_name"], region["category_id"], region["segmentation"]["size"]
         fault = find_rle_fault(region["segmentation"])
@@ -115,23 +104,8 @@ def draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguou
                 f"The prediction of {file_name} has category_id {category}, which is none of the dataset's "
                 f"{len(contiguous_ids)} classes: change --dataset-name or --json-file."
             )
-        class_map[mask_util.decode(region["segmentation"]).astype(bool)] = contiguous_ids[category]
-    return class_map
-
-
-def _read_records(dataset_name: str) -> dict[str, str]:
-    """Image file -> label file."""
-    if dataset_name not in DatasetCatalog:
-        raise InputError(f"--dataset-name is {dataset_name!r}, which is not registered; expected a dataset's name.")
-    try:
-        records = DatasetCatalog.get(dataset_name)
-    except (OSError, AssertionError) as error:
-        raise InputError(
-            f"Dataset {dataset_name} cannot be read ({error}): set DETECTRON2_DATASETS, see datasets/README.md."
-        ) from error
-    if not records or "sem_seg_file_name" not in records[0]:
-        raise InputError(f"Dataset {dataset_name} holds no semantic labels; change --dataset-name.")
-    return {record["file_name"]: record["sem_seg_file_name"] for record in records}
+        segment_map[mask_util.decode(region["segmentation"]).astype(bool)] = contiguous_ids[category] + 1
+    return segment_map
 
 
 def _check_images(regions: Regions, records: dict[str, str], dataset_name: str) -> None:
@@ -160,12 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         register_missing(load_config(args.config_file).DATASETS.OWN)
-        counts = evaluate(read_predictions(args.json_file), args.dataset_name)
+        scores = evaluate(_read_predictions(args.json_file), args.dataset_name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT_ERROR
     print(f"{args.dataset_name}, each class of an image as one segment, in percent")
-    print("  ".join(f"{name} {score:.3f}" for name, score in counts.scores().items()))
+    print("  ".join(f"{name} {score:.3f}" for name, score in scores.items()))
     return 0
 
 

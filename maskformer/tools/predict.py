@@ -2,8 +2,9 @@
 
     python -m maskformer.tools.predict --config-file FILE --weights FILE --input a.jpg folder 'more/*.png' --output out/
 
-Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Files
-are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
+inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
+``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
 """
 
 from __future__ import annotations
@@ -19,16 +20,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.config import CfgNode
 
 from maskformer.config import load_config
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
+from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.progress import ProgressLine
-from maskformer.reports.saving import IdMap, VideoFile, forget_ids, has_ids, write_ids, write_picture
+from maskformer.reports.saving import VideoFile, forget_ids, has_ids, write_ids, write_picture
 from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
@@ -57,49 +57,36 @@ class Annotator:
     facts: dict[str, Any]
 
     def facts_of(self, source: Source) -> dict[str, Any]:
-        """What the JSON of one image says first, and by which another one in its place is told.
-
-        Raises:
-            BadImageError: it cannot be read.
-        """
+        """What the JSON of one image says first, and by which another one in its place is told."""
         return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
+
+    def result(self, image: np.ndarray) -> Any:
+        """What the model gives of the task, on the CPU."""
+        return self.task.read(self.segment(image))
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
-        return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
-
-    def picture_and_ids(self, image: np.ndarray) -> tuple[np.ndarray, IdMap]:
-        """The picture as above, and the raw ids."""
-        result = self.task.read(self.segment(image))
-        return self.task.draw(image, result, self.classes), self.task.encode(result, self.classes)
+        return self.task.draw(image, self.result(image), self.classes)
 
 
-def annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
-    """Read one image, write its picture and ids, and last the JSON that says that they are complete.
-
-    Raises:
-        BadImageError: it cannot be read, or has a name or a size that cannot be written.
-        InputError: a file cannot be written.
-    """
-    facts = annotator.facts_of(source)
-    picture, ids = annotator.picture_and_ids(read_picture(source.name))
+def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
+    """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
+    facts, image = annotator.facts_of(source), read_picture(source.name)
+    result = annotator.result(image)
+    picture = annotator.task.draw(image, result, annotator.classes)
+    ids = annotator.task.encode(result, annotator.classes)
     forget_ids(output)
     write_picture(output, picture)
     write_ids(output, ids, facts, annotator.classes)
 
 
-def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
-    """Write a video with every frame drawn; Ctrl-C ends the recording of a camera.
-
-    Raises:
-        BadImageError: it cannot be opened or has no readable frame.
-        InputError: it cannot be written.
-    """
+def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
+    """Write a video with every frame drawn; Ctrl-C ends the recording of a camera."""
     video = Video.open(source)
     num_frames = 0
     with (
         VideoFile(output, video.frame_rate) as file,
-        ProgressLine(printable(f"Drawing {source.name}"), video.num_frames, unit="frames", quiet=quiet) as progress,
+        ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
     ):
         try:
             for frame in video:
@@ -112,49 +99,36 @@ def annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet:
     if not num_frames:
         raise BadImageError(f"{source.name} holds no readable frame; expected a video with at least one.")
     if file.path != output:
-        warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
+        _warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
 
 
-def warn(sentence: str) -> None:
+def _warn(sentence: str) -> None:
     """Tell something that does not stop the work."""
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def annotate_all(
+def _annotate_all(
     sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
 ) -> int:
-    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end.
-
-    Args:
-        sources: what is read.
-        outputs: where the picture of each goes.
-        annotator: makes the pictures.
-        resume: pass over images whose files are complete.
-
-    Returns:
-        Exit code: 0, or 1 where some were left out.
-
-    Raises:
-        InputError: a file cannot be written, or the only source cannot be read.
-    """
+    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end."""
     left_out, num_before = [], 0
     with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 with _named(source):
                     if source.is_video:
-                        annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                        _annotate_video(source, output, annotator, quiet=len(sources) > 1)
                     elif resume and has_ids(output, annotator.facts_of(source)):
                         num_before += 1
                     else:
-                        annotate_image(source, output, annotator)
+                        _annotate_image(source, output, annotator)
             except BadImageError as error:
                 if len(sources) == 1:
                     raise
                 left_out.append(error)
-            progress.advance(note=printable(os.path.basename(source.name)))
+            progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
-        warn(f"left out: {failure}")
+        _warn(f"left out: {failure}")
     place = outputs[0] if len(sources) == 1 else outputs[0].parent
     before = f" ({num_before} of them before)" if num_before else ""
     print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
@@ -176,7 +150,7 @@ def _named(source: Source) -> Iterator[None]:
         raise BadImageError(f"{source.name} needs more memory than there is: lower INPUT.MAX_SIZE_TEST.") from error
 
 
-def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
+def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
     """Show images in a window, each until a key is pressed, and videos frame by frame; returns the exit code."""
     exit_code = 0
     for source in sources:
@@ -187,7 +161,7 @@ def show_all(sources: Sequence[Source], annotator: Annotator) -> int:
                 else:
                     _show([annotator.picture(read_picture(source.name))], wait=0)
         except BadImageError as error:
-            warn(f"left out: {error}")
+            _warn(f"left out: {error}")
             exit_code = EXIT_SOME_LEFT_OUT
     cv2.destroyAllWindows()
     return exit_code
@@ -202,11 +176,7 @@ def _show(pictures: Iterable[np.ndarray], wait: int) -> None:
 
 
 def open_window() -> None:
-    """Make sure that pictures can be shown.
-
-    Raises:
-        InputError: there is no display, or this OpenCV has no windows.
-    """
+    """Make sure that pictures can be shown."""
     remedy = "say with --output where to write (a file or a folder)."
     if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
         raise InputError(f"There is no display to open a window on: {remedy}")
@@ -253,35 +223,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_all_sources(args: argparse.Namespace) -> list[Source]:
-    """What --input, --video-input or --webcam stand for."""
-    if args.webcam is not None:
-        return [Source.of_camera(args.webcam)]
-    if args.video_input is not None:
-        return [Source(args.video_input, is_video=True)]
-    return find_sources(args.input)
-
-
-def build_config(args: argparse.Namespace) -> CfgNode:
-    """The configuration that the arguments describe, with a real device.
-
-    Raises:
-        InputError: a file, a key, a value or the device is wrong.
-    """
+def _build_annotator(args: argparse.Namespace) -> Annotator:
+    """Load the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
-    return cfg
-
-
-def build_annotator(args: argparse.Namespace) -> Annotator:
-    """Load the model and what is known about its classes.
-
-    Raises:
-        InputError: a mistake in the arguments or the configuration.
-    """
-    cfg = build_config(args)
     task = choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = with_threshold(task, cfg, args.confidence_threshold)
@@ -290,7 +237,7 @@ def build_annotator(args: argparse.Namespace) -> Annotator:
     predictor = Predictor.from_config(cfg)
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
     if predictor.classes is None:
-        warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
+        _warn(f"dataset {dataset!r} (DATASETS.TEST) is not registered, nor do weights say it: classes are numbered.")
     classes = ClassTable.of(predictor.classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     facts = {
         "config_file": args.config_file,
@@ -310,12 +257,17 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         InputError: a mistake in the arguments.
     """
-    sources = find_all_sources(args)
+    if args.webcam is not None:
+        sources = [Source.of_camera(args.webcam)]
+    elif args.video_input is not None:
+        sources = [Source(args.video_input, is_video=True)]
+    else:
+        sources = find_sources(args.input)
     if args.output is None:
         open_window()
-        return show_all(sources, build_annotator(args))
+        return _show_all(sources, _build_annotator(args))
     outputs = plan_outputs(sources, args.output)
-    return annotate_all(sources, outputs, build_annotator(args), resume=args.resume)
+    return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,23 +15,12 @@ from PIL import Image
 
 from maskformer.config import load_config
 from maskformer.data.datasets.registration import register
-from maskformer.kernels import availability, import_pixel_loops
 
 
 @pytest.fixture(autouse=True)
 def _seed_augmentations() -> None:
     random.seed(0)
     np.random.seed(0)
-
-
-@pytest.fixture(params=["compiled", "operators"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With Numba, and without it."""
-    if request.param == "compiled":
-        assert import_pixel_loops() is not None
-    else:
-        monkeypatch.setattr(availability, "_has_numba", lambda: False)
-    return request.param
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ from maskformer.data import (
     build_test_loader,
     build_train_loader,
 )
-from maskformer.data.datasets.ade20k import load_panoptic
+from maskformer.data.datasets.registration import load_panoptic, read_categories
 from maskformer.data.transforms.augmentations import (
+    LabelledImage,
     build_colour_jitter,
     build_crop,
     build_flip,
@@ -74,6 +75,7 @@ def panoptic_records(ade20k: Path) -> list[dict[str, Any]]:
             image_root=str(ade20k / "images" / folder),
             sem_seg_root=str(ade20k / "annotations_detectron2" / folder),
             panoptic_root=str(ade20k / f"ade20k_panoptic_{split}"),
+            categories=read_categories("ade20k_150.json"),
             panoptic_json=str(ade20k / f"ade20k_panoptic_{split}.json"),
         )
     ]
@@ -151,7 +153,7 @@ def test_augmented_panoptic_targets_are_the_segments_augmented_one_by_one(panopt
 
         label_map = np.asarray(Image.open(record["sem_seg_file_name"]))
         np.random.seed(seed)
-        transforms = mapper.augmentations(T.AugInput(np.zeros((*label_map.shape, 3), np.uint8), sem_seg=label_map))
+        transforms = mapper.augmentations(LabelledImage(np.zeros((*label_map.shape, 3), np.uint8), label_map))
         red, green, blue = np.moveaxis(np.asarray(Image.open(record["pan_seg_file_name"]), dtype=int), 2, 0)
         labels, masks = [], []
         for segment in record["segments_info"]:

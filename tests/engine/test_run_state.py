@@ -20,7 +20,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import load_config
-from maskformer.data.loading.sampling import Stream
+from maskformer.data.loading.sampling import Sampler
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.engine import trainer as trainer_module
 from maskformer.engine.accelerator import Accelerator
@@ -136,7 +136,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
 
 def loader_of(*names: str, **options: Any) -> TrainLoader:
     records = [{"file_name": name, "width": 1, "height": 1} for name in names]
-    return TrainLoader(records, read_value, Stream(0, torch.ones(len(names)).double()), batch_size=2, **options)
+    return TrainLoader(records, read_value, Sampler(0, torch.ones(len(names)).double()), batch_size=2, **options)
 
 
 def trained(cfg: CfgNode, *, resume: bool = False) -> Trainer:

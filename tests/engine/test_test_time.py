@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from maskformer.config import load_config
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.test_time import RetryingModel, apply_test_time_options, innermost
-from maskformer.inference.resize import plan_bands
 from maskformer.structures import InputError, RunError
 
 AUG = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MAX_SIZE", "200"]
@@ -231,7 +230,7 @@ def test_recipes_have_views_that_can_be_planned(semantic_model):
         if path.parent.name != "base":
             cfg: CfgNode = load_config(str(path), ["TEST.AUG.ENABLED", "True"])
             _, model = apply_test_time_options(cfg, semantic_model)
-            assert len(model._plan_views((480, 640))) == 2 * len(cfg.TEST.AUG.MIN_SIZES)
+            assert len(model.views((480, 640))) == 2 * len(cfg.TEST.AUG.MIN_SIZES)
 
 
 class LittleMemory(RetryingModel):
@@ -242,7 +241,7 @@ class LittleMemory(RetryingModel):
         self.divisors: list[int] = []
 
         def allocate(_: nn.Module, inputs: tuple[Tensor]) -> None:
-            self.divisors.append(64 // len(next(plan_bands(64, row_bytes=1, band_bytes=64))))
+            self.divisors.append(innermost(model).inference.band_divisor)
             pixels = inputs[0].shape[-2] * inputs[0].shape[-1]
             if pixels > most_pixels or self.divisors[-1] < least_divisor:
                 torch.empty(2**50)

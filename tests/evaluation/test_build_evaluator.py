@@ -42,9 +42,12 @@ def test_panoptic_dataset_measures_what_is_switched_on(tmp_path: Path, evaluator
     assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg", "segm"}
 
 
-def test_what_the_dataset_cannot_judge_is_left_out(tmp_path: Path):
+def test_what_the_dataset_cannot_judge_is_left_out_and_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     tiny_dataset.register(tmp_path, with_instances=False)
-    assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg"}
+    for _ in range(2):
+        assert measured(*SWITCHES) == {"sem_seg", "panoptic_seg"}
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert all(fact in warning for fact in ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", NAME, "json_file"))
 
 
 @pytest.mark.parametrize(("evaluator_type", "task"), [("sem_seg", "sem_seg"), ("coco", "segm")])

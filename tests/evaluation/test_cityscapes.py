@@ -21,7 +21,7 @@ from PIL import Image
 from maskformer.config import load_config
 from maskformer.data.datasets.cityscapes import register_cityscapes
 from maskformer.data.files.reading import read_class_map, read_segment_ids
-from maskformer.evaluation import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator, Journal, build_evaluator
+from maskformer.evaluation import CityscapesInstanceEvaluator, CityscapesSemanticEvaluator, build_evaluator
 from maskformer.evaluation.cityscapes import load_scripts
 from maskformer.structures import InputError
 
@@ -99,28 +99,6 @@ def test_perfect_predictions_of_every_task_score_100() -> None:
     assert results["sem_seg"] == pytest.approx({"IoU": 100, "iIoU": 100, "IoU_sup": 100, "iIoU_sup": 100})
     assert results["segm"] == pytest.approx({"AP": 100, "AP50": 100})
     assert results["panoptic_seg"]["PQ"] == pytest.approx(100)
-
-
-def test_an_evaluation_taken_up_after_one_image_has_the_same_scores(tmp_path: Path) -> None:
-    cfg = load_config("", ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "19", "MODEL.MASK_FORMER.TEST.INSTANCE_ON", "True"])
-    outputs = [{**s, **i, **p} for s, i, p in zip(semantic_outputs(), instance_outputs(), panoptic_outputs())]
-    for output in outputs:
-        output["sem_seg"] = output["sem_seg"].roll(5, dims=2)
-        output["instances"] = copy.copy(output["instances"])
-        output["instances"].pred_masks = output["instances"].pred_masks.roll(2, dims=2)
-        output["instances"].pred_classes = output["instances"].pred_classes + 11
-    records = [{**record, "dataset_index": index} for index, record in enumerate(load("panoptic"))]
-    whole = build_evaluator(cfg, "cityscapes_fine_panoptic_val", str(tmp_path))
-    whole.reset()
-    whole.process(records, outputs)
-    expected = whole.evaluate()
-    for part in (1, 0):  # the second is measured first, by a process that is killed
-        resumed = build_evaluator(cfg, "cityscapes_fine_panoptic_val", str(tmp_path))
-        resumed.keep_in(Journal(str(tmp_path), "a", resume=True))
-        resumed.reset()
-        resumed.process(records[part : part + 1], outputs[part : part + 1])
-    assert resumed.evaluate() == expected
-    assert 0 < expected["segm"]["AP"] < 100 and 0 < expected["sem_seg"]["IoU"] < 100
 
 
 def test_semantic_iou_is_intersection_over_union_over_both_images() -> None:

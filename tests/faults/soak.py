@@ -27,8 +27,7 @@ from torch import nn
 
 from maskformer.demo.shapes import generate_shapes
 from maskformer.engine import Trainer, build_argument_parser, setup
-from maskformer.reports.console import console_to_log
-from maskformer.reports.progress import ProgressLine
+from maskformer.reports.console import ProgressLine, console_to_log
 
 EVALUATIONS = 100
 CHECKPOINTS = 20

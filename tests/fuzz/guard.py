@@ -11,12 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from maskformer.data import prepare_resizing
-from maskformer.data.files.counting import count_values
-from maskformer.data.files.run_lengths import have_value, paint, read_runs
-from maskformer.data.mappers.targets import number_segments
 from maskformer.structures import InputError
 
 SECONDS = 10  # of processor time: a busy machine is no hang
@@ -32,19 +26,6 @@ _FORBIDDEN = {
 
 
 _DRIVER = ("libnvidia-ml.so.1",)  # PyTorch 2.4 counts devices by it, whatever the input
-
-
-def load_loops() -> None:
-    """Before inputs are watched: Numba loads a library of its own, and keeps on disk what it compiles."""
-    prepare_resizing()
-    for num_segments in (1, 300):
-        count_values(number_segments(np.zeros((2, 4), np.int32), range(1, num_segments + 1)))
-    runs = read_runs("08")
-    assert runs is not None
-    for dtype in (np.uint8, np.int32):
-        values = np.zeros(8, dtype)
-        have_value(runs, values)
-        paint(runs, 1, values)
 
 
 class ForbiddenError(BaseException):

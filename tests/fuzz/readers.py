@@ -25,8 +25,8 @@ from maskformer.config import load_config
 from maskformer.data.datasets.own import load_instances, load_panoptic
 from maskformer.data.files.reading import read_class_map, read_image, read_label_map
 from maskformer.data.mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
-from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.transforms.augmentations import LabelledImage, build_flip, build_resize, crop_recipe
+from maskformer.data.mappers.base import TrainingMapper
+from maskformer.data.transforms.augmentations import LabelledImage, ResizedCrop, build_flip, build_resize, crop_recipe
 from maskformer.structures import LabelValues, OwnDataset
 
 warnings.filterwarnings("ignore", module="PIL")
@@ -163,7 +163,7 @@ def use_picture(content: bytes, folder: Path) -> None:
     image = read_image(str(folder / "input.jpg"), "BGR")
     assert image.dtype == np.uint8 and image.shape[2:] == (3,)
     if image.size < 10**6:
-        LabelledImage(image).transform(build_resize([8], 16, "choice").get_transform(image))
+        ResizedCrop(build_resize([8], 16, "choice"))(LabelledImage(image))
 
 
 def use_label_map(content: bytes, folder: Path) -> None:

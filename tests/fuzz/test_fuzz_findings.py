@@ -20,8 +20,7 @@ from readers import INSTANCES, READERS
 
 from maskformer.checkpoint import read_weights
 from maskformer.config import load_config
-from maskformer.data.files.annotations import find_fault
-from maskformer.data.files.run_lengths import find_rle_fault
+from maskformer.data.files.masks import find_fault, find_rle_fault
 from maskformer.structures import InputError
 
 
@@ -201,7 +200,7 @@ def test_image_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path, kind: 
 
 def test_map_of_a_name_that_no_file_can_have_is_refused(tmp_path: Path):
     """UnicodeEncodeError: surrogates not allowed."""
-    with pytest.raises(InputError, match="expected the name of a PNG"):
+    with pytest.raises(InputError, match=r"panoptic\.json .*has file_name .*ud800.*expected text"):
         read_changed("panoptic JSON", tmp_path, lambda content: content["annotations"][0].update(file_name="\ud800"))
 
 

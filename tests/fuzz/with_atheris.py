@@ -14,7 +14,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["maskformer", "yaml", "PIL", "pickle"]):
-    from guard import load_loops, outcome
+    from guard import outcome
     from readers import READERS
 
 
@@ -22,7 +22,6 @@ def main() -> None:
     """Fuzz until libFuzzer has enough; a failure ends the process with its input in the current folder."""
     kind = sys.argv.pop(1)
     reader = READERS[kind]
-    load_loops()
     with tempfile.TemporaryDirectory() as name:
         folder, seeds = Path(name, "work"), Path(name, "seeds")
         folder.mkdir()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from maskformer.inference import Geometry, smaller_bands
+from maskformer.inference import Geometry
 from maskformer.inference.resize import plan_bands
 
 
@@ -36,12 +38,8 @@ def test_restored_rows_are_those_of_the_whole(output_size):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_bands_are_smaller_where_memory_did_not_suffice_and_only_there():
-    def sizes() -> list[int]:
-        return [len(rows) for rows in plan_bands(64, row_bytes=1, band_bytes=32)]
-
-    with smaller_bands(2):
-        assert sizes() == [16] * 4
-        with smaller_bands(100):
-            assert sizes() == [4] * 16
-    assert sizes() == [32] * 2
+def test_fewer_bytes_are_computed_at_once_where_memory_did_not_suffice():
+    geometry = Geometry(padded_size=(4, 4), image_size=(4, 4), output_size=(4, 4))
+    for device, bytes_at_once in (("cpu", 32), ("meta", 2**27)):
+        assert geometry.bytes_at_once(32, torch.device(device)) == bytes_at_once
+        assert replace(geometry, band_divisor=4).bytes_at_once(32, torch.device(device)) == bytes_at_once // 4

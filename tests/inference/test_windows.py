@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from maskformer.inference.windows import plan_windows, slide_window, window_starts
+from maskformer.inference.tta import SlidingWindow, window_starts
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_windows_cover_a_side_with_at_least_the_overlap(overlap):
 
 
 def test_windows_go_row_by_row_and_stay_inside_the_image():
-    windows = [(r.start, r.stop, c.start, c.stop) for r, c in plan_windows((3, 4), (5, 2), 0.0)]
+    windows = [(r.start, r.stop, c.start, c.stop) for r, c in SlidingWindow((5, 2), 0.0).places((3, 4))]
     assert windows == [(0, 3, 0, 2), (0, 3, 2, 4)]
 
 
@@ -44,16 +44,16 @@ def test_scores_of_two_overlapping_windows_are_averaged_where_they_overlap():
         assert part.shape == (3, 1, 2)
         return torch.full((1, 1, 2), next(seen))
 
-    scores = slide_window(torch.zeros(3, 1, 3), (1, 2), 0.5, scores_of)
+    scores = SlidingWindow((1, 2), 0.5).average(torch.zeros(3, 1, 3), scores_of)
     assert scores.tolist() == [[[10.0, 15.0, 20.0]]]
 
 
 def test_windows_of_a_scorer_that_looks_at_single_pixels_change_nothing():
     image = torch.rand(3, 13, 17)
-    torch.testing.assert_close(slide_window(image, (5, 6), 0.4, lambda part: part * 2), image * 2)
+    torch.testing.assert_close(SlidingWindow((5, 6), 0.4).average(image, lambda part: part * 2), image * 2)
 
 
 def test_a_window_as_large_as_the_image_is_the_image():
     parts = []
-    slide_window(torch.rand(3, 4, 5), (4, 9), 0.5, lambda part: parts.append(part.shape) or part)
+    SlidingWindow((4, 9), 0.5).average(torch.rand(3, 4, 5), lambda part: parts.append(part.shape) or part)
     assert parts == [(3, 4, 5)]

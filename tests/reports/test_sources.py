@@ -110,6 +110,16 @@ def test_outputs_in_a_folder_keep_the_name_and_ending() -> None:
     ]
 
 
+def test_sources_that_differ_in_their_endings_alone_are_drawn_apart():
+    sources = [
+        Source.of_file(path) for path in ("in/0.jpg", "in/0.v.png", "in/0.png", "in/0.mp4", "in/1.avi", "in/1.mov")
+    ]
+    outputs = plan_outputs(sources, "out")
+    names = ["0_jpg.jpg", "0.v.png", "0_png.png", "0.mp4", "1_avi.mp4", "1_mov.mp4"]
+    assert outputs == [Path("out", name) for name in names]
+    assert ids_path(outputs[0], ".json") == Path("out/0_jpg_ids.json")
+
+
 def test_output_with_an_ending_is_a_file_unless_it_is_a_folder(tmp_path: Path) -> None:
     source = [Source.of_file("in/a.jpg")]
     assert plan_outputs(source, str(tmp_path / "x.png")) == [tmp_path / "x.png"]
@@ -125,7 +135,7 @@ def test_output_with_an_ending_is_a_file_unless_it_is_a_folder(tmp_path: Path) -
         (["a.png"], "out.pdf", r"out\.pdf ends in \.pdf; expected one of \.jpg"),
         (["a.mp4"], "out.png", r"out\.png ends in \.png; expected one of \.mp4 \.avi for a\.mp4"),
         (["x/a.png", "y/a.png"], "out", r"x/a\.png and y/a\.png would both be written to out/a"),
-        (["x/a.png", "x/a.jpg"], "out", r"would both be written"),
+        (["x/a.png", "x/a.jpg", "x/a_jpg.png"], "out", r"would both be written"),
         (["x/a.png", "x/a_ids.png"], "out", r"x/a_ids\.png would both be written to out/a_ids\.png"),
         (["x/a.png"], "x", r"x/a\.png would overwrite an input"),
         (["x/a.png"], "y/../x/a.png", r"would overwrite an input"),

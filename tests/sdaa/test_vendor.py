@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from loss_cases import make_losses, pair_losses
 
-from maskformer.sdaa.vendor import VendorReport, apply_vendor_rule
+from maskformer.sdaa.verdict import VendorReport, apply_vendor_rule
 
 
 def test_numbers_of_three_losses_by_hand() -> None:

@@ -79,7 +79,7 @@ def test_more_segments_than_queries_and_sizes_that_differ_are_found(check: Calla
     code, out = check([[[0, 1, 2]]])
     assert code == 1 and "is 3 x 2 pixels (width x height) but its label" in out and "is 3 x 1" in out
     code, out = check([[[0, 1, 2], [0, 1, 2]]], height=9, width=3)
-    assert code == 1 and "but its annotation says 3 x 9" in out
+    assert code == 1 and "but its annotation says that it is 3 x 9" in out
 
 
 def test_files_without_partner_are_found_and_unreadable_ones_named(check: Callable, tmp_path: Path) -> None:
@@ -102,14 +102,16 @@ def test_panoptic_map_that_disagrees_with_its_json_is_found(check: Callable, tmp
     code, out = check(label, pan_seg_file_name=str(file), segments_info=segments)
     assert code == 0 and "most segments in an image: 1" in out  # a crowd is no target
     code, out = check(label, pan_seg_file_name=str(file), segments_info=segments[:1])
-    assert code == 1 and "has pixels of the segment 9, which the JSON does not name" in out
+    assert code == 1 and "has pixels of the segment 9, which the dataset's JSON does not name" in out
     code, out = check(label, pan_seg_file_name=str(file), segments_info=[{**segments[0], "area": 4}, segments[1]])
     assert code == 0
     code, out = check(label, pan_seg_file_name=str(file), segments_info=[{**segments[0], "area": 5}, segments[1]])
     assert code == 1 and "has 4 pixels of the segment 7, of which the JSON says that its area is 5" in out
     more = [*segments, {"id": 5, "category_id": 1}]
     code, out = check(label, pan_seg_file_name=str(file), segments_info=more)
-    assert code == 1 and "has no pixel of the segment 5, which the JSON names" in out
+    assert code == 1 and "Segment 5 of the dataset's JSON has no pixel in" in out
+    code, out = check(label, pan_seg_file_name=str(file), segments_info=[*segments, {**more[2], "iscrowd": 1}])
+    assert code == 1 and "has 0 pixels of the segment 5" in out
 
 
 def test_instances_are_counted_and_their_classes_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from maskformer.data.files.run_lengths import encode_segments
+from maskformer.data.files.masks import encode_segments
 from maskformer.evaluation import SemanticEvaluator
 from maskformer.tools.evaluate_pq_for_semantic import main
 
@@ -99,11 +99,11 @@ def test_what_is_wrong_with_the_predictions_is_told(predictions_of, error_of, tm
 
 
 def test_files_and_datasets_that_are_none_are_named(predictions_of, error_of, tmp_path):
-    assert "nowhere.json cannot be read" in error_of(tmp_path / "nowhere.json")
+    assert "nowhere.json, which cannot be read" in error_of(tmp_path / "nowhere.json")
     (tmp_path / "other.json").write_text('{"a": 1}')
-    assert "category_id, file_name, segmentation" in error_of(tmp_path / "other.json")
+    assert "category_id, file_name and segmentation" in error_of(tmp_path / "other.json")
     file = predictions_of([[0, 0], [1, 1]], [[2, 2], [2, 2]])
-    assert "'nothing', which is not registered" in error_of(file, "nothing")
+    assert "Dataset 'nothing' is not registered" in error_of(file, "nothing")
 
 
 def test_ids_and_the_label_to_ignore_have_their_defaults(predictions_of, capsys):

@@ -22,7 +22,7 @@ from ..files.reading import (
     read_label_map,
     read_segment_ids,
 )
-from ..mappers.targets import panoptic_targets
+from ..mappers.targets import number_annotated_segments
 
 Record = dict[str, Any]
 
@@ -122,25 +122,17 @@ def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], i
     check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
     ids = read_segment_ids(label_file)
     check_same_size(image, record["file_name"], ids, label_file)
-    found = dict(zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True))
-    segments = {segment["id"]: segment["category_id"] for segment in record["segments_info"]}
-    for missing, where in (
-        (segments.keys() - found.keys(), "has no pixel of the segment {}, which the JSON names"),
-        (found.keys() - segments.keys() - {0}, "has pixels of the segment {}, which the JSON does not name"),
-    ):
-        if missing:
-            raise BadImageError(f"Panoptic label {label_file} {where.format(min(missing))}: prepare both again.")
-    for segment in record["segments_info"]:
-        area = found[segment["id"]]
-        if segment.get("area", area) != area:
+    segments = sorted(record["segments_info"], key=lambda segment: segment.get("iscrowd", 0))
+    _, areas = number_annotated_segments(ids, segments, label_file)
+    counts: Counter[int] = Counter()
+    for segment, area in zip(segments, areas.tolist(), strict=True):
+        if area == 0 or segment.get("area", area) != area:
             raise BadImageError(
                 f"Panoptic label {label_file} has {area} pixels of the segment {segment['id']}, of which the JSON says "
-                f"that its area is {segment['area']}: prepare both again."
+                f"that its area is {segment.get('area')}: prepare both again."
             )
-    counts: Counter[int] = Counter()
-    for segment_id, category in segments.items():
-        counts[category] += found[segment_id]
-    return dict(counts), len(panoptic_targets(ids, record["segments_info"])[0])
+        counts[segment["category_id"]] += area
+    return dict(counts), sum(not segment.get("iscrowd", 0) for segment in segments)
 
 
 def find_unpaired(metadata: Metadata, records: Iterable[Record]) -> list[str]:

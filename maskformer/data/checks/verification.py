@@ -14,7 +14,6 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from maskformer.structures import InputError
 
-from ..files.annotations import drawn_part, find_fault
 from ..files.json_files import (
     check_annotation,
     check_segments,
@@ -22,6 +21,7 @@ from ..files.json_files import (
     read_instance_json,
     read_panoptic_json,
 )
+from ..files.masks import drawn_part, find_fault
 
 logger = logging.getLogger(__name__)
 

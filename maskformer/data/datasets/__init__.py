@@ -1,4 +1,4 @@
-"""The datasets of ours that a configuration can name; one file each."""
+"""The datasets of ours that a configuration can name; one file each but for those in label_maps."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from detectron2.data import DatasetCatalog
 from maskformer.config.own_datasets import read_own_datasets
 
 from .ade20k import register_ade20k
-from .ade20k_full import register_ade20k_full
 from .cityscapes import register_cityscapes
-from .coco_stuff_10k import register_coco_stuff_10k
-from .mapillary_vistas import register_mapillary_vistas
+from .label_maps import ADE20K_FULL, COCO_STUFF_10K, MAPILLARY_VISTAS
 from .own import register_own
 from .shapes import register_shapes
 
@@ -23,10 +21,10 @@ __all__ = ["register_all", "register_missing"]
 # Each with one of the names that it registers.
 _REGISTER = {
     register_ade20k: "ade20k_panoptic_train",
-    register_ade20k_full: "ade20k_full_sem_seg_train",
+    ADE20K_FULL.register: "ade20k_full_sem_seg_train",
     register_cityscapes: "cityscapes_fine_sem_seg_train",
-    register_coco_stuff_10k: "coco_2017_train_stuff_10k_sem_seg",
-    register_mapillary_vistas: "mapillary_vistas_sem_seg_train",
+    COCO_STUFF_10K.register: "coco_2017_train_stuff_10k_sem_seg",
+    MAPILLARY_VISTAS.register: "mapillary_vistas_sem_seg_train",
     register_shapes: "shapes_panoptic_train",
 }
 

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from maskformer.structures import InputError
-
-from ..files.json_files import join_inside, read_panoptic_json
 from .registration import (
     instance_metadata,
     load_instances,
+    load_panoptic,
     panoptic_metadata,
     read_categories,
     register,
@@ -39,7 +36,7 @@ def register_ade20k(root: str | Path) -> None:
         }
         register(
             f"ade20k_panoptic_{split}",
-            partial(load_panoptic, **paths),
+            partial(load_panoptic, **paths, categories=categories),
             **paths,
             **panoptic_metadata(categories),
             json_file=instance_json,
@@ -56,41 +53,3 @@ def register_ade20k(root: str | Path) -> None:
             json_file=instance_json,
             evaluator_type="coco",
         )
-
-
-def load_panoptic(
-    *, image_root: str, sem_seg_root: str, panoptic_root: str, panoptic_json: str
-) -> list[dict[str, Any]]:
-    """Read the panoptic JSON, whose category ids are the contiguous ones.
-
-    Returns:
-        Detectron2's dataset dicts with ``sem_seg_file_name``, ``pan_seg_file_name`` and ``segments_info``.
-
-    Raises:
-        InputError: a segment has an unknown category.
-    """
-    content = read_panoptic_json(panoptic_json)
-    images = {image["id"]: image for image in content["images"]}
-    is_thing = {category["id"]: bool(category["isthing"]) for category in read_categories("ade20k_150.json")}
-    records = []
-    for annotation in content["annotations"]:
-        image = images[annotation["image_id"]]
-        segments = annotation["segments_info"]
-        unknown = [segment["category_id"] for segment in segments if segment["category_id"] not in is_thing]
-        if unknown:
-            raise InputError(
-                f"{panoptic_json} gives a segment of {annotation['file_name']} the category {unknown[0]}; expected "
-                "0..149: make the JSON again (datasets/README.md)."
-            )
-        records.append(
-            {
-                "file_name": join_inside(image_root, image["file_name"], panoptic_json),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-                "sem_seg_file_name": join_inside(sem_seg_root, annotation["file_name"], panoptic_json),
-                "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
-                "segments_info": [{**segment, "isthing": is_thing[segment["category_id"]]} for segment in segments],
-            }
-        )
-    return records

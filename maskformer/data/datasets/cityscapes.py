@@ -20,9 +20,10 @@ from detectron2.structures import BoxMode
 from maskformer.structures import InputError
 
 from ..files.json_files import join_inside, read_panoptic_json
+from ..files.masks import encode_segments
 from ..files.reading import read_class_map
-from ..files.run_lengths import encode_segments
 from .registration import (
+    contiguous_segments,
     instance_metadata,
     panoptic_metadata,
     read_categories,
@@ -160,6 +161,7 @@ def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_
         InputError: an image or a label is missing, or a category is unknown.
     """
     images = {_image_entry(image)["image_id"]: image for image in _find_images(image_root)}
+    categories, hint = read_categories(_CATEGORIES), ", without --use-train-id"
     records = []
     for annotation in read_panoptic_json(panoptic_json, with_images=False)["annotations"]:
         image = images.get(annotation["image_id"])
@@ -172,25 +174,10 @@ def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_
                 **_image_entry(image),
                 "sem_seg_file_name": _label_file(image, gt_dir, "labelTrainIds"),
                 "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
-                "segments_info": _with_contiguous_ids(annotation, panoptic_json),
+                "segments_info": contiguous_segments(annotation, categories, panoptic_json, hint),
             }
         )
     return records
-
-
-def _with_contiguous_ids(annotation: Record, panoptic_json: str) -> list[Record]:
-    categories = {c["id"]: (index, bool(c["isthing"])) for index, c in enumerate(read_categories(_CATEGORIES))}
-    segments = []
-    for segment in annotation["segments_info"]:
-        if segment["category_id"] not in categories:
-            raise InputError(
-                f"{panoptic_json} gives a segment of {annotation['file_name']} the category {segment['category_id']}; "
-                "expected the label id of an evaluated class (7 road .. 33 bicycle): make the JSON again, without "
-                "--use-train-id (datasets/README.md)."
-            )
-        index, is_thing = categories[segment["category_id"]]
-        segments.append({**segment, "category_id": index, "isthing": is_thing})
-    return segments
 
 
 def _find_images(image_dir: str) -> list[Path]:

@@ -110,34 +110,28 @@ def _read_ids(metadata: Metadata, kind: str, num_classes: int) -> tuple[int, ...
 def check_classes(name: str, config_key: str, num_classes: int, classes: Classes | None) -> None:
     """Make sure that a dataset numbers its classes as a model does.
 
-    A dataset of things alone may be judged by a model that has these things first.
+    A dataset of things alone may be judged by a model that has these things first. How many classes there are is
+    ``verify_dataset``'s to compare.
 
     Args:
         name: of the dataset; nothing is checked of one that is not known here or names no classes.
         config_key: where the user gave it, for messages.
         num_classes: K, the model's.
-        classes: the model's; None: not known, so only the number is checked.
+        classes: the model's; None: not known.
 
     Raises:
-        InputError: number, names or order of classes differ.
+        InputError: names or order of classes differ.
     """
     metadata = _known_metadata(name)
-    if metadata is None or not _has_names(metadata):
+    if metadata is None or classes is None:
         return
-    things, stuff = metadata.get("thing_classes"), metadata.get("stuff_classes")
-    of_things = not stuff or metadata.get("evaluator_type") in _OF_THINGS
+    things = metadata.get("thing_classes")
+    of_things = not metadata.get("stuff_classes") or metadata.get("evaluator_type") in _OF_THINGS
     if of_things and 0 < len(things or ()) <= num_classes:  # labels and evaluators number things among themselves
         theirs: Classes | None = Classes(f"dataset {name}", tuple(map(str, things)))
     else:
         theirs = read_classes(name, num_classes)
-    if theirs is None:
-        named = (("stuff", stuff), ("thing", things))
-        counts = " and ".join(f"{len(names)} {kind} classes" for kind, names in named if names)
-        raise InputError(
-            f"The model has {num_classes} classes (MODEL.SEM_SEG_HEAD.NUM_CLASSES), but dataset {name} ({config_key}) "
-            f"has {counts}; expected as many: change MODEL.SEM_SEG_HEAD.NUM_CLASSES or {config_key}."
-        )
-    difference = classes.difference(theirs) if classes is not None else None
+    difference = None if theirs is None else classes.difference(theirs)
     if difference:
         raise InputError(
             f"Dataset {name} ({config_key}) numbers its classes otherwise than the model does: {difference}; expected "

@@ -10,7 +10,9 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from ..files.json_files import join_inside, read_instance_json
+from maskformer.structures import InputError
+
+from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
 
 Category = dict[str, Any]
 
@@ -45,6 +47,69 @@ def load_instances(json_file: str, image_root: str, name: str | None = None) -> 
     for image in read_instance_json(json_file)["images"]:
         join_inside(image_root, image["file_name"], json_file)
     return load_coco_json(json_file, image_root, name)
+
+
+def load_panoptic(
+    *, image_root: str, sem_seg_root: str, panoptic_root: str, panoptic_json: str, categories: list[Category]
+) -> list[dict[str, Any]]:
+    """Load a dataset of COCO's panoptic format that has label maps of the same names too.
+
+    Args:
+        image_root: the folder of its images.
+        sem_seg_root: of the label maps.
+        panoptic_root: of the panoptic PNGs.
+        panoptic_json: the file that names them all.
+        categories: ``id`` and ``isthing`` in the order of contiguous ids.
+
+    Returns:
+        Detectron2's dataset dicts: ``file_name``, ``image_id``, ``height``, ``width``, ``sem_seg_file_name``,
+        ``pan_seg_file_name`` and ``segments_info`` with contiguous ``category_id``.
+
+    Raises:
+        InputError: see ``read_panoptic_json``; a segment has an unknown category, or a name leads out of its folder.
+    """
+    content = read_panoptic_json(panoptic_json)
+    images = {image["id"]: image for image in content["images"]}
+    return [
+        {
+            "file_name": join_inside(image_root, images[annotation["image_id"]]["file_name"], panoptic_json),
+            **{key: images[annotation["image_id"]][key] for key in ("height", "width")},
+            "image_id": annotation["image_id"],
+            "sem_seg_file_name": join_inside(sem_seg_root, annotation["file_name"], panoptic_json),
+            "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
+            "segments_info": contiguous_segments(annotation, categories, panoptic_json),
+        }
+        for annotation in content["annotations"]
+    ]
+
+
+def contiguous_segments(
+    annotation: dict[str, Any], categories: list[Category], panoptic_json: str, hint: str = ""
+) -> list[dict[str, Any]]:
+    """The ``segments_info`` of an annotation with contiguous categories, and ``isthing``.
+
+    Args:
+        annotation: of a panoptic JSON.
+        categories: ``id`` and ``isthing`` in the order of contiguous ids.
+        panoptic_json: the file, for the message.
+        hint: how to make it, for the message.
+
+    Raises:
+        InputError: a category is none of these.
+    """
+    index_of = {category["id"]: index for index, category in enumerate(categories)}
+    for segment in annotation["segments_info"]:
+        if segment["category_id"] not in index_of:
+            raise InputError(
+                f"{panoptic_json} gives a segment of {annotation['file_name']} the category {segment['category_id']}; "
+                f"expected the id of a class, {min(index_of)}..{max(index_of)}: make the JSON again{hint} "
+                "(datasets/README.md)."
+            )
+    indices = [index_of[segment["category_id"]] for segment in annotation["segments_info"]]
+    return [
+        {**segment, "category_id": index, "isthing": bool(categories[index]["isthing"])}
+        for segment, index in zip(annotation["segments_info"], indices, strict=True)
+    ]
 
 
 def read_categories(file_name: str) -> list[Category]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from maskformer.structures import InputError
 
-from ..files.json_files import join_inside, read_panoptic_json
 from . import registration
 from .registration import register
 
@@ -62,16 +61,6 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _contiguous(segment: Record, json_file: Path) -> Record:
-    index = segment["category_id"] - dataset_id(0)
-    if not 0 <= index < len(CATEGORIES):
-        raise InputError(
-            f"{json_file} gives a segment the category {segment['category_id']}; expected {dataset_id(0)}.."
-            f"{dataset_id(len(CATEGORIES) - 1)}: write the dataset again (python -m maskformer.tools.make_shapes)."
-        )
-    return {**segment, "category_id": index, "isthing": CATEGORIES[index].is_thing}
-
-
 def load_panoptic(folder: Path, split: str) -> list[Record]:
     """Read a split with its panoptic and semantic labels.
 
@@ -86,21 +75,13 @@ def load_panoptic(folder: Path, split: str) -> list[Record]:
     Raises:
         InputError: the dataset is not there.
     """
-    json_file = _existing(folder / "annotations" / f"panoptic_{split}.json")
-    content = read_panoptic_json(json_file)
-    images = {image["id"]: image for image in content["images"]}
-    return [
-        {
-            "file_name": join_inside(folder / split, images[annotation["image_id"]]["file_name"], json_file),
-            "image_id": annotation["image_id"],
-            "height": images[annotation["image_id"]]["height"],
-            "width": images[annotation["image_id"]]["width"],
-            "sem_seg_file_name": join_inside(folder / f"sem_seg_{split}", annotation["file_name"], json_file),
-            "pan_seg_file_name": join_inside(folder / f"panoptic_{split}", annotation["file_name"], json_file),
-            "segments_info": [_contiguous(segment, json_file) for segment in annotation["segments_info"]],
-        }
-        for annotation in content["annotations"]
-    ]
+    return registration.load_panoptic(
+        image_root=str(folder / split),
+        sem_seg_root=str(folder / f"sem_seg_{split}"),
+        panoptic_root=str(folder / f"panoptic_{split}"),
+        panoptic_json=str(_existing(folder / "annotations" / f"panoptic_{split}.json")),
+        categories=_categories(),
+    )
 
 
 def load_semantic(folder: Path, split: str) -> list[Record]:
@@ -116,15 +97,18 @@ def load_instances(folder: Path, split: str) -> list[Record]:
     return registration.load_instances(str(json_file), str(folder / split), f"shapes_instance_{split}")
 
 
+def _categories() -> list[registration.Category]:
+    return [
+        {"id": dataset_id(index), "name": each.name, "color": list(each.color), "isthing": each.is_thing}
+        for index, each in enumerate(CATEGORIES)
+    ]
+
+
 def _metadata(folder: Path, split: str) -> Record:
     """Say what evaluators and visualizer ask for; the stuff tables hold all categories, as Detectron2's COCO does."""
     return {
-        "thing_classes": [category.name for category in THINGS],
-        "thing_colors": [list(category.color) for category in THINGS],
-        "thing_dataset_id_to_contiguous_id": {dataset_id(index): index for index in range(len(THINGS))},
-        "stuff_classes": [category.name for category in CATEGORIES],
-        "stuff_colors": [list(category.color) for category in CATEGORIES],
-        "stuff_dataset_id_to_contiguous_id": {dataset_id(index): index for index in range(len(CATEGORIES))},
+        **registration.semantic_metadata(_categories()),
+        **registration.instance_metadata(_categories()),
         "image_root": str(folder / split),
         "panoptic_root": str(folder / f"panoptic_{split}"),
         "panoptic_json": str(folder / "annotations" / f"panoptic_{split}.json"),

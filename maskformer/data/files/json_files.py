@@ -21,14 +21,96 @@ from detectron2.data import Metadata
 
 from maskformer.structures import InputError
 
-from .annotations import drawn_part, find_fault, mask_area
+from .masks import drawn_part, find_fault, mask_area
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what is expected
 
 MAX_SEGMENT_ID = 2**24 - 1  # a panoptic PNG's pixel has 24 bits
 _MAX_SIDE = 2**20  # pixels; far above any image
+_LARGEST_KEPT = 2**24  # bytes of a JSON whose content is kept, some ten times as large
+_kept: dict[tuple[Any, ...], Record] = {}  # (kind, path, (time, size)) -> content
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and type(value) is not bool and bool(-(2**31) < value < 2**31)
+
+
+def _is_name(value: Any) -> bool:
+    if not isinstance(value, str) or value == "" or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a pair of surrogates
+        return False
+    return True
+
+
+_INTEGER: Check = (_is_integer, "an integer")
+_NAME: Check = (_is_name, "text, such as the name of a file")
+_FLAG: Check = (lambda value: value in (0, 1), "0 or 1")
+_ID: Check = (
+    lambda value: isinstance(value, str) or (type(value) is int and abs(value) < 2**63),
+    "a number or text",
+)
+_SIDE: Check = (lambda value: type(value) is int and 1 <= value <= _MAX_SIDE, f"pixels, 1 to {_MAX_SIDE}")
+_SEGMENT_ID: Check = (
+    lambda value: _is_integer(value) and 1 <= value <= MAX_SEGMENT_ID,
+    f"an integer from 1 to {MAX_SEGMENT_ID}",
+)
+_AREA: Check = (
+    lambda value: isinstance(value, (int, float)) and type(value) is not bool and 0 <= value < 2**63,
+    "a number of pixels",
+)
+
+# What each kind of entry has; some keys may be absent, but not wrong.
+_OPTIONAL = ("iscrowd", "area")
+_COMMON = {"category_id": _INTEGER, "iscrowd": _FLAG, "area": _AREA}
+_SEGMENT = {"id": _SEGMENT_ID, **_COMMON}
+_IMAGE = {"id": _ID, "file_name": _NAME, "height": _SIDE, "width": _SIDE}
+_OF_FORMAT = {
+    "panoptic": {
+        "categories": {"id": _INTEGER, "isthing": (lambda value: value in (0, 1), "1 for a thing, 0 for stuff")},
+        "annotations": {"image_id": _ID, "file_name": _NAME},
+    },
+    "instances": {
+        "categories": {"id": _INTEGER, "name": _NAME},
+        "annotations": {"id": _ID, "image_id": _ID},
+    },
+}
+
+
+def _require(
+    is_met: bool, where: str, key: str, value: Any, expected: str, error: type[InputError] = InputError
+) -> None:
+    if not is_met:
+        raise error(f"{where} has {key} {reprlib.repr(value)}; expected {expected}: correct it or write it again.")
+
+
+def _check_entry(entry: Any, checks: Mapping[str, Check], where: str, error: type[InputError] = InputError) -> None:
+    if not isinstance(entry, dict):
+        raise error(f"{where} holds {reprlib.repr(entry)}; expected keys and values: write it again.")
+    for key, (is_right, expected) in checks.items():
+        if key in entry or key not in _OPTIONAL:
+            _require(is_right(entry.get(key)), where, key, entry.get(key), expected, error)
+
+
+def _by_id(
+    entries: Sequence[Any],
+    checks: Mapping[str, Check],
+    where: Callable[[int], str],
+    key: str = "id",
+    error: type[InputError] = InputError,
+) -> dict[Any, Record]:
+    """Check entries, of which each has its own id, and find them by it."""
+    found: dict[Any, Record] = {}
+    for index, entry in enumerate(entries):
+        _check_entry(entry, checks, where(index), error)
+        _require(entry[key] not in found, where(index), key, entry[key], "each id once, this is the second", error)
+        found[entry[key]] = entry
+    return found
 
 
 def read_json(path: str | Path, origin: str = "") -> Any:
@@ -65,28 +147,119 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, with_images: bool 
     Raises:
         InputError: it cannot be read, lacks something, or holds an id twice.
     """
-    content = _read_lists(path, origin, ("annotations", *(("images",) if with_images else ())))
-    name = _name(path, origin)
-    categories = content.get("categories", [])
-    for index, category in enumerate(categories):
-        _require("isthing" in category, f"Category {index} of {name}", "isthing", None, "1 for a thing, 0 for stuff")
-    known = {category["id"] for category in categories}
-    images = _check_images(content["images"], name) if with_images else {}
-    seen: set[Any] = set()
+    content, name = _read_once("panoptic", path, origin, _check_panoptic), _name(path, origin)
+    if with_images:
+        images = _check_images(content, name)
+        for index, annotation in enumerate(content["annotations"]):
+            image_id, where = annotation["image_id"], f"Annotation {index} of {name}"
+            _require(image_id in images, where, "image_id", image_id, "the id of one of its images")
+    return content
+
+
+def read_instance_json(path: str | Path, origin: str = "") -> Record:
+    """Read and check a file of COCO's instance format.
+
+    Args:
+        path: of the file.
+        origin: where the user named it.
+
+    Returns:
+        ``images``, ``annotations`` and ``categories``; every annotation is an object, with ``iscrowd`` and ``area``.
+
+    Raises:
+        InputError: it cannot be read, lacks something, holds an id twice, or a box or mask that is none.
+    """
+    return _read_once("instances", path, origin, _complete_instances)
+
+
+def _read_once(kind: str, path: str | Path, origin: str, check: Callable[[Record, str], Record]) -> Record:
+    """What is in a file, checked; the last two are kept while they stay as they are. Entries may be changed."""
+    key = kind, str(path), _state(path)
+    content = _kept.get(key)
+    if content is None:
+        content = check(read_json(path, origin), _name(path, origin))
+        if os.path.getsize(path) <= _LARGEST_KEPT:
+            while len(_kept) >= 2:
+                del _kept[next(iter(_kept))]
+            _kept[key] = content
+    return {**content, "annotations": [dict(annotation) for annotation in content["annotations"]]}
+
+
+def _state(path: str | Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None  # reading it will say why
+    return status.st_mtime_ns, status.st_size
+
+
+def _check_panoptic(content: Any, name: str) -> Record:
+    _check_lists(content, name, ("annotations",))
+    checks = _OF_FORMAT["panoptic"]
+    known = _by_id(content.get("categories", []), checks["categories"], lambda index: f"Category {index} of {name}")
+    _by_id(content["annotations"], checks["annotations"], lambda index: f"Annotation {index} of {name}", "image_id")
     for index, annotation in enumerate(content["annotations"]):
-        where = f"Annotation {index} of {name}"
-        image_id = _field(annotation, "image_id", where, _is_id, "a number or text")
-        _require(image_id in images or not with_images, where, "image_id", image_id, "the id of one of its images")
-        _require(image_id not in seen, where, "image_id", image_id, "one annotation of an image, this is the second")
-        seen.add(image_id)
-        _field(annotation, "file_name", where, _is_name, "the name of a PNG")
-        where = f"{where} (image {image_id})"
+        where = f"Annotation {index} of {name} (image {annotation['image_id']})"
         check_segments(annotation.get("segments_info"), where)
         for segment in annotation["segments_info"]:
             is_known = segment["category_id"] in known or "categories" not in content
-            _require(is_known, where, "category_id", segment["category_id"], _ONE_LISTED)
+            _require(is_known, where, "category_id", segment["category_id"], "the id of one of its categories")
             segment.setdefault("iscrowd", 0)
     return content
+
+
+def _complete_instances(content: Any, name: str) -> Record:
+    """Check images and annotations of COCO's instance format, and fill in what may be left out."""
+    _check_lists(content, name, ("annotations", "images", "categories"))
+    checks = _OF_FORMAT["instances"]
+    known = _by_id(content["categories"], checks["categories"], lambda index: f"Category {index} of {name}")
+    images = _check_images(content, name)
+    _by_id(content["annotations"], checks["annotations"], lambda index: f"Annotation {index} of {name}")
+    objects = []
+    for index, annotation in enumerate(content["annotations"]):
+        image = images.get(annotation["image_id"])  # COCO's own tools pass over annotations of one that is not listed
+        size = None if image is None else (image["height"], image["width"])
+        where = f"Annotation {index} of {name} (id {annotation['id']}, image {annotation['image_id']})"
+        check_annotation(annotation, where, size)
+        category = annotation["category_id"]
+        _require(category in known, where, "category_id", category, "the id of one of its categories")
+        segmentation = drawn_part(annotation["segmentation"])
+        if segmentation is not None:
+            filled_in = {"iscrowd": 0, "area": annotation.get("area", mask_area(segmentation))}
+            objects.append({**filled_in, **annotation, "segmentation": segmentation})
+    _report_lost(content["annotations"], objects, images, name)
+    return {**content, "annotations": objects}
+
+
+def _check_lists(content: Any, name: str, needed: Sequence[str]) -> None:
+    for key in (*needed, "categories"):
+        value = content.get(key, None if key in needed else []) if isinstance(content, dict) else None
+        if not isinstance(value, list):
+            state = f"has no {key}" if value is None else f"holds {reprlib.repr(value)} as {key}"
+            raise InputError(f"{name} {state}; expected COCO's format, where it is a list.")
+
+
+def _check_images(content: Record, name: str) -> dict[Any, Record]:
+    _check_lists(content, name, ("images",))
+    images = _by_id(content["images"], _IMAGE, lambda index: f"Image {index} of {name}")
+    if len({type(image_id) for image_id in images}) > 1:
+        raise InputError(f"The images of {name} have ids of different types; expected numbers alone, or text alone.")
+    return images
+
+
+def _report_lost(annotations: list[Record], objects: list[Record], images: Record, name: str) -> None:
+    unlisted = [annotation["image_id"] for annotation in annotations if annotation["image_id"] not in images]
+    if unlisted and len(unlisted) == len(annotations):
+        raise InputError(
+            f"All annotations of {name} are of images that it does not list, first {reprlib.repr(unlisted[0])}; "
+            f"expected ids of its images, such as {reprlib.repr(next(iter(images), None))}: correct image_id."
+        )
+    for number, what in (
+        (len(unlisted), "are of images that it does not list"),
+        (len(annotations) - len(objects), "have an empty mask and are no objects"),
+    ):
+        if number:
+            logger.warning("%d of %d annotations of %s %s.", number, len(annotations), name, what)
 
 
 def check_segments(segments: Any, where: str, error: type[InputError] = InputError) -> None:
@@ -101,12 +274,7 @@ def check_segments(segments: Any, where: str, error: type[InputError] = InputErr
         InputError: an entry lacks something, or two have one id.
     """
     _require(isinstance(segments, list), where, "segments_info", segments, "a list", error)
-    seen: set[int] = set()
-    for segment in segments:
-        segment_id = _field(segment, "id", where, _is_segment_id, f"an integer from 1 to {MAX_SEGMENT_ID}", error)
-        _require(segment_id not in seen, where, "the segment id", segment_id, "each id once, this is the second", error)
-        seen.add(segment_id)
-        _check_common(segment, where, error)
+    _by_id(segments, _SEGMENT, lambda index: f"{where}, segment {index},", error=error)
 
 
 def check_annotation(
@@ -123,29 +291,12 @@ def check_annotation(
     Raises:
         InputError: it lacks something, or its box or mask is none.
     """
-    _check_common(annotation, where, error)
+    _check_entry(annotation, _COMMON, where, error)
     if annotation.get("segmentation") is None:
         raise error(f"{where} has no mask (segmentation); expected polygons or RLE: name a dataset with masks.")
     fault = find_fault(annotation, size)
     if fault:
         raise error(f"{where} {fault}: correct or remove it.")
-
-
-def read_instance_json(path: str | Path, origin: str = "") -> Record:
-    """Read and check a file of COCO's instance format.
-
-    Args:
-        path: of the file.
-        origin: where the user named it.
-
-    Returns:
-        ``images``, ``annotations`` and ``categories``; every annotation is an object, with ``iscrowd`` and ``area``.
-
-    Raises:
-        InputError: it cannot be read, lacks something, holds an id twice, or a box or mask that is none.
-    """
-    content = _read_lists(path, origin, ("annotations", "images", "categories"))
-    return _complete_instances(content, _name(path, origin))
 
 
 def instances_of_records(records: Sequence[Mapping[str, Any]], names: Sequence[str], where: str) -> Record:
@@ -167,7 +318,8 @@ def instances_of_records(records: Sequence[Mapping[str, Any]], names: Sequence[s
         images.append({"id": _plain(record.get("image_id", index)), "file_name": str(record["file_name"]), **fields})
         for annotation in record.get("annotations", []):
             check_annotation(annotation, f"An annotation of image {record['file_name']} ({where})")
-            kept = {key: _plain(annotation[key]) for key in _USED_OF_INSTANCE if key in annotation}
+            used = ("category_id", "iscrowd", "segmentation")
+            kept = {key: _plain(annotation[key]) for key in used if key in annotation}
             annotations.append({**kept, "id": len(annotations) + 1, "image_id": images[-1]["id"]})
     categories = [{"id": index, "name": name} for index, name in enumerate(names)]
     return _complete_instances({"images": images, "annotations": annotations, "categories": categories}, where)
@@ -197,9 +349,10 @@ def panoptic_of_records(records: Sequence[Mapping[str, Any]], metadata: Metadata
         for segment in segments:
             is_known = 0 <= segment["category_id"] < len(names)
             _require(is_known, name, "category_id", segment["category_id"], f"0..{len(names) - 1}")
-        file_name = _field(record, "pan_seg_file_name", name, _is_name, "the name of a PNG")
+        _check_entry(record, {"pan_seg_file_name": _NAME}, name)
         image_id = _plain(record.get("image_id", index))
         images.append({"id": image_id, "file_name": str(record["file_name"])})
+        file_name = record["pan_seg_file_name"]
         annotations.append({"image_id": image_id, "file_name": file_name, "segments_info": segments})
     table = metadata.get("thing_dataset_id_to_contiguous_id")
     told = [segment for annotation in annotations for segment in annotation["segments_info"] if "isthing" in segment]
@@ -213,55 +366,8 @@ def panoptic_of_records(records: Sequence[Mapping[str, Any]], metadata: Metadata
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-_USED_OF_INSTANCE = ("category_id", "iscrowd", "segmentation")
-
-
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _complete_instances(content: Record, name: str) -> Record:
-    """Check images and annotations of COCO's instance format, and fill in what may be left out."""
-    known = {category["id"] for category in content["categories"]}
-    for index, category in enumerate(content["categories"]):
-        _field(category, "name", f"Category {index} of {name}", _is_name, "text")
-    images = _check_images(content["images"], name)
-    seen: set[Any] = set()
-    objects = []
-    for index, annotation in enumerate(content["annotations"]):
-        where = f"Annotation {index} of {name}"
-        annotation_id = _field(annotation, "id", where, _is_id, "a number or text")
-        _require(annotation_id not in seen, where, "id", annotation_id, "each id once, this is the second")
-        seen.add(annotation_id)
-        image_id = _field(annotation, "image_id", where, _is_id, "a number or text")
-        image = images.get(image_id)  # COCO's own tools pass over annotations of an image that is not listed
-        size = None if image is None else (image["height"], image["width"])
-        where = f"{where} (id {annotation_id}, image {image_id})"
-        check_annotation(annotation, where, size)
-        _require(annotation["category_id"] in known, where, "category_id", annotation["category_id"], _ONE_LISTED)
-        segmentation = drawn_part(annotation["segmentation"])
-        if segmentation is not None:
-            annotation.setdefault("iscrowd", 0)
-            if "area" not in annotation:
-                annotation["area"] = mask_area(segmentation)
-            objects.append({**annotation, "segmentation": segmentation})
-    _report_lost(content["annotations"], objects, images, name)
-    return {**content, "annotations": objects}
-
-
-def _report_lost(annotations: list[Record], objects: list[Record], images: Record, name: str) -> None:
-    unlisted = [annotation["image_id"] for annotation in annotations if annotation["image_id"] not in images]
-    if unlisted and len(unlisted) == len(annotations):
-        raise InputError(
-            f"All annotations of {name} are of images that it does not list, first {reprlib.repr(unlisted[0])}; "
-            f"expected ids of its images, such as {reprlib.repr(next(iter(images), None))}: correct image_id."
-        )
-    for number, what in (
-        (len(unlisted), "are of images that it does not list"),
-        (len(annotations) - len(objects), "have an empty mask and are no objects"),
-    ):
-        if number:
-            logger.warning("%d of %d annotations of %s %s.", number, len(annotations), name, what)
 
 
 def join_inside(folder: str | Path, file_name: str, source: str | Path) -> str:
@@ -295,113 +401,3 @@ def is_inside(path: str, folder: str) -> bool:
 
 def _name(path: str | Path, origin: str) -> str:
     return f"{path} ({origin})" if origin else str(path)
-
-
-def _read_lists(path: str | Path, origin: str, needed: Sequence[str]) -> Record:
-    content = read_json(path, origin)
-    for key in (*needed, "categories"):
-        value = content.get(key, None if key in needed else []) if isinstance(content, dict) else None
-        if not isinstance(value, list):
-            state = f"has no {key}" if value is None else f"holds {reprlib.repr(value)} as {key}"
-            raise InputError(f"{_name(path, origin)} {state}; expected COCO's format, where it is a list.")
-    result: Record = content
-    _check_categories(result.get("categories", []), _name(path, origin))
-    return result
-
-
-def _check_categories(categories: list[Any], name: str) -> None:
-    seen: set[int] = set()
-    for index, category in enumerate(categories):
-        where = f"Category {index} of {name}"
-        category_id = _field(category, "id", where, _is_integer, "an integer")
-        _require(category_id not in seen, where, "id", category_id, "each id once, this is the second")
-        seen.add(category_id)
-        if "name" in category:
-            _field(category, "name", where, _is_name, "text")
-        _field(category, "isthing", where, _is_flag, "0 or 1")
-
-
-def _check_images(images: list[Any], name: str) -> dict[Any, Record]:
-    """Images by id."""
-    by_id: dict[Any, Record] = {}
-    for index, image in enumerate(images):
-        where = f"Image {index} of {name}"
-        image_id = _field(image, "id", where, _is_id, "a number or text")
-        _require(image_id not in by_id, where, "id", image_id, "each id once, this is the second")
-        _field(image, "file_name", where, _is_name, "the name of a file")
-        for side in ("height", "width"):
-            _field(image, side, where, _is_side, f"pixels, 1 to {_MAX_SIDE}")
-        by_id[image_id] = image
-    if len({type(image_id) for image_id in by_id}) > 1:
-        raise InputError(f"The images of {name} have ids of different types; expected numbers alone, or text alone.")
-    return by_id
-
-
-def _check_common(entry: Any, where: str, error: type[InputError]) -> None:
-    """What a segment and an instance have in common."""
-    _field(entry, "category_id", where, _is_integer, "an integer", error)
-    _field(entry, "iscrowd", where, _is_flag, "0 or 1", error)
-    _field(entry, "area", where, _is_area, "a number of pixels", error)
-
-
-def _field(
-    entry: Any,
-    key: str,
-    where: str,
-    is_valid: Callable[[Any], bool],
-    expected: str,
-    error: type[InputError] = InputError,
-) -> Any:
-    """The value of a key, valid; None where an optional key is absent."""
-    if not isinstance(entry, dict):
-        raise error(f"{where} holds {reprlib.repr(entry)}; expected keys and values: write it again.")
-    if key in _OPTIONAL and key not in entry:
-        return None
-    value = entry.get(key)
-    _require(is_valid(value), where, key, value, expected, error)
-    return value
-
-
-_OPTIONAL = ("iscrowd", "isthing", "area")
-_ONE_LISTED = "the id of one of its categories"
-
-
-def _require(
-    is_met: bool, where: str, key: str, value: Any, expected: str, error: type[InputError] = InputError
-) -> None:
-    if not is_met:
-        raise error(f"{where} has {key} {reprlib.repr(value)}; expected {expected}: correct it or write it again.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and type(value) is not bool and bool(-(2**31) < value < 2**31)
-
-
-def _is_area(value: Any) -> bool:
-    return isinstance(value, (int, float)) and type(value) is not bool and 0 <= value < 2**63
-
-
-def _is_segment_id(value: Any) -> bool:
-    return _is_integer(value) and 1 <= value <= MAX_SEGMENT_ID
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= _MAX_SIDE
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or (type(value) is int and abs(value) < 2**63)
-
-
-def _is_name(value: Any) -> bool:
-    if not isinstance(value, str) or value == "" or "\0" in value:
-        return False
-    try:
-        os.fsencode(value)
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        return False
-    return True
-
-
-def _is_flag(value: Any) -> bool:
-    return value in (0, 1)

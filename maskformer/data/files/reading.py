@@ -16,15 +16,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 
 from maskformer.structures import BadImageError, InputError, LabelValues
-
-from .counting import present_values
 
 MAX_PIXELS_VARIABLE = "MASKFORMER_MAX_IMAGE_PIXELS"
 DEFAULT_MAX_PIXELS = 89_478_485  # where Pillow begins to warn: a quarter of a gibibyte of RGB
@@ -164,6 +162,20 @@ def _check_values(file_name: str, label_map: np.ndarray, label_values: LabelValu
         )
 
 
+def present_values(integer_map: np.ndarray) -> np.ndarray:
+    """Say which values occur; only those where the map changes are sorted, for neighbours mostly agree.
+
+    Args:
+        integer_map: (H,W) integers.
+
+    Returns:
+        Distinct values of the map's type, ascending.
+    """
+    values = integer_map.ravel()
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    return np.unique(np.append(values[changes], values[-1:]))
+
+
 def read_class_map(file_name: str) -> np.ndarray:
     """Read one integer a pixel, whatever it means.
 
@@ -231,31 +243,36 @@ def _check_rgb(label: Image.Image, file_name: str, kind: str) -> None:
         )
 
 
-def check_declared_size(record: dict[str, Any], image: np.ndarray) -> None:
+class Shaped(Protocol):
+    """An array, or anything else with the shape (height, width, ...)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width, and what else there is."""
+        ...
+
+
+def check_declared_size(record: dict[str, Any], image: Shaped) -> None:
     """Compare an image with the size that its dataset declares, if it declares one.
 
     Args:
         record: a dataset's entry for one image, with or without ``height`` and ``width``.
-        image: (H,W,3).
+        image: (H,W) or (H,W,3).
 
     Raises:
         BadImageError: they differ.
     """
     height, width = image.shape[:2]
     declared = record.get("height", height), record.get("width", width)
-    if declared != (height, width):
-        raise BadImageError(
-            f"Image file {record['file_name']} is {width} x {height} pixels (width x height) but its annotation says "
-            f"{declared[1]} x {declared[0]}; correct width and height in the dataset's JSON or restore the image."
-            f"{_hint_at_orientation(record['file_name'])}"
-        )
+    remedy = "correct width and height in the dataset's JSON or restore the image"
+    _check_sizes(record["file_name"], (height, width), "its annotation says that it", declared, remedy)
 
 
-def check_same_size(image: np.ndarray, image_file: str, label_map: np.ndarray, label_file: str) -> None:
+def check_same_size(image: Shaped, image_file: str, label_map: Shaped, label_file: str) -> None:
     """Compare an image with its label.
 
     Args:
-        image: (H,W,3).
+        image: (H,W) or (H,W,3).
         image_file: what it was read from.
         label_map: (H,W).
         label_file: what it was read from.
@@ -263,12 +280,18 @@ def check_same_size(image: np.ndarray, image_file: str, label_map: np.ndarray, l
     Raises:
         BadImageError: they differ in height or width.
     """
-    if image.shape[:2] != label_map.shape:
-        (height, width), (label_height, label_width) = image.shape[:2], label_map.shape
+    remedy = "prepare this label again (datasets/README.md)"
+    _check_sizes(image_file, image.shape[:2], f"its label {label_file}", label_map.shape[:2], remedy, label_file)
+
+
+def _check_sizes(
+    file: str, size: tuple[int, ...], other: str, other_size: tuple[int, ...], remedy: str, label_file: str = ""
+) -> None:
+    if size != other_size:
         raise BadImageError(
-            f"Image file {image_file} is {width} x {height} pixels (width x height) but its label {label_file} is "
-            f"{label_width} x {label_height}; expected equal sizes: prepare this label again (datasets/README.md)."
-            f"{_hint_at_orientation(image_file)}{_hint_at_orientation(label_file)}"
+            f"Image file {file} is {size[1]} x {size[0]} pixels (width x height) but {other} is {other_size[1]} x "
+            f"{other_size[0]}; expected equal sizes: {remedy}."
+            f"{_hint_at_orientation(file)}{_hint_at_orientation(label_file)}"
         )
 
 

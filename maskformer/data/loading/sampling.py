@@ -1,11 +1,11 @@
-"""Which image comes when: a pure function of (seed, factors, position), so that a training resumes anywhere.
+"""Which image comes when: a pure function of (seed, repeat factors, position), so that a training resumes anywhere.
 
-Letters: N images of the training set; an image's factor says how often it comes in an epoch, on average. All of
-Detectron2's ways of sampling are factors: 1 for each image (``TrainingSampler``), 1 for some and 0 for the rest
+Letters: N images of the training set; an image's repeat factor says how often it comes in an epoch, on average. All of
+Detectron2's samplers are repeat factors: 1 for each image (``TrainingSampler``), 1 for some and 0 for the rest
 (``RandomSubsetTrainingSampler``), any numbers (``RepeatFactorTrainingSampler`` and the weighted ones).
 
-A stream of draws runs through epoch after epoch, each shuffled by its own generator. Batches are cut from that one
-stream, and dealt to the processes in turn; the number of processes does not change which images a step has.
+The draws run through epoch after epoch, each shuffled by its own generator. Batches are cut from that one order, and
+sharded over the processes in turn; the number of processes does not change which images a step has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHUFFLE, _SUBSET, _AUGMENT, _REPLACE = range(4)
 
 
 class Draw(NamedTuple):
-    """One image at one place of the stream; the numbers also seed its augmentation.
+    """One image at one place of the order; the numbers also seed its augmentation.
 
     Attributes:
         epoch: passes over the images before this one.
@@ -39,12 +39,12 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two batches, from which the stream goes on.
+    """A place between two batches, from which draws go on.
 
     Attributes:
         epoch: of the next draw.
         offset: draws of that epoch that have been made.
-        waiting: draws that have been made and not yet been dealt, for want of others of their shape.
+        waiting: draws that have been made and not yet been in a batch, for want of others of their shape.
     """
 
     epoch: int = 0
@@ -62,23 +62,23 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The endless stream of draws.
+class Sampler:
+    """The endless draws.
 
     Attributes:
         seed: 0 or more; the same in all processes.
-        factors: (N,) float, how often each image comes in an epoch; a fraction is rounded up or down at random.
+        repeat_factors: (N,) float, how often each image comes in an epoch; a fraction is rounded up or down at random.
     """
 
     seed: int
-    factors: Tensor
+    repeat_factors: Tensor
 
     def epoch(self, number: int) -> list[Draw]:
         """The draws of one epoch, in order."""
         generator = _generator(self.seed, _SHUFFLE, number)
-        whole = self.factors.floor()
+        whole = self.repeat_factors.floor()
         chance = torch.rand(len(whole), generator=generator, dtype=torch.float64)
-        counts = (whole + (chance < self.factors - whole)).long()
+        counts = (whole + (chance < self.repeat_factors - whole)).long()
         indices = torch.repeat_interleave(counts)
         repeats = torch.arange(len(indices)) - (counts.cumsum(0) - counts)[indices]
         order = torch.randperm(len(indices), generator=generator)
@@ -88,7 +88,7 @@ class Stream:
     def batches(
         self, start: Position, size: int, group_of: Callable[[int], int]
     ) -> Iterator[tuple[list[Draw], Position]]:
-        """Cut the stream into batches, without end.
+        """Cut the draws into batches, without end.
 
         Args:
             start: where to go on.
@@ -117,13 +117,13 @@ class Stream:
 
     def replacements(self, draw: Draw) -> Iterator[int]:
         """Indices, without end, that may stand in for an image that cannot be used; the same for the same draw."""
-        drawn = self.factors.nonzero().flatten().tolist()
+        drawn = self.repeat_factors.nonzero().flatten().tolist()
         generator = np.random.default_rng([self.seed, _REPLACE, *draw])
         while True:
             yield drawn[int(generator.integers(len(drawn)))]
 
 
-def deal(
+def shard(
     batches: Iterator[tuple[list[Draw], Position]], rank: int, world_size: int
 ) -> Iterator[tuple[list[Draw], Position]]:
     """Of every ``world_size`` batches the one for a process, with the position after all of them."""
@@ -139,7 +139,7 @@ def augmentation_seeds(seed: int, draw: Draw, attempt: int = 0) -> list[int]:
 
 
 def choose_subset(size: int, ratio: float, seed: int) -> Tensor:
-    """(N,) factors: 1 for a random part of the images, 0 for the others."""
+    """(N,) repeat factors: 1 for a random part of the images, 0 for the others."""
     chosen = torch.randperm(size, generator=_generator(seed, _SUBSET, 0))[: int(size * ratio)]
     return torch.zeros(size, dtype=torch.float64).index_fill_(0, chosen, 1)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskformer.structures import BadImageError, InputError
 
-from .sampling import Draw, Position, Stream, augmentation_seeds, deal
+from .sampling import Draw, Position, Sampler, augmentation_seeds, shard
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +31,12 @@ _ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class Examples(Dataset):
-    """Makes the example of a draw; nothing but the draw and the stream's seed decides how it is augmented.
+    """Makes the example of a draw; nothing but the draw and the sampler's seed decides how it is augmented.
 
     Args:
         records: the dataset's entry of each image.
         mapper: makes an example of an entry.
-        stream: what the draws come from.
+        sampler: what the draws come from.
         by_shape: whether images that are broader than high form a group of their own.
         skip_bad: whether another image of the group stands in for one that raises ``BadImageError``.
     """
@@ -45,14 +45,14 @@ class Examples(Dataset):
         self,
         records: Sequence[Record],
         mapper: Callable[[Record], Record],
-        stream: Stream,
+        sampler: Sampler,
         *,
         by_shape: bool,
         skip_bad: bool,
     ):
         self.records = records
         self.mapper = mapper
-        self.stream = stream
+        self.sampler = sampler
         self.by_shape = by_shape
         self.skip_bad = skip_bad
         self._groups: dict[int, int] = {}
@@ -84,12 +84,12 @@ class Examples(Dataset):
     def _indices(self, draw: Draw) -> Iterator[int]:
         """An image and what may stand in for it, ``MAX_ATTEMPTS`` at most."""
         yield draw.image
-        others = itertools.islice(self.stream.replacements(draw), 100 * MAX_ATTEMPTS)
+        others = itertools.islice(self.sampler.replacements(draw), 100 * MAX_ATTEMPTS)
         alike = (index for index in others if self.group_of(index) == self.group_of(draw.image))
         yield from itertools.islice(alike, MAX_ATTEMPTS - 1)
 
     def _make(self, draw: Draw, index: int, attempt: int) -> Record:
-        with seeded(augmentation_seeds(self.stream.seed, draw, attempt)):
+        with seeded(augmentation_seeds(self.sampler.seed, draw, attempt)):
             return self.mapper(self.records[index])
 
 
@@ -99,7 +99,7 @@ class TrainLoader:
     Args:
         records: the dataset's entry of each image.
         mapper: makes an example of an entry.
-        stream: which image comes when.
+        sampler: which image comes when.
         batch_size: examples in a batch, that is in this process.
         num_workers: processes that make examples; 0: this one does.
         group_by_shape: whether all images of a batch are broader than high, or none (Detectron2's aspect ratio groups).
@@ -115,7 +115,7 @@ class TrainLoader:
         self,
         records: list[Record],
         mapper: Callable[[Record], Record],
-        stream: Stream,
+        sampler: Sampler,
         *,
         batch_size: int,
         num_workers: int = 0,
@@ -130,7 +130,7 @@ class TrainLoader:
         self._examples = Examples(
             DatasetFromList(records, copy=False),
             mapper,
-            stream,
+            sampler,
             by_shape=group_by_shape,
             skip_bad=max_bad_images is not None,
         )
@@ -145,7 +145,7 @@ class TrainLoader:
         positions: deque[Position] = deque()
         loader = DataLoader(
             self._examples,
-            batch_sampler=_Dealing(self._batches, positions),
+            batch_sampler=_BatchSampler(self._batches, positions),
             num_workers=self._num_workers,
             collate_fn=_as_it_is,
             worker_init_fn=self.worker_init_fn,
@@ -158,8 +158,8 @@ class TrainLoader:
             yield batch
 
     def _batches(self) -> Iterator[tuple[list[Draw], Position]]:
-        batches = self._examples.stream.batches(self._position, self._batch_size, self._examples.group_of)
-        return deal(batches, self._rank, self._world_size)
+        batches = self._examples.sampler.batches(self._position, self._batch_size, self._examples.group_of)
+        return shard(batches, self._rank, self._world_size)
 
     def _note_bad(self, reports: Sequence[tuple[int, str]]) -> None:
         for index, message in reports:
@@ -184,9 +184,9 @@ class TrainLoader:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is after the last batch handed out; all processes agree, but for the bad images met."""
+        """Where the sampler is after the last batch handed out; all processes agree, but for the bad images met."""
         return {
-            "seed": self._examples.stream.seed,
+            "seed": self._examples.sampler.seed,
             "num_images": len(self._examples.records),
             "bad_images": sorted(self.bad_images),
             **self._position.to_state(),
@@ -194,10 +194,10 @@ class TrainLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there: to be called before iteration starts."""
-        stream = self._examples.stream
-        if state["seed"] != stream.seed:
+        sampler = self._examples.sampler
+        if state["seed"] != sampler.seed:
             logger.info("The order of images goes on with the seed %d of the run that is resumed.", state["seed"])
-        self._examples.stream = dataclasses.replace(stream, seed=state["seed"])
+        self._examples.sampler = dataclasses.replace(sampler, seed=state["seed"])
         position = Position.from_state(state)
         num_images = len(self._examples.records)
         if state["num_images"] != num_images:
@@ -211,7 +211,7 @@ class TrainLoader:
         self.bad_images = set(state["bad_images"])
 
 
-class _Dealing:
+class _BatchSampler:
     """What ``DataLoader`` takes as batch sampler: hands out draws and notes the position after each batch."""
 
     def __init__(self, batches: Callable[[], Iterator[tuple[list[Draw], Position]]], positions: deque[Position]):

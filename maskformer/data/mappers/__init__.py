@@ -1,6 +1,6 @@
 """From a dataset's entry for one image to what the model takes."""
 
-from .inference import InferenceMapper
+from .base import InferenceMapper
 from .instance import MaskFormerInstanceDatasetMapper
 from .panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
 from .semantic import MaskFormerSemanticDatasetMapper

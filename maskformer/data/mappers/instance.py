@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import pycocotools.mask as rle
 from detectron2.config import CfgNode
@@ -14,11 +13,10 @@ from detectron2.data import transforms as T
 from maskformer.structures import BadImageError, InputError
 
 from ..files.json_files import check_annotation
-from ..files.run_lengths import have_value, paint, read_runs
+from ..files.masks import read_runs
 from ..transforms.augmentations import transform_map
-from .example import Record
+from .base import Record, TrainingMapper
 from .targets import instance_targets
-from .training import TrainingMapper
 
 Segmentation = list[Any] | dict[str, Any]
 
@@ -42,15 +40,15 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         annotations = self._required(dataset_dict, "annotations")
         annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
         labelled = self._read_image(dataset_dict)
-        original_size = labelled.picture.size
+        original_size = labelled.shape
         for annotation in annotations:
             self._check(annotation, dataset_dict["file_name"], original_size)
         transforms = self.augmentations(labelled)
-        size = labelled.picture.size
+        size = labelled.shape
         layers = draw_layers([annotation["segmentation"] for annotation in annotations], transforms, size)
         padded = [self._pad(layer, 0) for layer in layers] or [self._pad(np.zeros(size, np.uint8), 0)]
         targets = instance_targets([annotation["category_id"] for annotation in annotations], np.stack(padded))
-        return self._example(dataset_dict, original_size, labelled.picture, *targets)
+        return self._example(dataset_dict, original_size, labelled.image, *targets)
 
     def _check(self, annotation: dict[str, Any], image_file: str, size: tuple[int, int]) -> None:
         check_annotation(annotation, f"An annotation of image {image_file}", size, BadImageError)
@@ -97,14 +95,15 @@ def _encode(polygons: list[Any], transforms: T.Transform, size: tuple[int, int])
 
 def _lay(encoded: Sequence[tuple[int, dict[str, Any]]], highest: int) -> list[np.ndarray]:
     """Lay numbered masks on as many maps as they need to stay apart; numbers go up to ``highest``."""
-    layers: list[np.ndarray] = []  # columns first, as COCO counts
+    layers: list[np.ndarray] = []
     for number, mask in encoded:
-        height, width = mask["size"]
         runs = read_runs(mask["counts"])
-        assert runs is not None
-        layer = next((layer for layer in layers if not have_value(runs, layer.reshape(-1))), None)
+        assert runs is not None, "checked before"
+        is_inside = np.repeat(np.arange(len(runs), dtype=np.uint8) & 1, runs)
+        is_inside = is_inside.reshape(mask["size"], order="F")  # COCO counts down the columns
+        layer = next((layer for layer in layers if not (layer * is_inside).any()), None)
         if layer is None:
-            layer = np.zeros((width, height), dtype=np.uint8 if highest <= 255 else np.int32)
+            layer = np.zeros_like(is_inside, dtype=np.uint8 if highest <= 255 else np.int32)
             layers.append(layer)
-        paint(runs, number, layer.reshape(-1))
-    return [cv2.transpose(layer) for layer in layers]
+        layer += is_inside * layer.dtype.type(number)
+    return [np.ascontiguousarray(layer) for layer in layers]

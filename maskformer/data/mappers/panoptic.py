@@ -8,13 +8,10 @@ import numpy as np
 
 from maskformer.structures import BadImageError
 
-from ..files.counting import count_values, replace_values
-from ..files.json_files import check_segments
 from ..files.reading import check_same_size, read_label_map, read_segment_ids
-from ..transforms.augmentations import detr_recipe, transform_map
-from .example import Record, owned_tensor
-from .targets import number_segments, panoptic_targets
-from .training import TrainingMapper
+from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
+from .base import Record, TrainingMapper, owned_tensor
+from .targets import number_annotated_segments, panoptic_targets
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
@@ -27,23 +24,23 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``pan_seg_file_name`` and ``segments_info``; see the base class."""
         labelled = self._read_image(dataset_dict)
-        original_size = labelled.picture.size
-        segment_map, segments = self._read_segments(dataset_dict, labelled.blank)
-        label_map = self._read_label_map(dataset_dict, labelled.blank)
-        labelled.add_labels(self._categories(segment_map, segments) if label_map is None else label_map)
+        original_size = labelled.shape
+        segment_map, segments = self._read_segments(dataset_dict, labelled)
+        label_map = self._read_label_map(dataset_dict, labelled)
+        labelled.sem_seg = self._categories(segment_map, segments) if label_map is None else label_map
         transforms = self.augmentations(labelled)
         segment_map = self._pad(transform_map(transforms, segment_map), 0)
         labels, masks = panoptic_targets(segment_map, segments)
-        example = self._example(dataset_dict, original_size, labelled.picture, labels, masks)
+        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
         if label_map is not None:
             example["sem_seg"] = owned_tensor(self._pad(labelled.sem_seg, self.ignore_label))
         return example
 
-    def _read_segments(self, record: Record, image: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    def _read_segments(self, record: Record, image: LabelledImage) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Read the panoptic label: (H,W) segment numbers, and ``id`` and ``category_id`` of each that is no crowd."""
         label_file = self._required(record, "pan_seg_file_name")
-        check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
-        segments = [segment for segment in record["segments_info"] if not segment.get("iscrowd", 0)]
+        annotated = self._required(record, "segments_info")
+        segments = [segment for segment in annotated if not segment.get("iscrowd", 0)]
         for segment in segments:
             if not 0 <= segment["category_id"] < self.num_classes:
                 raise BadImageError(
@@ -52,10 +49,11 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
                 )
         id_map = read_segment_ids(label_file)
         check_same_size(image, record["file_name"], id_map, label_file)
-        segment_map = _number_segments(id_map, record["segments_info"], label_file)
+        segment_map, _ = number_annotated_segments(id_map, annotated, label_file)
+        segment_map[segment_map > len(segments)] = 0  # crowds
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
 
-    def _read_label_map(self, record: Record, image: np.ndarray) -> np.ndarray | None:
+    def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray | None:
         if "sem_seg_file_name" not in record:
             return None
         label_map = read_label_map(record["sem_seg_file_name"], self.num_classes, self.ignore_label)
@@ -66,31 +64,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         """The category of each pixel, ``ignore_label`` where there is no segment."""
         category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
         dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
-        return replace_values(segment_map, np.array(category_of_segment, dtype=dtype))
-
-
-def _number_segments(id_map: np.ndarray, segments_info: list[dict[str, Any]], label_file: str) -> np.ndarray:
-    """Number the segments that are no crowds from 1, in their order, after comparing the ids of map and JSON."""
-    crowd_ids = [segment["id"] for segment in segments_info if segment.get("iscrowd", 0)]
-    segment_ids = [segment["id"] for segment in segments_info if not segment.get("iscrowd", 0)]
-    segment_map = number_segments(id_map, segment_ids + crowd_ids)
-    areas = count_values(segment_map)[1:]
-    missing = np.flatnonzero(areas[: len(segment_ids)] == 0).tolist() or range(len(areas), len(segment_ids))
-    if missing:
-        raise BadImageError(
-            f"Segment {segment_ids[missing[0]]} of the dataset's JSON has no pixel in {label_file}; expected the "
-            "same ids in both: make PNG and JSON again by one run of the preparation (datasets/README.md)."
-        )
-    if np.count_nonzero(id_map) != areas.sum():
-        foreign = np.setdiff1d(id_map, [0, *segment_ids, *crowd_ids])[0]
-        raise BadImageError(
-            f"{label_file} has pixels of the segment {foreign}, which the dataset's JSON does not name; expected the "
-            "same ids in both, and 0 for void: make PNG and JSON again by one run of the preparation "
-            "(datasets/README.md)."
-        )
-    if crowd_ids:
-        segment_map[segment_map > len(segment_ids)] = 0
-    return segment_map
+        return np.array(category_of_segment, dtype=dtype).take(segment_map)
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):

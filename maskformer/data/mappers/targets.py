@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskformer.kernels import import_pixel_loops
-from maskformer.structures import SegmentMasks
+from maskformer.structures import BadImageError, SegmentMasks
 
-from ..files.counting import present_values, read_only, replace_values
+from ..files.reading import present_values
 
 
 def semantic_targets(label_map: np.ndarray, ignore_label: int) -> tuple[Tensor, SegmentMasks]:
@@ -85,18 +84,11 @@ def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray)
     are_numbers = id_map.dtype == dtype and np.array_equal(segment_ids, np.arange(1, num_segments + 1))
     if are_numbers and id_map.max(initial=0) <= num_segments:
         return np.array(id_map, order="C")
-    loops = import_pixel_loops()
-    if loops is not None and id_map.dtype == np.int32:
-        order = np.argsort(segment_ids)
-        numbers = (order + 1).astype(dtype)
-        segment_map = np.empty(id_map.shape, dtype)
-        loops.number_ids(read_only(id_map).reshape(-1), segment_ids[order], numbers, segment_map.reshape(-1))
-        return segment_map
     # Panoptic ids have 24 bits; np.zeros takes its pages lazily, so only those that hold an id of this image cost time.
     number_of_id = np.zeros(int(id_map.max(initial=0)) + 1, dtype=dtype)
     may_occur = segment_ids < len(number_of_id)
     number_of_id[segment_ids[may_occur]] = np.arange(1, num_segments + 1)[may_occur]
-    return replace_values(id_map, number_of_id)
+    return number_of_id.take(id_map)
 
 
 def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
@@ -110,3 +102,43 @@ def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
         (G,) bool.
     """
     return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))
+
+
+def number_annotated_segments(
+    id_map: np.ndarray, segments_info: Sequence[dict[str, Any]], label_file: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number segments from 1, in their order but crowds last, after comparing the ids of a map with its annotation's.
+
+    Args:
+        id_map: (H,W) integers; 0 is void.
+        segments_info: ``id`` and, where it is one, ``iscrowd`` of each segment.
+        label_file: what the map was read from.
+
+    Returns:
+        (H,W) segment numbers, and (G,) the pixels of each.
+
+    Raises:
+        BadImageError: one has an id that the other lacks, or the annotation has one twice; a crowd may lack pixels.
+    """
+    ids = [segment["id"] for segment in sorted(segments_info, key=lambda segment: segment.get("iscrowd", 0))]
+    if len(set(ids)) < len(ids):
+        twice = next(each for each in ids if ids.count(each) > 1)
+        raise BadImageError(
+            f"The dataset's JSON gives {label_file} the segment id {twice} twice; expected each id once."
+        )
+    segment_map = number_segments(id_map, ids)
+    areas = np.bincount(segment_map.ravel(), minlength=len(ids) + 1)[1:]
+    remedy = "make PNG and JSON again by one run of the preparation (datasets/README.md)."
+    num_targets = sum(not segment.get("iscrowd", 0) for segment in segments_info)
+    if not areas[:num_targets].all():
+        raise BadImageError(
+            f"Segment {ids[int(areas[:num_targets].argmin())]} of the dataset's JSON has no pixel in {label_file}; "
+            f"expected the same ids in both: {remedy}"
+        )
+    if np.count_nonzero(id_map) != areas.sum():
+        foreign = np.setdiff1d(id_map, [0, *ids])[0]
+        raise BadImageError(
+            f"{label_file} has pixels of the segment {foreign}, which the dataset's JSON does not name; expected the "
+            f"same ids in both, and 0 for void: {remedy}"
+        )
+    return segment_map, areas

@@ -1,4 +1,4 @@
-"""The two training recipes as lists of Detectron2's augmentations, and what they need besides: maps, padding.
+"""The training recipes as lists of Detectron2's augmentations, with a resizing that computes the crop alone.
 
 Randomness comes from NumPy's and Python's global generators, which Detectron2 seeds in every data worker.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -17,99 +16,153 @@ from PIL import Image
 
 from maskformer.structures import InputError
 
-from ..files.counting import count_values
-from .lazy import IntegerMap, Picture
-
 DETR_SHORT_EDGES = (400, 500, 600)  # pixels, before DETR's crop
-
-_Augmentation = TypeVar("_Augmentation", bound=T.Augmentation)
 
 
 class LabelledImage(T.AugInput):
-    """An image and its label map, augmented together; the map may hold integers of any width.
-
-    Geometry is drawn first and computed later, so that of a resized image only the crop is ever made. An augmentation
-    that looks at ``image`` or ``sem_seg`` gets what it expects; those that this module builds look at ``blank`` and
-    ``labels``, which cost nothing.
+    """An image and its label map, augmented together.
 
     Args:
-        image: (H,W,3) uint8, or the same as a picture of Pillow's.
-        label_map: (H,W) integers, ``sem_seg`` to the augmentations; None: there is none.
+        image: (H,W,3) uint8, or the same as a picture of Pillow's, which becomes an array when it is first asked for.
+        sem_seg: (H,W) integers of any width; None: there is no label map.
         image_format: "RGB", or "BGR" for a picture of Pillow's that augmentations shall see so.
     """
 
-    def __init__(self, image: np.ndarray | Image.Image, label_map: np.ndarray | None = None, image_format: str = "RGB"):
+    def __init__(self, image: np.ndarray | Image.Image, sem_seg: np.ndarray | None = None, image_format: str = "RGB"):
         self.boxes = None  # Detectron2's transforms of boxes have no part in segmentation
-        self.picture = Picture(image, image_format)
-        self.labels: IntegerMap | None = None
-        if label_map is not None:
-            self.add_labels(label_map)
-
-    def add_labels(self, label_map: np.ndarray) -> None:
-        """Move a label map (H,W) along with the image from now on."""
-        self.labels = IntegerMap(label_map)
+        self.sem_seg = sem_seg
+        self._image = image
+        self._is_bgr = image_format == "BGR"
 
     @property
     def image(self) -> np.ndarray:
         """(H,W,3) uint8, as transformed so far."""
-        return self.picture.array
+        if isinstance(self._image, Image.Image):
+            pixels = np.asarray(self._image)
+            self._image = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self._is_bgr else pixels
+        return self._image
 
     @property
-    def sem_seg(self) -> np.ndarray:
-        """(H,W) integers, as transformed so far."""
-        assert self.labels is not None, "there is no label map"
-        return self.labels.array
-
-    @property
-    def blank(self) -> np.ndarray:
-        """(H,W,3) uint8 zeros of the present size: enough for an augmentation that draws a place or a size."""
-        return np.ndarray((*self.picture.size, 3), np.uint8, b"\0", strides=(0, 0, 0))  # the same byte everywhere
+    def shape(self) -> tuple[int, int]:
+        """(height, width), as transformed so far."""
+        image = self._image
+        return (image.height, image.width) if isinstance(image, Image.Image) else (image.shape[0], image.shape[1])
 
     def transform(self, tfm: T.Transform) -> None:
         """Apply one transform to both, in place."""
-        self.picture.transform(tfm)
-        if self.labels is not None:
-            self.labels.transform(tfm)
+        if isinstance(self._image, Image.Image) and isinstance(tfm, ResizedCropTransform):
+            self._image = tfm.resize(self._image)  # without an array of the whole
+        else:
+            self._image = tfm.apply_image(self.image)
+        if self.sem_seg is not None:
+            self.sem_seg = transform_map(tfm, self.sem_seg)
 
 
-class Recipe(T.AugmentationList):
-    """Augmentations in order, of a ``LabelledImage`` or of any other input of Detectron2's."""
+def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray:
+    """Apply a transform to a map of integers; resizing takes the nearest pixel.
 
-    def __call__(self, aug_input: T.AugInput) -> T.TransformList:
-        """Augment in place, and return what was done."""
-        if isinstance(aug_input, LabelledImage):
-            return super().__call__(aug_input)
-        labelled = LabelledImage(aug_input.image, aug_input.sem_seg)
-        transforms = super().__call__(labelled)
-        aug_input.image = labelled.image
-        if aug_input.sem_seg is not None:
-            aug_input.sem_seg = labelled.sem_seg
-        if aug_input.boxes is not None:
-            aug_input.boxes = transforms.apply_box(aug_input.boxes)
-        return transforms
+    Args:
+        transform: ours or Detectron2's.
+        integer_map: (H,W), any integer type.
+
+    Returns:
+        The transformed map, of the same type.
+    """
+    if integer_map.dtype == np.uint8:
+        return transform.apply_segmentation(integer_map)
+    # Detectron2's transforms know bytes only, so a wider integer travels as its bytes, which move together.
+    planes = np.ascontiguousarray(integer_map)[..., None].view(np.uint8)
+    return np.ascontiguousarray(transform.apply_segmentation(planes)).view(integer_map.dtype)[..., 0]
 
 
-class CategoryAreaCrop(T.RandomCrop_CategoryAreaConstraint):
-    """Detectron2's crop with the same draws; it counts the labels of a window in a fraction of the time."""
+class ResizedCropTransform(T.Transform):
+    """A resizing of which only a window is computed: pixels differ from the whole's by rounding, labels not.
 
-    input_args = ("blank", "labels")
+    Args:
+        size: (height, width) of the image.
+        new_size: (height, width) that the whole of it would be resized to.
+        window: (top, left, height, width) of what is kept of that.
+    """
 
-    def get_transform(self, blank: np.ndarray, labels: IntegerMap | None) -> T.Transform:
-        """Draw a window, up to ten times.
+    def __init__(self, size: tuple[int, int], new_size: tuple[int, int], window: tuple[int, int, int, int]):
+        super().__init__()
+        self.size, self.new_size, self.window = size, new_size, window
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """Resize a picture of Pillow's, bilinearly."""
+        top, left, height, width = self.window
+        (old_height, old_width), (new_height, new_width) = self.size, self.new_size
+        box = (
+            left * old_width / new_width,
+            top * old_height / new_height,
+            (left + width) * old_width / new_width,
+            (top + height) * old_height / new_height,
+        )
+        return picture.resize((width, height), Image.Resampling.BILINEAR, box)
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Resize an image (H,W,3) uint8."""
+        return np.asarray(self.resize(Image.fromarray(np.ascontiguousarray(img))))
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Resize a map (H,W) or (H,W,channels) to the nearest pixel."""
+        top, left, height, width = self.window
+        rows = _nearest(self.size[0], self.new_size[0])[top : top + height]
+        columns = _nearest(self.size[1], self.new_size[1])[left : left + width]
+        return segmentation.take(rows, axis=0).take(columns, axis=1)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Move points (n,2), x before y; they may end outside the window."""
+        scale = self.new_size[1] / self.size[1], self.new_size[0] / self.size[0]
+        return coords * scale - (self.window[1], self.window[0])
+
+
+def _nearest(size: int, new_size: int) -> np.ndarray:
+    """The original pixel of each resized one; Pillow adds up steps, and so does this, to round as it does."""
+    steps = np.full(new_size, size / new_size)
+    steps[0] *= 0.5
+    return np.cumsum(steps).astype(np.intp)
+
+
+class ResizedCrop(T.Augmentation):
+    """A resizing and the crop that follows it, drawn in this order and computed at once.
+
+    Args:
+        resize: Detectron2's, which draws the size of the whole.
+        crop: Detectron2's, which draws a window of it; None: the whole is kept.
+    """
+
+    def __init__(self, resize: T.Augmentation, crop: T.Augmentation | None = None):
+        self.resize = resize
+        self.crop = crop
+
+    def get_transform(self, shape: tuple[int, int], sem_seg: np.ndarray | None) -> ResizedCropTransform:
+        """Draw the size and the window.
 
         Args:
-            blank: (H,W,3), for its size.
-            labels: of the same size.
+            shape: (height, width) of the image.
+            sem_seg: (H,W); only a crop with an area limit looks at it.
         """
-        assert labels is not None, "no label map to measure areas in"
-        for _ in range(10):
-            window = self.crop_aug.get_transform(blank)
-            counts = count_values(labels.window(window))
-            if self.ignored_category is not None and self.ignored_category < len(counts):
-                counts[self.ignored_category] = 0
-            if np.count_nonzero(counts) > 1 and counts.max() < counts.sum() * self.single_category_max_area:
-                break
-        return window
+        resize = self.resize.get_transform(_blank(shape))
+        if isinstance(resize, T.NoOpTransform):
+            resize = T.ResizeTransform(*shape, *shape)
+        height, width = new_size = resize.new_h, resize.new_w
+        whole = ResizedCropTransform(shape, new_size, (0, 0, height, width))
+        if self.crop is None:
+            return whole
+        if isinstance(self.crop, T.RandomCrop_CategoryAreaConstraint):
+            assert sem_seg is not None, "no label map to measure areas in"
+            crop = self.crop.get_transform(_blank(new_size), whole.apply_segmentation(sem_seg))
+        else:
+            (crop,) = T.TransformList([self.crop.get_transform(_blank(new_size))]).transforms
+        top, left = int(crop.y0), int(crop.x0)
+        window = top, left, min(int(crop.h), height - top), min(int(crop.w), width - left)
+        return ResizedCropTransform(shape, new_size, window)
+
+
+def _blank(size: tuple[int, int]) -> np.ndarray:
+    """(H,W,3) uint8 zeros in one byte of memory, for augmentations that draw by the size alone."""
+    return np.broadcast_to(np.uint8(0), (*size, 3))
 
 
 class ColourJitter(ColorAugSSDTransform):
@@ -155,21 +208,6 @@ class ColourJitter(ColorAugSSDTransform):
         return cv2.cvtColor(hsv, back)
 
 
-def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray:
-    """Apply a transform to a map of integers; resizing takes the nearest pixel.
-
-    Args:
-        transform: what an augmentation returned.
-        integer_map: (H,W), any integer type of 1, 2 or 4 bytes.
-
-    Returns:
-        The transformed map, of the same type.
-    """
-    moved = IntegerMap(integer_map)
-    moved.transform(transform)
-    return moved.array
-
-
 def pad_to_multiple(array: np.ndarray, divisor: int, value: int) -> np.ndarray:
     """Pad bottom and right, so that height and width are multiples of a number.
 
@@ -196,7 +234,7 @@ def crop_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> Recipe:
+) -> T.AugmentationList:
     """Resize, crop, jitter the colours and flip: MaskFormer's recipe for semantic segmentation.
 
     Args:
@@ -205,7 +243,7 @@ def crop_recipe(
         colour_jitter: where ``INPUT.COLOR_AUG_SSD``.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    return Recipe([step for step in (resize, crop, colour_jitter, flip) if step is not None])
+    return _in_order(ResizedCrop(resize, crop), colour_jitter, flip)
 
 
 def detr_recipe(
@@ -214,7 +252,7 @@ def detr_recipe(
     crop: T.Augmentation | None,
     colour_jitter: T.Transform | None,
     flip: T.Augmentation | None,
-) -> Recipe:
+) -> T.AugmentationList:
     """Flip, then resize, or one time in two resize to 400, 500 or 600, crop, and resize (DETR, appendix A.4).
 
     Args:
@@ -223,14 +261,14 @@ def detr_recipe(
         colour_jitter: where ``INPUT.COLOR_AUG_SSD``; DETR has none.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    first_resize = _by_size(T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice"))
-    detour = None if crop is None else T.RandomApply(Recipe([first_resize, crop]), prob=0.5)
-    return Recipe([step for step in (flip, detour, resize, colour_jitter) if step is not None])
+    first_resize = T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice")
+    detour = None if crop is None else T.RandomApply(ResizedCrop(first_resize, crop), prob=0.5)
+    return _in_order(flip, detour, ResizedCrop(resize), colour_jitter)
 
 
 def large_scale_jitter_recipe(
     *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
-) -> Recipe:
+) -> T.AugmentationList:
     """Flip, scale to fit a square times a random factor, and cut a square where the result is larger.
 
     Args:
@@ -239,10 +277,13 @@ def large_scale_jitter_recipe(
         max_scale: the largest.
         flip: unless ``INPUT.RANDOM_FLIP`` is "none".
     """
-    scale = _by_size(T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size))
+    scale = T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size)
     # Not padded: labels are, with other values than Detectron2's.
-    cut = _by_size(T.FixedSizeCrop((image_size, image_size), pad=False))
-    return Recipe([step for step in (flip, scale, cut) if step is not None])
+    return _in_order(flip, ResizedCrop(scale, T.FixedSizeCrop((image_size, image_size), pad=False)))
+
+
+def _in_order(*steps: T.Augmentation | T.Transform | None) -> T.AugmentationList:
+    return T.AugmentationList([step for step in steps if step is not None])
 
 
 def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -> T.Augmentation:
@@ -259,7 +300,7 @@ def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -
             f"INPUT.MIN_SIZE_TRAIN has {len(short_edges)} values; expected 2, the ends of a range, or set "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING to choice."
         )
-    return _by_size(T.ResizeShortestEdge(short_edges, max_size, sample_style))
+    return T.ResizeShortestEdge(short_edges, max_size, sample_style)
 
 
 def build_crop(
@@ -275,8 +316,8 @@ def build_crop(
     """
     _check_option("INPUT.CROP.TYPE", crop_type, ("absolute", "absolute_range", "relative", "relative_range"))
     if single_category_max_area >= 1.0:
-        return _by_size(T.RandomCrop(crop_type, crop_size))
-    return CategoryAreaCrop(crop_type, crop_size, single_category_max_area, ignore_label)
+        return T.RandomCrop(crop_type, crop_size)
+    return T.RandomCrop_CategoryAreaConstraint(crop_type, crop_size, single_category_max_area, ignore_label)
 
 
 def build_colour_jitter(image_format: str) -> T.Transform:
@@ -290,13 +331,7 @@ def build_flip(direction: str) -> T.Augmentation | None:
     _check_option("INPUT.RANDOM_FLIP", direction, ("horizontal", "vertical", "none"))
     if direction == "none":
         return None
-    return _by_size(T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical"))
-
-
-def _by_size(augmentation: _Augmentation) -> _Augmentation:
-    """Let an augmentation of a ``LabelledImage`` look at no more than its size."""
-    augmentation.input_args = ("blank",)
-    return augmentation
+    return T.RandomFlip(horizontal=direction == "horizontal", vertical=direction == "vertical")
 
 
 def _check_option(key: str, value: str, options: Sequence[str]) -> None:

@@ -11,9 +11,8 @@ import numpy as np
 
 from maskformer.data.datasets.shapes import CATEGORIES
 
-from .landscape import draw_landscape
+from .landscape import Size, draw_landscape, mix, rgb, white_noise
 from .sprites import SHADOW_MARGIN, Sprite, make_sprite, shade, shadow
-from .surfaces import Size, mix, rgb, white_noise
 
 MIN_VISIBLE_PIXELS = 64
 MIN_VISIBLE_FRACTION = 0.5  # of each segment, so that one can still tell what it is

@@ -11,12 +11,59 @@ import numpy as np
 
 from maskformer.data.datasets.shapes import THINGS
 
-from .outlines import outline
-from .surfaces import mix, rgb
+from .landscape import mix, rgb
+
+Contours = list[np.ndarray]
 
 _SUPERSAMPLE = 3
 _HUE_SPREAD = 0.045  # standard deviation, in turns of the colour wheel; neighbours are 0.2 apart
 SHADOW_MARGIN = 8  # pixels by which a soft shadow exceeds its thing
+
+
+def _circle(radius: float, points: int = 48) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def ball(rng: np.random.Generator) -> Contours:
+    """Give a disc."""
+    return [_circle(rng.uniform(0.84, 0.9))]
+
+
+def box(rng: np.random.Generator) -> Contours:
+    """Give a rectangle that is not far from a square."""
+    stretch = np.exp(rng.uniform(-0.22, 0.22))
+    return [0.78 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * (stretch, 1 / stretch)]
+
+
+def triangle(rng: np.random.Generator) -> Contours:
+    """Give an isosceles triangle, near to an equilateral one."""
+    half_base, height = rng.uniform(0.9, 1.05), rng.uniform(1.5, 1.85)
+    return [np.array([[0, -0.6 * height], [half_base, 0.4 * height], [-half_base, 0.4 * height]])]
+
+
+def star(rng: np.random.Generator) -> Contours:
+    """Give a star of five points."""
+    inner = rng.uniform(0.43, 0.51)
+    radii = np.tile([1.18, 1.18 * inner], 5)
+    return [_circle(1.0, 10) * radii[:, None]]
+
+
+def ring(rng: np.random.Generator) -> Contours:
+    """Give a disc with a round hole, through which one sees what lies behind."""
+    return [_circle(0.95), _circle(rng.uniform(0.54, 0.62))]
+
+
+# The outlines of the things, as closed contours (points,2) of x, y around the origin, about one unit in radius, which
+# are filled by the even-odd rule. They are drawn with a pen about a sixth of a unit wide: corners become round.
+_OUTLINES: dict[str, Callable[[np.random.Generator], Contours]] = {
+    "ball": ball,
+    "box": box,
+    "triangle": triangle,
+    "star": star,
+    "ring": ring,
+}
+assert list(_OUTLINES) == [category.name for category in THINGS]
 
 
 @dataclass(frozen=True)
@@ -41,7 +88,7 @@ class Sprite:
     radius: float
 
 
-def _rasterize(contours: list[np.ndarray], size: tuple[int, int], rounding: float) -> tuple[np.ndarray, np.ndarray]:
+def _rasterize(contours: Contours, size: tuple[int, int], rounding: float) -> tuple[np.ndarray, np.ndarray]:
     """Fill contours, grown by ``rounding`` pixels so that their corners are round: coverage and depth, (h, w)."""
     fine = np.zeros([_SUPERSAMPLE * s for s in size], np.uint8)
     points = [np.rint(contour * _SUPERSAMPLE * 16).astype(np.int32) for contour in contours]
@@ -65,7 +112,7 @@ def make_sprite(rng: np.random.Generator, center: tuple[float, float], radius: f
     """
     category, angle = int(rng.integers(len(THINGS))), rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    contours = [radius * points @ turn + center for points in outline(THINGS[category].name, rng)]
+    contours = [radius * points @ turn + center for points in _OUTLINES[THINGS[category].name](rng)]
     rounding = 0.08 * radius
     low = np.floor(contours[0].min(axis=0) - rounding).astype(int) - 1
     width, height = np.ceil(contours[0].max(axis=0) + rounding).astype(int) + 1 - low

@@ -159,7 +159,6 @@ def test_forms_of_one_dataset_go_together(model: str, count: int, dataset: str) 
     [
         ("ade20k_panoptic_train", 150, "ade20k_instance_val", ["class 0 is 'wall'", "'bed'"]),
         ("cityscapes_fine_panoptic_train", 19, "cityscapes_fine_instance_seg_val", ["'road'", "'person'"]),
-        ("shapes_panoptic_train", 9, "cityscapes_fine_sem_seg_val", ["9 classes", "19 stuff classes"]),
     ],
 )
 def test_classes_that_another_dataset_numbers_otherwise_are_refused(

@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask as rle
 import pytest
 from cityscapes_layout import NAMES, draw_instance_ids, write_cityscapes
+from dataset_tests import DatasetTests
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -36,6 +37,22 @@ SAMPLES = {  # name: images, and the values that occur in all their labels
     "mapillary_vistas_sem_seg_train": 1,
     "mapillary_vistas_sem_seg_val": 1,
 }
+
+
+class TestCityscapes(DatasetTests):
+    names = tuple(f"cityscapes_fine_{task}_val" for task in ("sem_seg", "instance_seg", "panoptic"))
+    write = staticmethod(write_cityscapes)
+
+
+@pytest.mark.samples
+class TestRealSamples(DatasetTests):
+    names = (*SAMPLES, "ade20k_panoptic_val", "ade20k_panoptic_train")
+
+    @pytest.fixture
+    def root(self, samples_root: Path) -> Iterator[Path]:
+        register_all(samples_root)
+        yield samples_root
+        register_all("datasets")
 
 
 @pytest.fixture

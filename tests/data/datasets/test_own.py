@@ -15,6 +15,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
+from dataset_tests import DatasetTests
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -57,6 +58,11 @@ def write_json(path: Path, **content: Any) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    write_files(tmp_path)
+    return tmp_path
+
+
+def write_files(tmp_path: Path) -> None:
     """The files of all three kinds."""
     for name in ("images", "labels", "masks"):
         (tmp_path / name).mkdir()
@@ -75,7 +81,6 @@ def folder(tmp_path: Path) -> Path:
     write_json(tmp_path / "panoptic.json", images=[image], annotations=[panoptic], categories=categories)
     cats = [annotate(number, segment == SEGMENTS) for number, segment in enumerate((30, 40), start=1)]
     write_json(tmp_path / "instances.json", images=[image], annotations=cats, categories=categories)
-    return tmp_path
 
 
 def annotate(number: int, mask: np.ndarray) -> dict[str, Any]:
@@ -104,6 +109,16 @@ def register(folder: Path, kind: str, **changes: Any) -> str:
 def load(folder: Path, kind: str, **changes: Any) -> list[dict[str, Any]]:
     name = register(folder, kind, **changes)
     return verify_dataset(name, 1 if kind == "instances" else 3, is_train=True)
+
+
+def write_and_register(root: Path) -> None:
+    write_files(root)
+    register_own(read_own_datasets(absolute_paths(BLOCKS, str(root))))
+
+
+class TestOwn(DatasetTests):
+    names = ("labels_train", "instances_train", "panoptic_train")
+    write = staticmethod(write_and_register)
 
 
 def edit_json(path: Path, change: Any) -> None:

@@ -24,7 +24,7 @@ from maskformer.data.datasets.preparation.files import (
     write_image,
     write_json,
 )
-from maskformer.data.files.run_lengths import encode_segments
+from maskformer.data.files.masks import encode_segments
 from maskformer.structures import InputError
 
 SCRIPTS = Path(__file__).resolve().parents[3] / "datasets"

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from dataset_tests import DatasetTests
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, SemSegEvaluator
 from detectron2.structures import Boxes, Instances
@@ -19,6 +21,11 @@ from maskformer.structures import InputError
 
 SIZE = (64, 96)
 NAMES = [f"shapes_{task}_{split}" for task in ("panoptic", "sem_seg", "instance") for split in ("train", "val")]
+
+
+class TestShapes(DatasetTests):
+    names = tuple(NAMES)
+    write = staticmethod(partial(generate_shapes, num_train=2, num_val=1, image_size=SIZE, seed=1))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskformer.data.loading.sampling import Stream
+from maskformer.data.loading.sampling import Sampler
 from maskformer.data.loading.train_loader import TrainLoader, seeded
 from maskformer.structures import BadImageError, InputError
 
@@ -34,8 +34,8 @@ def records_of(size: int, bad: tuple[int, ...] = ()) -> list[dict[str, Any]]:
 
 
 def loader_of(size: int = 5, *, bad: tuple[int, ...] = (), seed: int = 0, batch_size: int = 2, **options: Any):
-    stream = Stream(seed, torch.ones(size, dtype=torch.float64))
-    return TrainLoader(records_of(size, bad), note_draws, stream, batch_size=batch_size, **options)
+    sampler = Sampler(seed, torch.ones(size, dtype=torch.float64))
+    return TrainLoader(records_of(size, bad), note_draws, sampler, batch_size=batch_size, **options)
 
 
 @pytest.mark.parametrize("group_by_shape", [False, True])
@@ -90,8 +90,8 @@ def test_shape_comes_from_the_head_of_an_upright_image_where_the_dataset_gives_n
         exif[0x0112] = orientation
         Image.new("RGB", (width, height)).save(tmp_path / f"{name}.jpg", exif=exif)
         records.append({"file_name": str(tmp_path / f"{name}.jpg")})
-    stream = Stream(0, torch.ones(4, dtype=torch.float64))
-    loader = TrainLoader(records, note_draws, stream, batch_size=2, group_by_shape=True)
+    sampler = Sampler(0, torch.ones(4, dtype=torch.float64))
+    loader = TrainLoader(records, note_draws, sampler, batch_size=2, group_by_shape=True)
     for batch in islice(loader, 8):
         assert {Path(example["name"]).stem for example in batch} in ({"broad", "turned"}, {"high", "on_its_side"})
 

@@ -22,12 +22,10 @@ from maskformer.data import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from maskformer.data.mappers.large_scale_jitter import InstanceLSJDatasetMapper
-from maskformer.data.mappers.training import TrainingMapper
-from maskformer.data.transforms.augmentations import build_colour_jitter
+from maskformer.data.mappers.base import TrainingMapper
+from maskformer.data.mappers.table import InstanceLSJDatasetMapper
+from maskformer.data.transforms.augmentations import ResizedCrop, build_colour_jitter
 from maskformer.structures import BadImageError, InputError, SegmentMasks
-
-pytestmark = pytest.mark.usefixtures("way")
 
 Write = Callable[[str, Any], str]
 PLAIN = {"image_format": "RGB", "num_classes": 3, "ignore_label": 255, "size_divisibility": -1}
@@ -184,6 +182,11 @@ class TestPanoptic:
         with pytest.raises(InputError, match=r"Segment 12 .* has no pixel in .*panoptic\.png"):
             MaskFormerPanopticDatasetMapper(augmentations=LEFT_COLUMN, **PLAIN)(panoptic_record)
 
+    def test_crowd_that_the_png_lacks_is_passed_over(self, panoptic_record: dict) -> None:
+        panoptic_record["segments_info"].insert(0, {"id": 12, "category_id": 0, "iscrowd": 1})
+        example = MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
+        assert example["instances"].gt_masks.segment_map.tolist() == [[2, 1, 0], [2, 1, 0]]
+
     def test_pixels_that_the_json_does_not_name_are_named(self, panoptic_record: dict) -> None:
         del panoptic_record["segments_info"][2]
         with pytest.raises(BadImageError, match=r"panoptic\.png has pixels of the segment 9, which .* does not name"):
@@ -191,7 +194,7 @@ class TestPanoptic:
 
     def test_segment_listed_twice_is_named(self, panoptic_record: dict) -> None:
         panoptic_record["segments_info"].append({"id": 9, "category_id": 0})
-        with pytest.raises(BadImageError, match=r"panoptic\.png has the segment id 9; expected each id once"):
+        with pytest.raises(BadImageError, match=r"panoptic\.png the segment id 9 twice; expected each id once"):
             MaskFormerPanopticDatasetMapper(augmentations=UNCHANGED, **PLAIN)(panoptic_record)
 
     def test_label_of_another_size_is_refused(self, panoptic_record: dict, write_png: Write) -> None:
@@ -304,7 +307,7 @@ class TestInference:
 
     def test_image_of_another_size_than_declared_is_refused(self, image_2x3: dict) -> None:
         mapper = InferenceMapper(resize=T.NoOpTransform(), image_format="RGB")
-        with pytest.raises(InputError, match="says 3 x 5"):
+        with pytest.raises(InputError, match=r"image\.png is 3 x 2 .*annotation says .* 3 x 5"):
             mapper({**image_2x3, "height": 5, "width": 3})
 
 
@@ -362,7 +365,8 @@ class TestFromConfig:
                 *train, "INPUT.CROP.ENABLED", True, "INPUT.COLOR_AUG_SSD", True, "INPUT.RANDOM_FLIP", "horizontal"
             )
         ).augmentations
-        assert len(plain.augs) == 1 and len(full.augs) == 4
+        assert len(plain.augs) == 1 and len(full.augs) == 3
+        assert plain.augs[0].crop is None and full.augs[0].crop is not None
 
     def test_detr_mapper_flips_first_and_resizes_last(
         self, make_config: Callable[..., CfgNode], register_dataset: Callable
@@ -370,7 +374,7 @@ class TestFromConfig:
         train = ("DATASETS.TRAIN", (register_dataset("tiny_train", []),))
         cfg = make_config(*train, "INPUT.CROP.ENABLED", True, "INPUT.RANDOM_FLIP", "horizontal")
         steps = [type(step) for step in DETRPanopticDatasetMapper(cfg).augmentations.augs]
-        assert steps == [T.RandomFlip, T.RandomApply, T.ResizeShortestEdge]
+        assert steps == [T.RandomFlip, T.RandomApply, ResizedCrop]
 
 
 @pytest.fixture
@@ -472,7 +476,7 @@ class TestLargeScaleJitter:
         cfg = make_config(*words, (register_dataset("tiny_train", []),), "INPUT.MIN_SCALE", 0.1, "INPUT.MAX_SCALE", 2.0)
         mapper = build_mapper(cfg, is_train=True)
         assert type(mapper) is InstanceLSJDatasetMapper
-        scale, cut = mapper.augmentations.augs[-2:]
+        scale, cut = mapper.augmentations.augs[-1].resize, mapper.augmentations.augs[-1].crop
         assert (scale.min_scale, scale.max_scale, scale.target_height) == (0.1, 2.0, 1024)
         assert cut.crop_size == (1024, 1024)
 

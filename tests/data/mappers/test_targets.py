@@ -6,8 +6,6 @@ import torch
 
 from maskformer.data.mappers.targets import instance_targets, number_segments, panoptic_targets, semantic_targets
 
-pytestmark = pytest.mark.usefixtures("way")
-
 BIG_ID = 256**3 - 1
 
 

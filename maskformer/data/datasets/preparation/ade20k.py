@@ -15,8 +15,8 @@ import pycocotools.mask as rle
 
 from maskformer.structures import InputError
 
+from ...files.masks import encode_segments
 from ...files.reading import check_same_size, read_class_map, read_rgb
-from ...files.run_lengths import encode_segments
 from ..registration import read_categories
 from .files import Job, find_files, pair_files, read_parts, write_image, write_json
 

@@ -1,9 +1,12 @@
-"""From files to files: pairing images with labels, working in several processes, and going on after an interruption."""
+"""What all ``datasets/prepare_*.py`` share: pairs of files, several processes, going on after an interruption."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -179,3 +182,24 @@ def run_and_merge(
     for folder in {job.targets[-1].parent for job in jobs}:
         shutil.rmtree(folder)
     return counts
+
+
+def run_command(description: str, prepare: Callable[[argparse.Namespace], None]) -> None:
+    """Read the arguments and prepare; a mistake of the user's ends in one sentence and exit code 1.
+
+    Args:
+        description: of the script.
+        prepare: takes ``root``, ``workers`` and ``redo``.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    parser.add_argument("--root", default=default_root, help="folder of all datasets (default: %(default)s)")
+    workers = min(os.cpu_count() or 1, 8)
+    parser.add_argument("--workers", type=int, default=workers, help="processes (default: %(default)s)")
+    parser.add_argument("--redo", action="store_true", help="do again what an earlier run has finished")
+    try:
+        prepare(parser.parse_args())
+    except InputError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from here.")

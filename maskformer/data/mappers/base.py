@@ -1,0 +1,188 @@
+"""What all mappers share: settings, augmentation, padding and the form of an example; and the mapper of evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+from torch import Tensor
+
+from maskformer.structures import InputError, SegmentMasks
+
+from ..datasets.classes import ignore_label_of
+from ..files.reading import check_declared_size, read_picture
+from ..transforms.augmentations import (
+    LabelledImage,
+    ResizedCrop,
+    build_colour_jitter,
+    build_crop,
+    build_flip,
+    build_resize,
+    crop_recipe,
+    pad_to_multiple,
+)
+
+Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
+
+IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
+
+
+class TrainingMapper:
+    """Turns a dataset's entry for one image into a training example; subclasses say what its targets are.
+
+    An example has ``file_name``, ``image_id`` if the dataset gives one, the image's original ``height`` and ``width``,
+    ``image`` (3,H,W) uint8, ``sem_seg`` (H,W) integers where there is a semantic label, and ``instances`` with
+    ``gt_classes`` (G,) int64 and ``gt_masks`` of the padded size.
+
+    Args:
+        augmentations: applied to image and label together.
+        image_format: "RGB" or "BGR".
+        num_classes: K.
+        ignore_label: the value of pixels without a class in semantic labels.
+        size_divisibility: examples are padded bottom/right to a multiple of it, in pixels; below 1: no padding.
+    """
+
+    recipe = staticmethod(crop_recipe)
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        augmentations: T.Augmentation,
+        image_format: str,
+        num_classes: int,
+        ignore_label: int,
+        size_divisibility: int,
+    ):
+        self.augmentations = augmentations
+        self.image_format = image_format
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.size_divisibility = size_divisibility
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read ``INPUT`` and the metadata of the first training dataset."""
+        if not is_train:
+            raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
+        ignore_label = _ignore_label(cfg)
+        return {
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "ignore_label": ignore_label,
+            **cls.shape_options(cfg, ignore_label),
+        }
+
+    @classmethod
+    def shape_options(cls, cfg: CfgNode, ignore_label: int) -> dict[str, Any]:
+        """Arguments that decide how large an example is: ``augmentations`` and ``size_divisibility``."""
+        settings = cfg.INPUT
+        crop = build_crop(settings.CROP.TYPE, settings.CROP.SIZE, settings.CROP.SINGLE_CATEGORY_MAX_AREA, ignore_label)
+        augmentations = cls.recipe(
+            resize=build_resize(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING),
+            crop=crop if settings.CROP.ENABLED else None,
+            colour_jitter=build_colour_jitter(settings.FORMAT) if settings.COLOR_AUG_SSD else None,
+            flip=build_flip(settings.RANDOM_FLIP),
+        )
+        return {"augmentations": augmentations, "size_divisibility": settings.SIZE_DIVISIBILITY}
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the example of one image; the given entry is left as it is.
+
+        Raises:
+            InputError: a file cannot be read, or image and label do not fit each other or the configuration.
+        """
+        raise NotImplementedError
+
+    def _read_image(self, record: Record) -> LabelledImage:
+        labelled = LabelledImage(read_picture(record["file_name"]), image_format=self.image_format)
+        check_declared_size(record, labelled)
+        return labelled
+
+    def _required(self, record: Record, key: str) -> Any:
+        if key not in record:
+            raise InputError(
+                f"The training dataset gives no {key} for image {record['file_name']} but {type(self).__name__} "
+                "expects it; change DATASETS.TRAIN, or INPUT.DATASET_MAPPER_NAME to a mapper that reads what the "
+                f"dataset gives ({', '.join(sorted(record))})."
+            )
+        return record[key]
+
+    def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
+        return pad_to_multiple(array, self.size_divisibility, value)
+
+    def _example(
+        self,
+        record: Record,
+        original_size: tuple[int, int],
+        image: np.ndarray,
+        labels: Tensor,
+        masks: SegmentMasks,
+    ) -> Record:
+        example = image_example(record, original_size, self._pad(image, IMAGE_PADDING))
+        example["instances"] = Instances(masks.image_size, gt_classes=labels, gt_masks=masks)
+        return example
+
+
+def _ignore_label(cfg: CfgNode) -> int:
+    """The first training dataset's own, or ``MODEL.SEM_SEG_HEAD.IGNORE_VALUE`` where it names none."""
+    if not cfg.DATASETS.TRAIN:
+        raise InputError("DATASETS.TRAIN is empty; expected the name of a training dataset.")
+    name = cfg.DATASETS.TRAIN[0]
+    default = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    return ignore_label_of(MetadataCatalog.get(name), default) if name in DatasetCatalog else default
+
+
+class InferenceMapper:
+    """Reads and resizes an image; evaluators read the labels themselves.
+
+    Args:
+        resize: of the shortest edge.
+        image_format: "RGB" or "BGR".
+    """
+
+    @configurable
+    def __init__(self, *, resize: T.Augmentation, image_format: str):
+        self.resize = resize
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
+        resize = ResizedCrop(build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice"))
+        return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
+        labelled = LabelledImage(read_picture(dataset_dict["file_name"]), image_format=self.image_format)
+        original_size = labelled.shape
+        check_declared_size(dataset_dict, labelled)
+        self.resize(labelled)
+        return image_example(dataset_dict, original_size, labelled.image)
+
+
+def image_example(record: Record, original_size: tuple[int, int], image: np.ndarray) -> Record:
+    """Start an example: the names of an image, its original size and the pixels that the network takes.
+
+    Args:
+        record: the dataset's entry, left as it is.
+        original_size: (height, width), as read.
+        image: (H,W,3) uint8, as augmented and padded.
+
+    Returns:
+        ``file_name``, ``image_id`` and ``dataset_index`` if there is one, ``height``, ``width``, ``image`` (3,H,W).
+    """
+    example: Record = {key: record[key] for key in ("file_name", "image_id", "dataset_index") if key in record}
+    example["height"], example["width"] = original_size
+    example["image"] = owned_tensor(image.transpose(2, 0, 1))
+    return example
+
+
+def owned_tensor(array: np.ndarray) -> torch.Tensor:
+    """Copy an array: what Pillow returns is read-only, and a crop would carry its whole image out of the worker."""
+    return torch.from_numpy(np.array(array, order="C"))

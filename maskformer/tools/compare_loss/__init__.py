@@ -1,1 +1,0 @@
-"""Are the losses of two devices the same: ``python -m maskformer.tools.compare_loss``."""
