@@ -7,6 +7,7 @@ functions that no screen shows whole.
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import os
 import re
@@ -47,6 +48,7 @@ _TINY = {
 }
 
 
+@functools.cache
 def trees() -> dict[Path, ast.Module]:
     """The parsed sources of the package, by path."""
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
