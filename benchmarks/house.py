@@ -28,7 +28,6 @@ FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {
     "maskformer/modeling/backbones/frozen_norm.py: _version": "nothing else tells that a buffer was written to",
     "maskformer/modeling/backbones/residual.py: __class__": "Detectron2 builds its own blocks, by class",
     "maskformer/runs/failures.py: _on_queue_feeder_error": "without it a full /dev/shm lets a training wait for ever",
-    "maskformer/tools/analyze.py: _cdata": "storages on the meta device have no other address",
 }
 
 _TINY = {
