@@ -7,6 +7,7 @@ functions that no screen shows whole.
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import re
 import sys
@@ -132,6 +133,7 @@ def files_of_a_step() -> list[str]:
     from maskformer.engine import Trainer
     from maskformer.engine.setup import register_datasets
 
+    logging.disable(logging.WARNING)  # the model is of no interest here
     with tempfile.TemporaryDirectory() as folder:
         generate_shapes(folder, num_train=4, num_val=1, seed=0)
         os.environ["DETECTRON2_DATASETS"] = folder

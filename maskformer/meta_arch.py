@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_sem_seg_head
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +25,8 @@ from maskformer.inference import (
 )
 from maskformer.losses import HungarianMatcher, SetCriterion
 from maskformer.model_inputs import check_images, output_size, read_targets
-from maskformer.modeling import MaskFormerHead, fold_frozen_norms, sum_residuals_in_place
-from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks, Targets
+from maskformer.modeling import MaskFormerHead, MaskFormerNetwork, build_backbone_by_name
+from maskformer.structures import Classes, InputError, SegmentMasks, Targets
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MaskFormer(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a configuration describes."""
-        backbone = sum_residuals_in_place(fold_frozen_norms(build_backbone(cfg)))
+        backbone = build_backbone_by_name(cfg)
         node = cfg.MODEL.MASK_FORMER
         matcher = HungarianMatcher(mask_weight=node.MASK_WEIGHT, dice_weight=node.DICE_WEIGHT)
         return {
@@ -142,6 +142,11 @@ class MaskFormer(nn.Module):
             "to False."
         )
 
+    @property
+    def network(self) -> MaskFormerNetwork:
+        """The network alone, with this model's parameters: normalised images -> class logits, mask logits."""
+        return MaskFormerNetwork(self.backbone, self.sem_seg_head)
+
     def check_classes(self) -> None:
         """Raise an ``InputError`` now, and not at the first image, if results need to know more of the classes."""
         if self.inference.panoptic_on or self.inference.instance_on:
@@ -172,7 +177,7 @@ class MaskFormer(nn.Module):
             images = self._normalise(batched_inputs)
             padded_size = tuple(images.tensor.shape[-2:])
             targets = [self._targets(example, padded_size) for example in batched_inputs]
-            return self.criterion(self._predict(images), targets)
+            return self.criterion(self.sem_seg_head(self.backbone(images.tensor)), targets)
         select = None if self.inference.semantic_on else self._queries_of_segments
         return [self._results(*prediction) for prediction in self.predict(batched_inputs, select)]
 
@@ -201,7 +206,7 @@ class MaskFormer(nn.Module):
         ]
         features = self.backbone(images.tensor)
         del images  # the head needs the memory
-        predictions = self.sem_seg_head.predict(features, select, overwrite=True)
+        predictions = self.sem_seg_head.predict(features, select)
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -211,9 +216,6 @@ class MaskFormer(nn.Module):
         batch = ImageList.from_tensors(normalised, self.size_divisibility)
         batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch
-
-    def _predict(self, images: ImageList) -> MaskPredictions:
-        return self.sem_seg_head(self.backbone(images.tensor))
 
     def _targets(self, example: dict[str, Any], padded_size: tuple[int, int]) -> Targets:
         labels, masks = read_targets(example, self.criterion.num_classes)

@@ -112,54 +112,44 @@ def read_targets(example: dict[str, Any], num_classes: int) -> tuple[Tensor, Seg
         )
     if not instances.has("gt_classes"):
         raise InputError(f"'instances' of {name} have no gt_classes; expected the class of each, 0..{num_classes - 1}.")
-    labels = _read_labels(instances.gt_classes, name, num_classes)
-    masks = _read_masks(instances, name, tuple(example["image"].shape[-2:]))
-    if len(masks) != len(labels):
-        raise InputError(f"{name} has {len(labels)} gt_classes and {len(masks)} gt_masks; expected one mask a class.")
-    return labels, masks
+    image_size = tuple(example["image"].shape[-2:])
+    if len(instances) == 0:  # Detectron2 gives an image without objects no masks, and labels of whatever type
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, *image_size, dtype=torch.bool)
+    return _read_labels(instances.gt_classes, name, num_classes), _read_masks(instances, name, image_size)
 
 
 def _read_labels(labels: Any, name: str, num_classes: int) -> Tensor:
     labels = _as_tensor(labels, "gt_classes", name)
-    if labels.numel() == 0:  # of whatever type: torch.tensor([]) is one of floats
-        return labels.new_zeros(0, dtype=torch.int64)
     if labels.ndim != 1 or labels.dtype not in _INTEGERS:
         raise InputError(
             f"gt_classes of {name} have the shape {tuple(labels.shape)} and type {labels.dtype}; expected one integer "
             "a segment."
         )
-    if labels.device.type == "cpu":
-        wrong = labels[(labels < 0) | (labels >= num_classes)]
-        if len(wrong):
-            raise InputError(
-                f"gt_classes of {name} hold the label {wrong[0].item()}; expected 0..{num_classes - 1} "
-                "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): leave out segments without a class, or change NUM_CLASSES."
-            )
+    wrong = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == "cpu" else []
+    if len(wrong):
+        raise InputError(
+            f"gt_classes of {name} hold the label {int(wrong[0])}; expected 0..{num_classes - 1} "
+            "(MODEL.SEM_SEG_HEAD.NUM_CLASSES): leave out segments without a class, or change NUM_CLASSES."
+        )
     return labels.long()
 
 
 def _read_masks(instances: Instances, name: str, image_size: Size) -> SegmentMasks | Tensor:
     if not instances.has("gt_masks"):
-        if len(instances) == 0:  # Detectron2 gives an image without objects no field of masks
-            return torch.zeros(0, *image_size, dtype=torch.bool)
         fields = ", ".join(instances.get_fields())
         raise InputError(
             f"'instances' of {name} have {fields} but no gt_masks: MaskFormer learns masks. Train on a dataset with "
             "them; Detectron2's DatasetMapper reads them where MODEL.MASK_ON is True."
         )
-    masks = instances.gt_masks
-    size: tuple[int, ...]
+    masks, size = instances.gt_masks, tuple(instances.image_size)
     if isinstance(masks, SegmentMasks):
         size = masks.image_size
     elif isinstance(masks, PolygonMasks):
-        size = tuple(instances.image_size)
-        masks = BitMasks.from_polygon_masks(masks, *size).tensor if size == image_size else masks
+        masks = BitMasks.from_polygon_masks(masks, *size).tensor
     else:
         masks = _as_tensor(getattr(masks, "tensor", masks), "gt_masks", name)
         if masks.is_floating_point() and masks.device.type == "cpu" and (masks != masks.round()).any():
             raise InputError(f"gt_masks of {name} hold values that are no integers, or NaN; expected 0 and 1.")
-        if masks.ndim and len(masks) == 0:
-            return torch.zeros(0, *image_size, dtype=torch.bool)
         size = tuple(masks.shape[1:])
     if size != image_size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The small frozen data classes that cross layers, and the legend of letters.
+"""The legend of letters, the glossary, the small data classes that cross layers, and the errors.
 
 Letters used in every docstring of this package:
 
@@ -10,13 +10,39 @@ Letters used in every docstring of this package:
 
 One tensor has one name: ``class_logits`` (B,Q,K+1), ``mask_logits`` (B,Q,h,w), ``class_probs``, ``mask_probs``,
 ``pixel_embeddings`` (B,C,h,w), ``mask_embeddings`` (B,Q,C). Sizes are (height, width) everywhere.
+
+Words of the field:
+
+    mask classification     a set of masks, each with one class, instead of one class a pixel
+    segment                 a region with one class: an object, or all pixels of a stuff class
+    thing, stuff            classes that are counted one by one (car), and those that are not (sky)
+    query                   a learned vector that becomes one mask and its class
+    no object               the class K of a query that answers for no segment
+    pixel decoder           makes pixel embeddings of the backbone's features
+    pixel embeddings        C numbers for each place of the mask grid
+    mask embedding          C numbers of a query; their product with pixel embeddings is its mask
+    matcher                 gives each target the query that answers for it, at the least cost in all
+    deep supervision        the loss is taken of every decoder layer, not of the last alone
+    stride                  pixels of the input between two places of a feature
+    shifted windows         Swin's attention within windows that every other block moves by half of one
+    attention mask          of shifted windows: which pixels of a window may attend to each other
+    drop path               leaving out a residual branch of some images in training
+    frozen norm             batch norm with fixed statistics; folded: put into its convolution
+    bands                   rows of a result that are computed one after another, to bound memory
+    test-time augmentation  results averaged over resized and flipped forms of an image (TTA)
+    repeat factor           how often an image is drawn in an epoch, by how rare its classes are
+    shard                   the part of a dataset that one process reads
+    non-finite step         a step whose loss or gradient holds NaN or infinity; it changes nothing
+    collective stop flag    all processes stop after one step, if one of them is asked to
+    PQ = SQ x RQ            panoptic quality: mean IoU of matched segments times how many match (F1)
+    mIoU, AP                mean intersection over union of classes; average precision of instances
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +128,22 @@ class RunError(_Sentence, RuntimeError):
     """
 
 
+def check_choice(value: object, options: Iterable[str], key: str) -> None:
+    """Refuse what is none of the options.
+
+    Args:
+        value: of the key.
+        options: names in a registry.
+        key: of the configuration.
+
+    Raises:
+        InputError: it lists the options.
+    """
+    names = sorted(options)
+    if value not in names:
+        raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")
+
+
 @dataclass(frozen=True)
 class Classes:
     """What is known of K classes, in the order of their numbers; it travels with the model and its checkpoints.
@@ -141,9 +183,12 @@ class Classes:
 
     def to_plain(self) -> dict[str, Any]:
         """What a checkpoint holds of them: lists, text and integers, which are read without running code."""
-        things = None if self.things is None else sorted(self.things)
-        ids, colors = (None if value is None else list(map(_as_list, value)) for value in (self.ids, self.colors))
-        return {"names": list(self.names), "things": things, "ids": ids, "colors": colors}
+        return {
+            "names": list(self.names),
+            "things": None if self.things is None else sorted(self.things),
+            "ids": None if self.ids is None else list(self.ids),
+            "colors": None if self.colors is None else [list(color) for color in self.colors],
+        }
 
     @classmethod
     def from_plain(cls, content: Any, source: str) -> Classes | None:
@@ -156,13 +201,14 @@ class Classes:
             return None
         names: Any = content["names"]
         things, ids, colors = (content.get(key) for key in ("things", "ids", "colors"))
-        count = len(names) if _is_list(names, str) else -1
-        if (
-            count < 1
-            or not (things is None or (_is_list(things, int) and all(0 <= index < count for index in things)))
-            or not (ids is None or (_is_list(ids, int) and len(ids) == count))
-            or not (colors is None or (_is_list(colors, list) and len(colors) == count and all(map(_is_color, colors))))
-        ):
+        count = len(names) if _is_list(names, str) else 0
+        fits = (
+            count > 0
+            and (things is None or (_is_list(things, int) and all(0 <= index < count for index in things)))
+            and (ids is None or (_is_list(ids, int) and len(ids) == count))
+            and (colors is None or (_is_list(colors, list) and len(colors) == count and all(map(_is_color, colors))))
+        )
+        if not fits:
             raise InputError(f"{source} says of its classes what makes no sense: take its entry 'classes' away.")
         return cls(
             source=source,
@@ -182,10 +228,6 @@ _MOST_LISTED = 12  # classes that a message lists
 def _plain_name(name: str) -> str:
     first = name.split(",")[0].strip().casefold().replace("_", " ")
     return re.sub(r"(-other|-merged|-stuff)+$", "", first)
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _is_list(value: Any, kind: type) -> bool:
@@ -351,9 +393,8 @@ class SegmentMasks:
         self.segment_map = segment_map
         self._segment_ids = torch.arange(1, num_segments + 1, device=segment_map.device)
 
-    @classmethod
-    def _of(cls, segment_map: Tensor, segment_ids: Tensor) -> SegmentMasks:
-        masks = cls(segment_map, 0)
+    def _like(self, segment_map: Tensor, segment_ids: Tensor) -> SegmentMasks:
+        masks = SegmentMasks(segment_map, 0)
         masks._segment_ids = segment_ids
         return masks
 
@@ -380,15 +421,15 @@ class SegmentMasks:
 
     def to(self, *args: Any, **kwargs: Any) -> SegmentMasks:
         """The same masks on another device; arguments as in ``Tensor.to``."""
-        return self._of(self.segment_map.to(*args, **kwargs), self._segment_ids.to(*args, **kwargs))
+        return self._like(self.segment_map.to(*args, **kwargs), self._segment_ids.to(*args, **kwargs))
 
     def pin_memory(self) -> SegmentMasks:
         """The same masks in memory that a device can read by itself."""
-        return self._of(self.segment_map.pin_memory(), self._segment_ids.pin_memory())
+        return self._like(self.segment_map.pin_memory(), self._segment_ids.pin_memory())
 
     def pad(self, padding: tuple[int, int, int, int]) -> SegmentMasks:
         """The same masks on a larger image: (left, right, top, bottom) pixels that belong to no segment."""
-        return self._of(F.pad(self.segment_map, padding), self._segment_ids)
+        return self._like(F.pad(self.segment_map, padding), self._segment_ids)
 
     def nonempty(self) -> Tensor:
         """(G,) bool: which segments have a pixel."""
@@ -396,10 +437,7 @@ class SegmentMasks:
 
     def __getitem__(self, index: Any) -> SegmentMasks:
         """Some of the segments, by integer, slice, boolean (G,) or index tensor."""
-        return self._of(self.segment_map, self._segment_ids[index].reshape(-1))
+        return self._like(self.segment_map, self._segment_ids[index].reshape(-1))
 
     def __len__(self) -> int:
         return len(self._segment_ids)
-
-    def __repr__(self) -> str:
-        return f"SegmentMasks(num_segments={len(self)}, image_size={self.image_size})"

@@ -86,13 +86,6 @@ def test_what_is_no_target_is_named(given: dict, message: str):
     assert "a.jpg" in str(caught.value)
 
 
-def test_fewer_masks_than_labels_are_named():
-    given = example()
-    given["instances"].get_fields()["gt_masks"] = BITS[:1]  # past the check of Instances
-    with pytest.raises(InputError, match="2 gt_classes and 1 gt_masks"):
-        read(given)
-
-
 @pytest.mark.parametrize(
     "image",
     [

@@ -26,9 +26,8 @@ from maskformer.files import (
 )
 from maskformer.structures import Classes, InputError
 
-from .class_layer import Mismatch, find_class_mismatches
-from .layouts.detection import explain_layouts, explained, find_layout, strip_wrapper
-from .layouts.layout import NOTHING, StateDict
+from .layouts.detection import convert_weights, explain_layouts, explained, strip_wrapper
+from .layouts.layout import StateDict
 from .reading import find_weights_file, read_weights
 
 logger = logging.getLogger(__name__)
@@ -45,6 +44,14 @@ SHAPE_KEYS = {
     "query_embed": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
 }
 
+# What belongs to the classes in each head; of PerPixelBaselinePlusHead, whose queries are classes, the queries.
+_HEAD = "sem_seg_head.predictor."
+_CLASS_LAYERS = (
+    (f"{_HEAD}class_embed.weight", f"{_HEAD}class_embed.bias", "criterion.empty_weight"),
+    (f"{_HEAD}weight", f"{_HEAD}bias"),
+    (f"{_HEAD}query_embed.weight",),
+)
+Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]  # parameter, shape in the file, shape in the model
 
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names it, for Detectron2 too
 NUMBERED = re.compile(r"model_(\d{7,})\.pth")  # what is saved every SOLVER.CHECKPOINT_PERIOD, by iteration
@@ -76,16 +83,20 @@ def model_content(model: nn.Module) -> dict[str, Any]:
     return content if classes is None else {**content, "classes": classes.to_plain()}
 
 
+def _weights_in(folder: str, *, with_checksum: bool) -> list[str]:
+    """Names of a folder's ``.pth`` files that have a checksum beside them, or have none."""
+    names = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+    return sorted(
+        name
+        for name in names
+        if name.endswith(".pth") and name[0] != "." and (name + CHECKSUM_SUFFIX in names) == with_checksum
+    )
+
+
 def _unknown_weights(folder: str, but: str) -> list[str]:
     """Names of the weights files in a folder that have no checksum beside them, but for one file."""
-    paths = [os.path.join(folder, name) for name in _names_in(folder, ".pth")]
-    unknown = [path for path in paths if not os.path.exists(path + CHECKSUM_SUFFIX)]
-    return [os.path.basename(path) for path in unknown if os.path.realpath(path) != os.path.realpath(but)]
-
-
-def _names_in(folder: str, ending: str) -> list[str]:
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    return sorted(name for name in names if name.endswith(ending) and not name.startswith("."))
+    names = _weights_in(folder, with_checksum=False)
+    return [name for name in names if os.path.realpath(os.path.join(folder, name)) != os.path.realpath(but)]
 
 
 def _tagged_in(folder: str) -> str | None:
@@ -99,6 +110,17 @@ def _tagged_in(folder: str) -> str | None:
     return name if name and name.isprintable() and "\ufffd" not in name else None
 
 
+def _find_damage(path: str) -> str | None:
+    """As ``find_damage``; what has no checksum, of an earlier version, is judged by reading it."""
+    damage = find_damage(path)
+    if damage is None and not os.path.exists(path + CHECKSUM_SUFFIX):
+        try:
+            read_weights(path)
+        except InputError as error:
+            return f"cannot be read ({error})"
+    return damage
+
+
 def _iteration_in(content: dict[str, Any]) -> int:
     """The last iteration before a checkpoint; -1 of weights alone."""
     state = content.get("trainer")
@@ -110,7 +132,7 @@ class Checkpointer(DetectionCheckpointer):
     """Saves and loads models, optimisers and progress; a file that does not fit the model is an ``InputError``.
 
     Detectron2's; the extension points that fvcore documents (``_load_file``, ``_load_model``) are made safe and strict,
-    and know every layout of ``detection.LAYOUTS``.
+    and know every layout of ``LAYOUTS``.
 
     A model that has an attribute ``classes`` (``Classes`` or None) has it saved, and set by what a file says.
 
@@ -208,7 +230,7 @@ class Checkpointer(DetectionCheckpointer):
         """The name of a checkpoint, or else what is wrong with all of them."""
         damages: list[str] = []
         for name in self._candidates():
-            damage = self._find_damage(os.path.join(self.save_dir, name))
+            damage = _find_damage(os.path.join(self.save_dir, name))
             if damage is None:
                 if damages:
                     logger.warning("Resuming from %s instead, the last checkpoint that is whole.", name)
@@ -247,17 +269,7 @@ class Checkpointer(DetectionCheckpointer):
             return math.inf
 
     def _saved_here(self) -> list[str]:
-        names = (name.removesuffix(CHECKSUM_SUFFIX) for name in _names_in(self.save_dir, f".pth{CHECKSUM_SUFFIX}"))
-        return sorted(name for name in names if os.path.isfile(os.path.join(self.save_dir, name)))
-
-    def _find_damage(self, path: str) -> str | None:
-        damage = find_damage(path)
-        if damage is None and not os.path.exists(path + CHECKSUM_SUFFIX):  # of an earlier version: judged by reading it
-            try:
-                read_weights(path)
-            except InputError as error:
-                return f"cannot be read ({error})"
-        return damage
+        return _weights_in(self.save_dir, with_checksum=True)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Go on from the last checkpoint in ``save_dir`` if ``resume`` and there is one, else load ``path``.
@@ -288,16 +300,13 @@ class Checkpointer(DetectionCheckpointer):
                     f"{checkpoint} holds weights but no training's state, so it cannot be resumed: name another in "
                     f"{LAST_CHECKPOINT}, or start anew without --resume, with MODEL.WEIGHTS set to this file."
                 )
-            self._numbered = self._numbered_until(os.path.basename(checkpoint))
+            match = NUMBERED.fullmatch(os.path.basename(checkpoint))
+            last = int(match[1]) if match else self._loaded_iteration
+            numbered = filter(NUMBERED.fullmatch, self._saved_here())
+            self._numbered = [name for name in numbered if self._iteration_of(name) <= last]
             return rest
         finally:
             self._new_classes_allowed = self._fine_tuning
-
-    def _numbered_until(self, checkpoint: str) -> list[str]:
-        """Checkpoints by iteration up to the one that was loaded, the oldest first."""
-        match = NUMBERED.fullmatch(checkpoint)
-        last = int(match[1]) if match else self._loaded_iteration
-        return [name for name in self._saved_here() if NUMBERED.fullmatch(name) and self._iteration_of(name) <= last]
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint into the model and, of what else was given to the constructor, into ``checkpointables``.
@@ -355,8 +364,13 @@ class Checkpointer(DetectionCheckpointer):
             )
         incompatible = super()._load_model(checkpoint)
         mismatches = list(incompatible.incorrect_shapes)
-        if self._by_name_endings:
-            mismatches += _mismatches_by_name_endings(incompatible, shapes, expected)
+        if self._by_name_endings:  # Detectron2 leaves out what does not fit, with no more than a warning
+            mismatches += [
+                (missing, shapes[name], tuple(expected[missing].shape))
+                for name in incompatible.unexpected_keys
+                for missing in incompatible.missing_keys
+                if missing.endswith(f".{name}")
+            ]
         if mismatches:
             self._accept_new_classes(mismatches, incompatible)
         if hasattr(self.model, "classes"):
@@ -386,22 +400,25 @@ class Checkpointer(DetectionCheckpointer):
             )
 
     def _to_model_names(self, checkpoint: dict[str, Any], expected: StateDict) -> StateDict:
-        state = strip_wrapper(checkpoint["model"])
         may_match_endings = checkpoint.pop("matching_heuristics", False)
-        layout = find_layout(state)
+        conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True)
+        self._by_name_endings = may_match_endings and not conversion.state.keys() & expected.keys()
+        self._backbone_only = self._by_name_endings or conversion.layout.backbone_only
+        self._never_holds = conversion.layout.never_holds
+        if not self._by_name_endings:
+            return conversion.state
+        from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         with explained(self._source):
-            converted = layout.convert(state) if layout else state
-        self._by_name_endings = may_match_endings and not converted.keys() & expected.keys()
-        self._backbone_only = self._by_name_endings or (layout is not None and layout.backbone_only)
-        self._never_holds = layout.never_holds if layout else NOTHING
-        if self._by_name_endings:
-            from_caffe2 = checkpoint.get("__author__") == "Caffe2"
-            with explained(self._source):
-                converted = align_and_update_state_dicts(expected, state, c2_conversion=from_caffe2)
-        return converted
+            state = strip_wrapper(checkpoint["model"])
+            return align_and_update_state_dicts(expected, state, c2_conversion=from_caffe2)
 
     def _accept_new_classes(self, mismatches: list[Mismatch], incompatible: Any) -> None:
-        of_classes = find_class_mismatches(mismatches, self.model.state_dict()) if self._new_classes_allowed else []
+        """Leave parameters of another number of classes as they are initialised, where that is allowed."""
+        of_classes: list[Mismatch] = []
+        if self._new_classes_allowed:
+            ours = self.model.state_dict().keys()
+            layer = next((layer for layer in _CLASS_LAYERS if layer[0] in ours), ())
+            of_classes = [found for found in mismatches if found[0] in layer and found[1][1:] == found[2][1:]]
         others = [mismatch for mismatch in mismatches if mismatch not in of_classes]
         if others:
             raise InputError(_explain_shapes(others, self._source))
@@ -434,18 +451,6 @@ def _other_ways(path: str) -> str:
         f'set MODEL.WEIGHTS to a file that exists, or to "" to train from scratch (ImageNet weights of ResNet-50: '
         f"{DETECTRON2_WEIGHTS}ImageNetPretrained/torchvision/R-50.pkl)."
     )
-
-
-def _mismatches_by_name_endings(
-    incompatible: Any, shapes: dict[str, tuple[int, ...]], expected: StateDict
-) -> list[Mismatch]:
-    """What Detectron2's matching by name endings leaves out, with no more than a warning, for its shape."""
-    return [
-        (missing, shapes[name], tuple(expected[missing].shape))
-        for name in incompatible.unexpected_keys
-        for missing in incompatible.missing_keys
-        if missing.endswith(f".{name}")
-    ]
 
 
 def _explain_shapes(mismatches: list[Mismatch], source: str) -> str:

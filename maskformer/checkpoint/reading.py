@@ -11,6 +11,7 @@ key, because a configuration file may come from where the weights do.
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import tarfile
@@ -22,10 +23,11 @@ from torch import Tensor
 
 from maskformer.structures import InputError
 
-from .stored import NUMBERS, describe_dtype, read_torch_or_pickle
+from .stored import MAGIC, NUMBERS, describe_dtype, read_torch_or_pickle
 from .unpickling import EntryError, ForeignNameError
 
 TRUSTED_FILES_VARIABLE = "MASKFORMER_TRUSTED_WEIGHTS"
+CLASSES_METADATA = "maskformer.classes"  # of a .safetensors file: JSON of what ``Classes.to_plain`` gives
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
 _MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
 _MAX_PARAMETERS = 20_000  # of which some match every one with all of a model's; the largest models have 2,000
@@ -61,7 +63,10 @@ def read_weights(filename: str) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, asks to run something, or holds something else.
     """
-    content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
+    try:
+        content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
+    except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
+        raise _unreadable(filename, error) from error
     state, rest = _split_state(content)
     if not state or not any(isinstance(value, (Tensor, np.ndarray, np.generic)) for value in state.values()):
         raise InputError(
@@ -77,17 +82,18 @@ def read_weights(filename: str) -> dict[str, Any]:
 
 
 def _to_tensor(name: Any, value: Any, filename: str) -> Tensor:
-    fault = None if isinstance(name, str) else f"has a name of type {type(name).__name__}, expected text"
-    if not isinstance(value, (Tensor, np.ndarray, np.generic)):
-        fault = fault or f"is of type {type(value).__name__}, expected a tensor or an array"
+    if not isinstance(name, str):
+        fault = f"has a name of type {type(name).__name__}, expected text"
+    elif not isinstance(value, (Tensor, np.ndarray, np.generic)):
+        fault = f"is of type {type(value).__name__}, expected a tensor or an array"
     else:
         try:
             tensor = torch.as_tensor(value)
-            if tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in NUMBERS and not fault:
+            if tensor.layout == torch.strided and not tensor.is_meta and tensor.dtype in NUMBERS:
                 return tensor
-            fault = fault or f"is a tensor of {describe_dtype(tensor.dtype)}, expected a dense one of plain numbers"
+            fault = f"is a tensor of {describe_dtype(tensor.dtype)}, expected a dense one of plain numbers"
         except (TypeError, ValueError):  # of arrays: other types, and byte orders
-            fault = fault or f"is an array of {getattr(value, 'dtype', None)}, expected plain numbers"
+            fault = f"is an array of {getattr(value, 'dtype', None)}, expected plain numbers"
     raise InputError(
         f"Weights file {filename}: the entry {repr(name)[:200]} {fault}. Take it out, or set MODEL.WEIGHTS to another "
         "file."
@@ -104,17 +110,14 @@ def _split_state(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
 
 
 def _read_safely(filename: str) -> Any:
-    try:
-        with open(filename, "rb") as file:
-            head = file.read(16)
-        if head[8:9] == b"{":
-            return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
-        if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
-            raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
-        content, is_of_torch = read_torch_or_pickle(filename)
-        return content if is_of_torch else _complete_pickle(content)
-    except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
-        raise _unreadable(filename, error) from error
+    with open(filename, "rb") as file:
+        head = file.read(16)
+    if head[8:9] == b"{":
+        return _read_safetensors(filename, int.from_bytes(head[:8], "little"))
+    if head[:1] != b"\x80" and head[:2] != b"PK" and tarfile.is_tarfile(filename):
+        raise ValueError("it is a tar archive, as PyTorch wrote before version 0.1.10")
+    content, is_of_torch = read_torch_or_pickle(filename)
+    return content if is_of_torch else _complete_pickle(content)
 
 
 def _complete_pickle(content: Any) -> Any:
@@ -129,16 +132,18 @@ def _complete_pickle(content: Any) -> Any:
 
 def _read_safetensors(filename: str, header_length: int) -> Any:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise InputError(f"Weights file {filename} needs the package safetensors: pip install safetensors") from error
+        raise ValueError("it needs the package safetensors: pip install safetensors") from error
     if header_length > _MAX_SAFETENSORS_HEADER:
         raise ValueError(f"its header has {header_length} bytes, expected at most {_MAX_SAFETENSORS_HEADER}")
     try:
-        return load_file(filename)
+        with safe_open(filename, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            classes = (file.metadata() or {}).get(CLASSES_METADATA)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    return state if classes is None else {"model": state, "classes": json.loads(classes)}
 
 
 def _is_trusted(filename: str) -> bool:
@@ -146,41 +151,32 @@ def _is_trusted(filename: str) -> bool:
     return os.path.realpath(filename) in {os.path.realpath(path) for path in trusted if path}
 
 
-# torch.save's own file formats: today's zip, and the pickled number that older ones begin with.
-_TORCH_BEGINNINGS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:13])
-
-
-def _is_plain_pickle(head: bytes) -> bool:
-    return head.startswith(b"\x80") and not head.startswith(_TORCH_BEGINNINGS)
-
-
 def _read_trusted(filename: str) -> Any:
     """Read a file that its user vouches for, and run what it asks for."""
-    try:
-        with open(filename, "rb") as file:
-            if _is_plain_pickle(file.read(16)):
-                file.seek(0)
-                return _complete_pickle(pickle.Unpickler(file, encoding="latin1").load())
-        return torch.load(filename, map_location="cpu", weights_only=False)
-    except Exception as error:
-        raise _unreadable(filename, error) from error
+    with open(filename, "rb") as file:
+        if file.read(1) == b"\x80":  # a pickle, which in PyTorch's older files is but a number
+            file.seek(0)
+            content = pickle.Unpickler(file, encoding="latin1").load()
+            if type(content) is not int or content != MAGIC:
+                return _complete_pickle(content)
+    return torch.load(filename, map_location="cpu", weights_only=False)
 
 
 def _unreadable(filename: str, error: Exception) -> InputError:
-    if isinstance(error, ForeignNameError):
-        return InputError(
-            f"Weights file {filename} cannot be read: it holds {error.name[:200]}, but only arrays and plain "
-            "containers are read, so that weights run no code. If you trust whoever made the file, set the environment "
-            f"variable {TRUSTED_FILES_VARIABLE} to {filename}, else set MODEL.WEIGHTS to another file."
-        )
-    if isinstance(error, EntryError):
-        return InputError(
-            f"Weights file {filename} cannot be read: {error}, but only tensors and arrays of plain numbers and plain "
-            "containers with text as keys are. Take it out, or set MODEL.WEIGHTS to another file."
-        )
-    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500]
-    return InputError(
-        f"Weights file {filename} cannot be read: {reason.rstrip('.') or type(error).__name__}. It may be truncated or "
-        "of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set MODEL.WEIGHTS to another "
-        "file."
+    reason = "it is damaged" if isinstance(error, LookupError) else str(error).strip().split("\n")[0][:500].rstrip(".")
+    advice = (
+        "It may be truncated or of another kind (expected .pth, .bin, .pkl or .safetensors); fetch it again or set "
+        "MODEL.WEIGHTS to another file."
     )
+    if isinstance(error, ForeignNameError):
+        reason = (
+            f"it holds {error.name[:200]}, but only arrays and plain containers are read, so that weights run no code"
+        )
+        advice = (
+            f"If you trust whoever made the file, set the environment variable {TRUSTED_FILES_VARIABLE} to {filename}, "
+            "else set MODEL.WEIGHTS to another file."
+        )
+    elif isinstance(error, EntryError):
+        reason = f"{error}, but only tensors and arrays of plain numbers and plain containers with text as keys are"
+        advice = "Take it out, or set MODEL.WEIGHTS to another file."
+    return InputError(f"Weights file {filename} cannot be read: {reason or type(error).__name__}. {advice}")

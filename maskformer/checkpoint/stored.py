@@ -9,22 +9,22 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
-from .unpickling import MAX_OBJECTS, File, Finisher, Function, Refused, StandIn, Unpickler, is_key, make_set
+from .unpickling import MAX_OBJECTS, Function, Refused, StandIn, Unpickler, call, finish, set_items, update_set
 
 NUMBERS = frozenset({
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.uint16, torch.uint32, torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
 })  # fmt: skip
 _MAX_DIMENSIONS = 32
-_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save before 1.6 begins
+_CHUNK = 2**24  # bytes read at once; an archive's file makes a copy of them first
+MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save before 1.6 begins
 
 # The types of numbers that an array may have, as NumPy names them in a pickle, and what others are called.
 _ARRAY_NUMBERS = {"b1", "?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
@@ -34,9 +34,10 @@ _LATIN1 = ("latin1", "latin-1")  # bytes, as older pickles write them
 
 
 class _Budget:
-    """How many bytes may be made of a file, if all tensors are copied and what a pickle repeats is made anew."""
+    """What a file may cost, with the files in it: operations, and bytes if all that is shared is copied."""
 
     def __init__(self, size: int):
+        self.steps = iter(range(MAX_OBJECTS))
         self._left = 8 * size + 2**20
 
     def take(self, num_bytes: int) -> None:
@@ -49,29 +50,22 @@ class _NumberType(StandIn):
     """``numpy.dtype``."""
 
     def __init__(self, name: Any, *_: Any):
-        self._name = name
-        self._state: Any = ...  # until there is one
+        text = name if isinstance(name, str) else ""
+        self._name = text.lstrip("<>=|")
+        self._state: Any = (3, text.removesuffix(self._name) or "=")
 
     def build(self, state: Any) -> None:
         self._state = state
 
     def plain(self) -> np.dtype:
         """The type, if it is one of plain numbers."""
-        match = re.fullmatch(r"([<>=|]?)([?a-zA-Z]\d*)", self._name) if isinstance(self._name, str) else None
-        if match is None or match[2] not in _ARRAY_NUMBERS:
-            kind = _OTHERS.get(match[2][0]) if match else None
-            raise ValueError(f"an array of {kind or 'what is no number'}")
-        state = (3, match[1] or "=") if self._state is ... else self._state
+        if self._name not in _ARRAY_NUMBERS:
+            raise ValueError(f"an array of {_OTHERS.get(self._name[:1], 'what is no number')}")
         # What follows the byte order: fields, parts, own sizes and flags, of which numbers have none.
-        plain = _plain(state) if type(state) is tuple else []
-        if plain[1:2] not in (["<"], [">"], ["="], ["|"]) or not all(rest in (None, 0, -1) for rest in plain[2:]):
+        fits = type(self._state) is tuple and len(self._state) > 1 and self._state[1] in ("<", ">", "=", "|")
+        if not fits or not all(rest in (None, 0, -1) for rest in self._state[2:]):
             raise ValueError("an array of records")
-        return np.dtype(state[1].replace("|", "=") + match[2].replace("?", "b1"))
-
-
-def _plain(items: tuple[Any, ...]) -> list[Any]:
-    """With what is neither None, an integer nor text replaced by text, so that comparing runs nothing deep."""
-    return [item if item is None or type(item) in (int, str) else "" for item in items]
+        return np.dtype(self._state[1].replace("|", "=") + self._name.replace("?", "b1"))
 
 
 def _sizes(value: Any, what: str = "shape") -> tuple[int, ...]:
@@ -126,22 +120,18 @@ class _Storage(StandIn):
 
     def __init__(self, dtype: torch.dtype | None):
         self.dtype = dtype  # None: bytes
+        self.width = dtype.itemsize if dtype else 1
         self.content = torch.empty(0, dtype=torch.uint8)
 
-    def fill(self, file: Any, num_bytes: int, left: int, *, swaps: bool) -> None:
-        """Read the bytes; ``left`` are there."""
-        if not 0 <= num_bytes <= left:
-            raise ValueError(f"a storage of {num_bytes} bytes is not in the {left} that are there")
+    def fill(self, file: Any, num_bytes: int, *, swaps: bool) -> None:
+        """Read the bytes, which are there."""
         buffer = bytearray(num_bytes)
-        view, read = memoryview(buffer), 0
-        while read < num_bytes:
-            count = file.readinto(view[read : read + 2**24])  # of an archive's file, it makes a copy first
-            if not count:
+        for start in range(0, num_bytes, _CHUNK):
+            part = memoryview(buffer)[start : start + _CHUNK]
+            if file.readinto(part) < len(part):
                 raise EOFError("it ends too early")
-            read += count
-        width = self.dtype.itemsize if self.dtype else 1
-        if swaps and width in (2, 4, 8):  # written by a machine of the other byte order
-            np.frombuffer(buffer, f"u{width}").byteswap(inplace=True)
+        if swaps and self.width in (2, 4, 8):  # written by a machine of the other byte order
+            np.frombuffer(buffer, f"u{self.width}").byteswap(inplace=True)
         if num_bytes:
             self.content = torch.frombuffer(buffer, dtype=torch.uint8)
 
@@ -199,22 +189,20 @@ _STORAGES = {
     **{"Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
     **{"QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32},
 }
-_REFUSED_FUNCTIONS = {
-    "torch._utils._rebuild_qtensor": "a quantised tensor",
-    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
-    "torch._utils._rebuild_sparse_csr_tensor": "a sparse tensor",
-    "torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, which has no numbers",
-    "torch._utils._rebuild_nested_tensor": "a nested tensor",
-    "torch.nested._internal.nested_tensor._rebuild_njt": "a nested tensor",
-    "torch.nested._internal.nested_tensor.NestedTensor": "a nested tensor",
-    "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
-    "torch.serialization._get_layout": "a layout",
-    **{f"torch.{name}": "a kind of quantisation" for name in (
-        "per_tensor_affine", "per_tensor_symmetric", "per_channel_affine", "per_channel_symmetric",
-        "per_channel_affine_float_qparams",
-    )},
-    **dict.fromkeys(("numpy.ndarray", "torch.Tensor", "torch.storage.TypedStorage"), "a class"),
-}  # fmt: skip
+_PARAMETERS = (
+    *("torch.nn.parameter.Parameter", "torch._utils._rebuild_parameter"),
+    *("torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_device_tensor_from_cpu_tensor"),
+)
+# What is known, but makes no plain tensor: quantised, sparse, nested and meta tensors, kinds of quantisation, classes.
+_REFUSED = (
+    *(
+        "torch._utils._rebuild_",
+        "torch.nested._internal.nested_tensor.",
+        "torch.per_",
+        "torch.serialization._get_layout",
+    ),
+    *("numpy.ndarray", "torch.Tensor", "torch.storage.TypedStorage"),
+)
 
 
 class _Reader:
@@ -222,56 +210,53 @@ class _Reader:
 
     Args:
         size: of the file, in bytes.
-        steps: of the pickle that this file stands in, as a pickled tensor's does; it then holds no other file.
+        outer: budget of the file that this one stands in, as a pickled tensor's does; it then holds no other file.
     """
 
-    def __init__(self, size: int, steps: Iterator[int] | None = None):
+    def __init__(self, size: int, outer: _Budget | None = None):
         self._size = size
-        self._budget = _Budget(size)
-        self._steps = iter(range(MAX_OBJECTS)) if steps is None else steps
-        self._storages: dict[Any, _Storage] = {}
+        self._budget = budget = _Budget(size) if outer is None else outer
+        self._storages: dict[str, _Storage] = {}
         self._find_stored: Callable[[_Storage, str], None] | None = None
         functions: dict[str, Callable[..., Any]] = {
-            "_codecs.encode": self._encode,
-            "builtins.bytes": self._encode,
+            **dict.fromkeys(("_codecs.encode", "builtins.bytes"), self._encode),
             "builtins.bytearray": lambda *text: bytearray(self._encode(*text)),
-            "builtins.set": lambda items=(): make_set(self._charged(items)),
-            "builtins.frozenset": lambda items=(): make_set(self._charged(items)),
-            "builtins.complex": _complex,
-            "collections.OrderedDict": self._mapping,
-            "collections.Counter": self._mapping,
+            **dict.fromkeys(("builtins.set", "builtins.frozenset"), self._set),
+            **dict.fromkeys(("collections.OrderedDict", "collections.Counter"), self._mapping),
             "numpy.dtype": _NumberType,
             "torch.Size": _sizes,
             "torch.device": _device,
-            "torch.nn.parameter.Parameter": self._parameter,
-            "torch._utils._rebuild_parameter": self._parameter,
-            "torch._utils._rebuild_parameter_with_state": self._parameter,
-            "torch._utils._rebuild_device_tensor_from_cpu_tensor": self._parameter,
-            "torch._utils._rebuild_tensor": lambda *view: _Tensor(self._budget, *view[:4]),
-            "torch._utils._rebuild_tensor_v2": lambda *view: _Tensor(self._budget, *view[:4], metadata=view[6:]),
-            "torch._utils._rebuild_tensor_v3": lambda *view: _Tensor(
-                self._budget, *view[:4], view[6], metadata=view[7:]
-            ),
-            "torch._tensor._rebuild_from_type_v2": _of_type,
+            **dict.fromkeys(_PARAMETERS, lambda tensor=None, *_: _Tensor(budget) if tensor is None else tensor),
+            "torch._utils._rebuild_tensor": lambda *view: _Tensor(budget, *view[:4]),
+            "torch._utils._rebuild_tensor_v2": lambda *view: _Tensor(budget, *view[:4], metadata=view[6:]),
+            "torch._utils._rebuild_tensor_v3": lambda *view: _Tensor(budget, *view[:4], view[6], metadata=view[7:]),
+            # A tensor with attributes, which are left out.
+            "torch._tensor._rebuild_from_type_v2": lambda function, _, arguments, *__: call(function, arguments),
         }
-        if steps is None:
+        if outer is None:
             functions["torch.storage._load_from_bytes"] = self._load_from_bytes
         for core in ("core", "_core"):  # NumPy 1 and NumPy 2
-            functions[f"numpy.{core}.multiarray._reconstruct"] = lambda *_: _Array(self._budget)
-            functions[f"numpy.{core}.multiarray.scalar"] = self._number
-            functions[f"numpy.{core}.numeric._frombuffer"] = lambda *parts: _Array(self._budget, *parts[:5])
+            functions[f"numpy.{core}.multiarray._reconstruct"] = lambda *_: _Array(budget)
+            functions[f"numpy.{core}.multiarray.scalar"] = lambda number_type, content=b"": _Array(
+                budget, content, number_type, (), is_number=True
+            )
+            functions[f"numpy.{core}.numeric._frombuffer"] = lambda *parts: _Array(budget, *parts[:5])
         self._names: dict[str, Any] = {name: Function(call) for name, call in functions.items()}
-        self._names |= {name: Refused(what) for name, what in _REFUSED_FUNCTIONS.items()}
         self._names |= {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
         self._names["torch.storage.UntypedStorage"] = _StorageType(None)
         for place in ("torch", "torch.cuda"):
             for name, dtype in _STORAGES.items():
                 self._names[f"{place}.{name}Storage"] = _StorageType(dtype)
-                self._names[f"{place}.{name}Tensor"] = Function(lambda: _Tensor(self._budget))
+                self._names[f"{place}.{name}Tensor"] = Function(lambda: _Tensor(budget))
 
-    def load(self, file: File) -> Any:
+    def load(self, file: BinaryIO) -> Any:
         """One pickle, with stand-ins in it."""
-        return Unpickler(file, self._names, self._storage, self._steps).load()
+        return Unpickler(file, self._find, self._storage, self._budget.steps).load()
+
+    def _find(self, name: str) -> Any:
+        if name not in self._names and name.startswith(_REFUSED):
+            return Refused(f"what {name} makes")
+        return self._names.get(name)
 
     def _storage(self, description: Any) -> _Storage:
         fits = type(description) is tuple and len(description) >= 5 and description[0] == "storage"
@@ -298,8 +283,10 @@ class _Reader:
         for key in keys:
             storage = self._storages[str(key)]
             length = int.from_bytes(file.read(8), "little", signed=True)
-            num_bytes = length * (storage.dtype.itemsize if storage.dtype else 1)
-            storage.fill(file, num_bytes, self._size - file.tell(), swaps=system.get("little_endian") is False)
+            num_bytes, left = length * storage.width, self._size - file.tell()
+            if not 0 <= num_bytes <= left:
+                raise ValueError(f"a storage of {num_bytes} bytes is not in the {left} that are there")
+            storage.fill(file, num_bytes, swaps=system.get("little_endian") is False)
         return content
 
     def load_zip(self, archive: zipfile.ZipFile) -> Any:
@@ -318,7 +305,7 @@ class _Reader:
             if name not in sizes:
                 raise ValueError(f"it has no file {name}")
             with archive.open(name) as member:
-                storage.fill(member, sizes[name], sizes[name], swaps=swaps)
+                storage.fill(member, sizes[name], swaps=swaps)
 
         self._find_stored = fill
         return self.load(io.BytesIO(archive.read(names[0])))
@@ -329,21 +316,20 @@ class _Reader:
         inner = self._encode(content) if isinstance(content, str) else content
         self._budget.take(len(inner))
         file = io.BytesIO(inner)
-        reader = _Reader(len(inner), self._steps)
-        if reader.load(file) != _MAGIC:
+        reader = _Reader(len(inner), self._budget)
+        if reader.load(file) != MAGIC:
             raise ValueError("it holds a tensor whose bytes PyTorch did not write")
         return reader.load_torch_file(file)
 
     def _encode(self, text: Any = b"", encoding: Any = "latin1") -> Any:
         if type(text) not in (str, bytes, bytearray) or type(encoding) is not str or encoding not in _LATIN1:
             raise ValueError("it encodes what is no text")
-        self._charged(text)
+        self._budget.take(len(text))
         return text.encode("latin1") if isinstance(text, str) else bytes(text)
 
-    def _charged(self, items: Any) -> Any:
-        """What is to be copied, whose elements take some bytes each."""
-        self._budget.take(len(items) * (1 if isinstance(items, (str, bytes, bytearray)) else 64))
-        return items
+    def _set(self, items: Any = ()) -> set[Any]:
+        self._budget.take(64 * len(items))
+        return update_set(set(), items)
 
     def _mapping(self, items: Any = ()) -> dict[Any, Any]:
         """Of an ``OrderedDict`` or a ``Counter``; Python 2 wrote pairs."""
@@ -351,34 +337,14 @@ class _Reader:
             return items
         if type(items) not in (list, tuple) or not all(type(p) in (list, tuple) and len(p) == 2 for p in items):
             raise ValueError("it makes a mapping of what are no pairs")
-        if not all(is_key(key) for key, _ in items):
-            raise ValueError("it makes a mapping of keys that are no text")
-        return dict(self._charged(items))
-
-    def _number(self, number_type: Any, content: Any = b"") -> _Array:
-        return _Array(self._budget, content, number_type, (), is_number=True)
-
-    def _parameter(self, tensor: Any = None, *_: Any) -> Any:
-        return _Tensor(self._budget) if tensor is None else tensor
-
-
-def _complex(*parts: Any) -> complex:
-    if not all(type(part) in (int, float) for part in parts):
-        raise ValueError("it makes a complex number of what is none")
-    return complex(*map(float, parts))
+        self._budget.take(64 * len(items))
+        return set_items({}, [part for pair in items for part in pair])
 
 
 def _device(kind: Any, *index: Any) -> torch.device:
     if type(kind) is not str or not all(type(number) is int for number in index):
         raise ValueError("it names no device")
     return torch.device(kind, *index)
-
-
-def _of_type(function: Any, _kind: Any, arguments: Any, *_: Any) -> Any:
-    """A tensor with attributes, which are left out."""
-    if not isinstance(function, Function) or type(arguments) is not tuple:
-        return Refused("a tensor of a class of its own")
-    return function.call(*arguments)
 
 
 def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -397,15 +363,15 @@ def _member_sizes(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
     return {member.filename: member.file_size for member in members}
 
 
-class _Bounded:
-    """A file for an ``Unpickler``: what says that it is huge takes no more memory than the file."""
+class _File(io.BufferedReader):
+    """What says that it is huge takes no more memory than the file has bytes."""
 
-    def __init__(self, file: BinaryIO, size: int):
-        self._file, self._size = file, size
-        self.readline, self.readinto, self.tell = file.readline, file.readinto, file.tell  # type: ignore[attr-defined]
+    def __init__(self, filename: str):
+        super().__init__(io.FileIO(filename))
+        self.size = os.fstat(self.fileno()).st_size
 
-    def read(self, size: int, /) -> bytes:
-        return self._file.read(min(size, self._size))
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self.size if size is None else min(size, self.size))
 
 
 def read_torch_or_pickle(filename: str) -> tuple[Any, bool]:
@@ -421,15 +387,11 @@ def read_torch_or_pickle(filename: str) -> tuple[Any, bool]:
         ForeignNameError: it asks for more.
         Exception: of many kinds, where it is damaged.
     """
-    size = os.path.getsize(filename)
-    reader = _Reader(size)
-    with open(filename, "rb") as file:
-        is_zip = file.read(2) == b"PK"
-        file.seek(0)
-        if is_zip:
+    with _File(filename) as file:
+        reader = _Reader(file.size)
+        if file.peek(2)[:2] == b"PK":
             with zipfile.ZipFile(file) as archive:
-                return Finisher().finish(reader.load_zip(archive)), True
-        bounded: Any = _Bounded(file, size)
-        content = reader.load(bounded)
-        is_torch = type(content) is int and content == _MAGIC
-        return Finisher().finish(reader.load_torch_file(bounded) if is_torch else content), is_torch
+                return finish(reader.load_zip(archive)), True
+        content = reader.load(file)
+        is_torch = type(content) is int and content == MAGIC
+        return finish(reader.load_torch_file(file) if is_torch else content), is_torch

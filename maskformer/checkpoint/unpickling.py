@@ -1,38 +1,28 @@
 """A pickle read as data: it makes containers, numbers and text, and a name in it means what our own table says.
 
 Python's unpickler imports what a pickle names and hands it what the pickle holds, so that a name that is harmless can
-still be given what is not. Here nothing is imported: operations are decoded by ``pickletools`` and done one by one.
-Time and memory are bounded by the size of the file and ``MAX_OBJECTS``, also for what walks over the result.
+still be given what is not. Here nothing is imported: ``pickletools`` decodes the operations and says what each takes
+from the stack, and they are done one by one. Time and memory are bounded by the size of the file and ``MAX_OBJECTS``,
+also for what walks over the result.
 """
 
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 MAX_OBJECTS = 500_000  # a checkpoint of the largest model, with its optimiser, has some 50,000
 MAX_DEPTH = 100
 _MAX_BITS = 2048  # of an integer; Python's writing of a number takes the square of its length
 
-_OPERATIONS = {ord(info.code): info for info in pickletools.opcodes}
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_NUMBERS_AND_TEXT = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+_OPERATIONS = {info.code.encode("latin1"): info for info in pickletools.opcodes}
+# Operations that push the number or text that stands in them; what pushes "any" object refers to something.
+_LITERALS = {
+    info.name
+    for info in pickletools.opcodes
+    if info.arg is not None and info.stack_after and info.stack_after[0] is not pickletools.anyobject
 }
-
-
-class File(Protocol):
-    """What a pickle is read from; ``read`` takes no more memory than the file has bytes, whatever it is asked for."""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, fewer at the end."""
-
-    def readline(self) -> bytes:
-        """The next bytes up to a line's end."""
 
 
 class ForeignNameError(ValueError):
@@ -54,6 +44,8 @@ class EntryError(ValueError):
 class StandIn:
     """What a pickle makes of a name, until everything is read and ``finish`` turns it into a value, once."""
 
+    what = "a function, class or type"
+
     def build(self, state: Any) -> None:
         """Take the state that a pickle hands over; checked in ``finish``, for another may follow."""
 
@@ -63,22 +55,14 @@ class StandIn:
         Raises:
             ValueError: there is none; the message goes on after "it is".
         """
-        raise ValueError("a function, class or type")
+        raise ValueError(self.what)
 
 
 class Refused(StandIn):
-    """What is known, but is no data that is read.
-
-    Args:
-        what: goes on after "it is".
-    """
+    """What is known, but is no data that is read: ``what`` goes on after "it is"."""
 
     def __init__(self, what: str):
         self.what = what
-
-    def finish(self) -> Any:
-        """Refuse, now that the entry is known."""
-        raise ValueError(self.what)
 
 
 class Function(StandIn):
@@ -92,6 +76,9 @@ class Function(StandIn):
         self.call = call
 
 
+_MARK = StandIn()  # on the stack; one that gets into a container is refused there as any stand-in
+
+
 def is_key(value: Any) -> bool:
     """Whether a value can be a key: of short integers not many have one hash, and nested tuples have a deep one."""
     return (
@@ -99,24 +86,112 @@ def is_key(value: Any) -> bool:
     )
 
 
+def update_set(target: Any, items: Any) -> set[Any]:
+    """Add to a set what can be a key."""
+    if type(target) is not set or type(items) not in (list, tuple, set):
+        raise ValueError(f"it adds {_kind(items)} to {_kind(target)}")
+    if not all(map(is_key, items)):
+        raise ValueError("it holds a set of something other than numbers and text")
+    target.update(items)
+    return target
+
+
+def call(function: Any, arguments: Any) -> Any:
+    """What a function that a pickle named makes of what the pickle holds."""
+    if isinstance(function, Refused):
+        return function
+    if not isinstance(function, Function) or type(arguments) is not tuple:
+        raise ValueError(f"it calls {_kind(function)}")
+    try:
+        return function.call(*arguments)
+    except TypeError as error:
+        raise ValueError(f"it is damaged ({error})") from error
+
+
+def _extend(target: Any, items: list[Any]) -> list[Any]:
+    if type(target) is not list:
+        raise ValueError(f"it appends to {_kind(target)}")
+    target.extend(items)
+    return target
+
+
+def set_items(target: Any, items: list[Any]) -> dict[Any, Any]:
+    """Set keys and values, which take turns; a key that can be none stands there to be refused."""
+    if type(target) is not dict:
+        raise ValueError(f"it sets items of {_kind(target)}")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        target[key if is_key(key) else Refused(f"a mapping with a key of type {type(key).__name__}")] = value
+    return target
+
+
+def _build(target: Any, state: Any) -> Any:
+    if isinstance(target, StandIn):
+        target.build(state)
+    elif type(target) is not dict:  # of an OrderedDict, attributes, which nobody reads
+        raise ValueError(f"it gives a state to {_kind(target)}")
+    return target
+
+
+def _kind(value: Any) -> str:
+    return f"what is of type {type(value).__name__}"
+
+
+# What operations do with their argument, if they have one, and what they take from the stack; above a mark, a list.
+# What an action returns is pushed if the operation pushes something.
+_ACTIONS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("PROTO", "FRAME", "POP", "POP_MARK"), lambda _: None),
+    "MARK": lambda: _MARK,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    **{"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple},
+    **dict.fromkeys(("TUPLE1", "TUPLE2", "TUPLE3"), lambda *items: items),
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": lambda items: set_items({}, items),
+    "FROZENSET": lambda items: update_set(set(), items),
+    "APPEND": lambda target, item: _extend(target, [item]),
+    "APPENDS": _extend,
+    "SETITEM": lambda target, key, value: set_items(target, [key, value]),
+    "SETITEMS": set_items,
+    "ADDITEMS": update_set,
+    "BUILD": _build,
+    "REDUCE": call,
+    "NEWOBJ": call,
+    "OBJ": lambda items: call(items[0], tuple(items[1:])),
+}
+
+
 class Unpickler:
     """Reads one pickle, which may be followed by others in the file.
 
     Args:
-        file: stands at the pickle's beginning, and then behind its end.
-        names: what stands for "module.name"; a ``Function`` can be called.
+        file: stands at the pickle's beginning, and then behind its end; its ``read`` takes no more memory than the file
+            has bytes, whatever it is asked for.
+        find_name: what stands for "module.name", None for what is foreign; a ``Function`` can be called.
         find_stored: what stands for something outside of the pickle, by the pickle's description of it.
         steps: as many as operations are done at most, here and in all that shares them.
     """
 
-    def __init__(self, file: File, names: Mapping[str, Any], find_stored: Callable[[Any], Any], steps: Iterator[int]):
+    def __init__(
+        self, file: BinaryIO, find_name: Callable[[str], Any], find_stored: Callable[[Any], Any], steps: Iterator[int]
+    ):
         self._file = file
-        self._names = names
-        self._find_stored = find_stored
+        self._find_name = find_name
         self._steps = steps
         self._stack: list[Any] = []
-        self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
+        self._actions: dict[str, Callable[..., Any]] = {
+            **_ACTIONS,
+            **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), self._memo.__getitem__),
+            **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), self._put),
+            "MEMOIZE": self._memoize,
+            "DUP": self._duplicate,
+            "BINPERSID": find_stored,
+            "GLOBAL": lambda name: self._find(*name.split(" ", 1)),
+            "STACK_GLOBAL": self._find,
+            "INST": lambda name, arguments: call(self._find(*name.split(" ", 1)), tuple(arguments)),
+        }
 
     def load(self) -> Any:
         """What the pickle holds, with stand-ins in it: see ``finish``.
@@ -129,232 +204,97 @@ class Unpickler:
             code = self._file.read(1)
             if not code:
                 raise EOFError("it ends too early")
-            operation = _OPERATIONS.get(code[0])
+            operation = _OPERATIONS.get(code)
             if operation is None:
                 raise ValueError(f"byte {code!r} is no operation of a pickle")
             if operation.name == "STOP":
                 return self._stack.pop()
-            self._do(operation)
+            self._do(operation.name, self._read_argument(operation), operation.stack_before, operation.stack_after)
         raise ValueError(f"it holds more than {MAX_OBJECTS} objects")
 
-    def _do(self, operation: pickletools.OpcodeInfo) -> None:
-        name = operation.name
-        if name == "STRING":  # of Python 2, which wrote any byte; pickletools reads ASCII alone
-            self._stack.append(self._file.readline().strip()[1:-1].decode("unicode_escape"))
-            return
-        argument: Any = operation.arg.reader(self._file) if operation.arg else None  # type: ignore[arg-type]
-        if name in _NUMBERS_AND_TEXT:
-            self._stack.append(argument)
-        elif name in _CONSTANTS:
-            self._stack.append(_CONSTANTS[name])
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name == "MARK":
-            self._marks.append(len(self._stack))
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self._memo[len(self._memo) if name == "MEMOIZE" else argument] = self._stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            self._stack.append(self._memo[argument])
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif (do := getattr(self, f"_do_{name.lower()}", None)) is not None:
-            do() if argument is None else do(argument)
+    def _read_argument(self, operation: pickletools.OpcodeInfo) -> list[Any]:
+        if operation.name == "STRING":  # of Python 2, which wrote any byte; pickletools reads ASCII alone
+            return [self._file.readline().strip()[1:-1].decode("unicode_escape")]
+        return [] if operation.arg is None else [operation.arg.reader(self._file)]
+
+    def _do(self, name: str, argument: list[Any], before: list[Any], after: list[Any]) -> None:
+        if name in _LITERALS:
+            self._stack += argument
+        elif name in self._actions:
+            result = self._actions[name](*argument, *(self._take(before) if before else ()))
+            if after:
+                self._stack.append(result)
         else:
             raise ValueError(f"it has the operation {name}, which weights do not need")
 
-    def _pop_mark(self) -> list[Any]:
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
+    def _take(self, before: list[Any]) -> list[Any]:
+        """What an operation takes from the stack: values, and what lies above a mark as one list."""
+        above = []
+        if pickletools.markobject in before:
+            before = before[: before.index(pickletools.markobject)]
+            above = [list(iter(self._stack.pop, _MARK))[::-1]]
+        return [*[self._stack.pop() for _ in before][::-1], *above]
 
-    def _do_pop(self) -> None:
-        if self._marks and self._marks[-1] == len(self._stack):
-            self._marks.pop()
-        else:
-            self._stack.pop()
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
 
-    def _do_pop_mark(self) -> None:
-        self._pop_mark()
+    def _memoize(self, top: Any) -> Any:
+        self._memo[len(self._memo)] = top
+        return top
 
-    def _do_dup(self) -> None:
-        self._stack.append(self._stack[-1])
+    def _duplicate(self, top: Any) -> Any:
+        self._stack.append(top)
+        return top
 
-    def _do_tuple(self) -> None:
-        self._stack.append(tuple(self._pop_mark()))
-
-    def _do_tuple1(self) -> None:
-        self._stack[-1:] = [(self._stack[-1],)]
-
-    def _do_tuple2(self) -> None:
-        self._stack[-2:] = [(self._stack[-2], self._stack[-1])]
-
-    def _do_tuple3(self) -> None:
-        self._stack[-3:] = [(self._stack[-3], self._stack[-2], self._stack[-1])]
-
-    def _do_list(self) -> None:
-        self._stack.append(self._pop_mark())
-
-    def _do_dict(self) -> None:
-        items = self._pop_mark()
-        self._stack.append({})
-        self._set_items(items)
-
-    def _do_frozenset(self) -> None:
-        self._stack.append(make_set(self._pop_mark()))
-
-    def _do_append(self) -> None:
-        self._extend([self._stack.pop()])
-
-    def _do_appends(self) -> None:
-        self._extend(self._pop_mark())
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if type(target) is not list:
-            raise ValueError(f"it appends to {_kind(target)}")
-        target.extend(items)
-
-    def _do_additems(self) -> None:
-        items, target = self._pop_mark(), self._stack[-1]
-        if type(target) is not set:
-            raise ValueError(f"it adds to {_kind(target)}")
-        if not all(map(is_key, items)):
-            raise ValueError("it holds a set of something other than numbers and text")
-        target.update(items)
-
-    def _do_setitem(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._set_items([key, value])
-
-    def _do_setitems(self) -> None:
-        self._set_items(self._pop_mark())
-
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if type(target) is not dict:
-            raise ValueError(f"it sets items of {_kind(target)}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[key if is_key(key) else Refused(f"a mapping with a key of type {type(key).__name__}")] = value
-
-    def _do_global(self, name: str) -> None:
-        self._push_name(*name.split(" ", 1))
-
-    def _do_stack_global(self) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
+    def _find(self, module: Any, name: Any) -> Any:
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("it names something by what is no text")
-        self._push_name(module, name)
-
-    def _push_name(self, module: str, name: str) -> None:
         full_name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # in Python 2, the former
-        if full_name not in self._names:
+        found = self._find_name(full_name)
+        if found is None:
             raise ForeignNameError(full_name)
-        self._stack.append(self._names[full_name])
-
-    def _do_inst(self, name: str) -> None:
-        arguments = tuple(self._pop_mark())
-        self._do_global(name)
-        self._call(arguments)
-
-    def _do_obj(self) -> None:
-        function, *arguments = self._pop_mark()
-        self._stack.append(function)
-        self._call(tuple(arguments))
-
-    def _do_reduce(self) -> None:
-        self._call(self._stack.pop())
-
-    _do_newobj = _do_reduce
-
-    def _call(self, arguments: Any) -> None:
-        function = self._stack.pop()
-        if isinstance(function, Refused):
-            self._stack.append(function)
-        elif isinstance(function, Function) and type(arguments) is tuple:
-            try:
-                self._stack.append(function.call(*arguments))
-            except TypeError as error:
-                raise ValueError(f"it is damaged ({error})") from error
-        else:
-            raise ValueError(f"it calls {_kind(function)}")
-
-    def _do_build(self) -> None:
-        state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, StandIn):
-            target.build(state)
-        elif type(target) is not dict:  # of an OrderedDict, attributes, which nobody reads
-            raise ValueError(f"it gives a state to {_kind(target)}")
-
-    def _do_binpersid(self) -> None:
-        self._stack.append(self._find_stored(self._stack.pop()))
+        return found
 
 
-def make_set(items: Any) -> set[Any] | Refused:
-    """A set of what can be a key."""
-    if type(items) not in (list, tuple, set):
-        raise ValueError(f"it makes a set of {_kind(items)}")
-    return set(items) if all(map(is_key, items)) else Refused("a set of something other than numbers and text")
-
-
-def _kind(value: Any) -> str:
-    return f"what is of type {type(value).__name__}"
-
-
-class Finisher:
-    """Turns what an ``Unpickler`` read into plain values.
+def finish(root: Any) -> Any:
+    """Put values into the place of stand-ins in what an ``Unpickler`` read.
 
     What a pickle holds once may stand in many places, and in those more: the limits count every place.
+
+    Args:
+        root: what was read; its containers are changed.
+
+    Returns:
+        The same as plain values.
+
+    Raises:
+        EntryError: an entry is no data.
+        ValueError: a limit is passed.
     """
+    done: dict[StandIn, Any] = {}  # a tensor that two names share is still one
+    steps = iter(range(MAX_OBJECTS))
 
-    def __init__(self) -> None:
-        self._done: dict[int, tuple[Any, int, int]] = {}  # by id: the value, how many it holds, how deep it is
-
-    def finish(self, value: Any) -> Any:
-        """The same with a value for each stand-in.
-
-        Args:
-            value: alive until the end, as all that it holds.
-
-        Raises:
-            EntryError: an entry is no data.
-            ValueError: a limit is passed.
-        """
-        return self._finish(value, ())[0]
-
-    def _finish(self, value: Any, place: tuple[Any, ...]) -> tuple[Any, int, int]:
-        if id(value) in self._done:
-            return self._done[id(value)]
-        if len(place) > MAX_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        if type(value) is dict:
-            for key in value:
+    def visit(value: Any, place: tuple[Any, ...]) -> Any:
+        if len(place) > MAX_DEPTH or next(steps, None) is None:
+            raise ValueError(f"{_name(place[:3])} holds more than {MAX_OBJECTS} objects or {MAX_DEPTH} levels")
+        if type(value) is tuple:
+            return tuple(visit(part, (*place, index)) for index, part in enumerate(value))
+        if type(value) in (list, dict):
+            for key, part in value.items() if type(value) is dict else enumerate(value):
                 if isinstance(key, Refused):
                     raise EntryError(f"{_name(place)} is {key.what}")
-            parts = [self._finish(part, (*place, key)) for key, part in value.items()]
-            result: Any = dict(zip(value, (part for part, _, _ in parts)))
-        elif type(value) in (list, tuple):
-            parts = [self._finish(part, (*place, index)) for index, part in enumerate(value)]
-            result = type(value)(part for part, _, _ in parts)
-        else:
-            return self._finish_leaf(value, place)
-        count = 1 + sum(count for _, count, _ in parts)
-        depth = 1 + max((depth for _, _, depth in parts), default=0)
-        if count > MAX_OBJECTS or depth > MAX_DEPTH:
-            raise ValueError(f"{_name(place)} holds more than {MAX_OBJECTS} objects or {MAX_DEPTH} levels")
-        self._done[id(value)] = result, count, depth
-        return self._done[id(value)]
-
-    def _finish_leaf(self, value: Any, place: tuple[Any, ...]) -> tuple[Any, int, int]:
+                value[key] = visit(part, (*place, key))
+            return value
         try:
             if type(value) is int and value.bit_length() > _MAX_BITS:
                 raise ValueError(f"a number of {value.bit_length()} bits")
-            result = value.finish() if isinstance(value, StandIn) else value
+            if isinstance(value, StandIn) and value not in done:
+                done[value] = value.finish()
         except (ValueError, RuntimeError, OverflowError) as error:  # the latter two: of a shape that no tensor has
             raise EntryError(f"{_name(place)} is {error}") from error
-        if isinstance(value, StandIn):  # a tensor that two names share is still one
-            self._done[id(value)] = result, 1, 0
-        return result, 1, 0
+        return done[value] if isinstance(value, StandIn) else value
+
+    return visit(root, ())
 
 
 def _name(place: tuple[Any, ...]) -> str:

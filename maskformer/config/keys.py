@@ -106,6 +106,7 @@ def _mask_former_keys() -> CfgNode:
     node.DICE_WEIGHT = 1.0  # of the dice loss and cost; the class weight is 1
     node.MASK_WEIGHT = 20.0  # of the focal loss and cost
     # Transformer.
+    node.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"  # which query decoder, of those that are registered
     node.NHEADS = 8
     node.DROPOUT = 0.1  # probability, 0..1
     node.DIM_FEEDFORWARD = 2048

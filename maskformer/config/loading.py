@@ -37,7 +37,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         InputError: the file cannot be read, a key or the type of a value is wrong, a value is impossible, has no effect
-            (see ``config_values``) or contradicts a dataset.
+            (see ``values``) or contradicts a dataset.
     """
     cfg = default_config()
     cfg.MODEL.DEVICE = "auto"
@@ -46,14 +46,14 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         content = functools.reduce(_merge, (content for _, content in layers))
         _check_keys(content, cfg, path)
         content.pop("VERSION", None)
-        with _explained(path):
+        with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
-        check_unread(cfg, default_config(), set(_set_in(layers[-1][1])))
+        check_unread(cfg, default_config(), set(_key_names(layers[-1][1])))
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
         _check_key(key, cfg, "the command line")
-        with _explained("the command line"):
+        with _named("the command line"):
             cfg.merge_from_list([key, value])
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
@@ -78,13 +78,13 @@ def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], 
     head = cfg.MODEL.SEM_SEG_HEAD
     following = {"NUM_CLASSES": len(dataset.classes), "IGNORE_VALUE": dataset.ignore_label}
     for key, value in following.items():
-        places = [place for place, content in layers[describing[0] :] if key in _head_of(content)]
-        places += ["the command line"] if f"MODEL.SEM_SEG_HEAD.{key}" in options[::2] else []
+        full_key = f"MODEL.SEM_SEG_HEAD.{key}"
+        places = [place for place, content in layers[describing[0] :] if full_key in _key_names(content)]
+        places += ["the command line"] if full_key in options[::2] else []
         if value is not None and places and head[key] != value:
             raise InputError(
-                f"MODEL.SEM_SEG_HEAD.{key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in "
-                f"{source} ({len(dataset.classes)} classes); expected the same: take MODEL.SEM_SEG_HEAD.{key} away or "
-                "correct the dataset."
+                f"{full_key} is {head[key]} in {places[-1]} but {value} follows from {dataset.key} in {source} "
+                f"({len(dataset.classes)} classes); expected the same: take {full_key} away or correct the dataset."
             )
         if value is not None:
             head[key] = value
@@ -105,22 +105,14 @@ def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
     """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
     for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
         cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
-    try:
+    with _named(source):
         datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
-    except InputError as error:
-        raise InputError(f"In {source}: {str(error) or type(error).__name__}") from error
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
 
 
 def _has_own(content: dict[str, Any]) -> bool:
     return isinstance(content.get("DATASETS"), dict) and "OWN" in content["DATASETS"]
-
-
-def _head_of(content: dict[str, Any]) -> dict[str, Any]:
-    model = content.get("MODEL")
-    head = model.get("SEM_SEG_HEAD") if isinstance(model, dict) else None
-    return head if isinstance(head, dict) else {}
 
 
 # What yacs raises for values that do not fit, and Python's parser of literals for those that no one would write.
@@ -130,7 +122,8 @@ _MERGE_ERRORS = (
 
 
 @contextmanager
-def _explained(source: str) -> Iterator[None]:
+def _named(source: str) -> Iterator[None]:
+    """Have an error say where the value stands."""
     try:
         yield
     except _MERGE_ERRORS as error:
@@ -139,18 +132,17 @@ def _explained(source: str) -> Iterator[None]:
 
 def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:
     for key, value in content.items():
-        _check_key(prefix + str(key), cfg, source)
-        if isinstance(value, dict) and prefix + str(key) != "DATASETS.OWN":  # which has keys of the user's
+        _check_key(f"{prefix}{key}", cfg, source)
+        if isinstance(value, dict) and f"{prefix}{key}" != "DATASETS.OWN":  # which has keys of the user's
             _check_keys(value, cfg, source, f"{prefix}{key}.")
 
 
-def _set_in(content: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The full names of the keys that a file's content sets."""
-    for key, value in content.items():
+def _key_names(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full names of the keys in a configuration, or in a file's content, those of parts too."""
+    for key, value in node.items():
+        yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _set_in(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+            yield from _key_names(value, f"{prefix}{key}.")
 
 
 def _check_key(key: str, cfg: CfgNode, source: str) -> None:
@@ -165,19 +157,11 @@ def _check_key(key: str, cfg: CfgNode, source: str) -> None:
         node = node[part]
 
 
-def _key_names(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        yield prefix + key
-        if isinstance(value, CfgNode):
-            yield from _key_names(value, f"{prefix}{key}.")
-
-
 # One shape of text, read as data, never evaluated: [int(x * 0.1 * 512) for x in range(5, 21)]
 _SIZE_LIST = re.compile(
     r"\[\s*int\(\s*x\s*\*\s*(?P<step>\d{1,6}(?:\.\d{1,6})?)\s*\*\s*(?P<size>\d{1,6})\s*\)\s+for\s+x\s+in\s+"
     r"range\(\s*(?P<start>\d{1,3})\s*,\s*(?P<stop>\d{1,3})\s*\)\s*\]"
 )
-
 
 _MOST_VALUES = 100_000  # in a configuration file, aliases replaced
 

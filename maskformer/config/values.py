@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from maskformer.structures import InputError
 
@@ -65,11 +66,21 @@ _RANGES: list[tuple[str, _Check, str]] = [
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
 ]
+# The keys under SOLVER that each schedule reads, and not all do.
+_BY_SCHEDULE = {
+    "WarmupPolyLR": {"POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"},
+    "WarmupMultiStepLR": {"STEPS", "GAMMA", "RESCALE_INTERVAL"},
+    "WarmupCosineLR": {"BASE_LR_END", "RESCALE_INTERVAL"},
+    "WarmupStepWithFixedGammaLR": {"GAMMA", "NUM_DECAYS", "RESCALE_INTERVAL"},
+}
 # Names that Detectron2 takes without a look, or refuses in its own words.
+_NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _CHOICES: dict[str, tuple[Any, ...]] = {
+    "SOLVER.LR_SCHEDULER_NAME": tuple(_BY_SCHEDULE),
+    "MODEL.RESNETS.NORM": _NORMS,
+    "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "INPUT.FORMAT": ("RGB", "BGR"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupCosineLR", "WarmupMultiStepLR", "WarmupPolyLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.LR_SCALING": ("none", "linear", "sqrt"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
@@ -78,6 +89,11 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
     "MODEL.RESNETS.RES4_DILATION": (1, 2),
     "MODEL.RESNETS.RES5_DILATION": (1, 2, 4),
+}
+_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
@@ -118,28 +134,63 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "rows of [task, metric, score, tolerance], such as ['sem_seg', 'mIoU', 44.5, 0.2]",
         lambda value, _: all(_is_expected_result(row) for row in value),
     ),
-    (
-        "TEST.EXPECTED_RESULTS",
-        "[] where DATASETS.TEST is empty, for nothing is evaluated",
-        lambda value, cfg: not value or bool(cfg.DATASETS.TEST),
-    ),
-    (
-        "TEST.BEST_METRIC",
-        "'' where DATASETS.TEST is empty, for nothing is evaluated",
-        lambda value, cfg: not value or bool(cfg.DATASETS.TEST),
+    *(
+        (
+            key,
+            f"{nothing} where DATASETS.TEST is empty, for nothing is evaluated",
+            lambda value, cfg: not value or bool(cfg.DATASETS.TEST),
+        )
+        for key, nothing in (("TEST.EXPECTED_RESULTS", "[]"), ("TEST.BEST_METRIC", "''"))
     ),
 ]
 
-_HEADS = ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead")
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
-_BY_SCHEDULE = {
-    "WarmupPolyLR": {"POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"},
-    "WarmupMultiStepLR": {"STEPS", "GAMMA", "RESCALE_INTERVAL"},
-    "WarmupCosineLR": {"BASE_LR_END", "RESCALE_INTERVAL"},
-    "WarmupStepWithFixedGammaLR": {"GAMMA", "NUM_DECAYS", "RESCALE_INTERVAL"},
-}
-# Where these hold, nothing reads the keys (or the keys under them); in our architectures alone.
-_UNREAD: list[tuple[str, Callable[[CfgNode], bool], str]] = [
+# With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
+_UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
+    (
+        "MODEL.META_ARCHITECTURE",
+        ("SemanticSegmentor",),
+        """MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT
+        MODEL.MASK_FORMER.SIZE_DIVISIBILITY MODEL.MASK_FORMER.TEST.SEMANTIC_ON
+        MODEL.MASK_FORMER.TEST.PANOPTIC_ON MODEL.MASK_FORMER.TEST.INSTANCE_ON MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+        MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
+        MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE""",
+    ),
+    ("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.SEM_SEG_HEAD.LOSS_WEIGHT"),
+    (
+        "MODEL.SEM_SEG_HEAD.NAME",
+        ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead"),
+        """MODEL.SEM_SEG_HEAD.LOSS_TYPE MODEL.SEM_SEG_HEAD.PROJECT_FEATURES MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS
+        MODEL.SEM_SEG_HEAD.ASPP_CHANNELS MODEL.SEM_SEG_HEAD.ASPP_DILATIONS MODEL.SEM_SEG_HEAD.ASPP_DROPOUT
+        MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV""",
+    ),
+    ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", ("BasePixelDecoder",), "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
+    ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN"),
+    ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN"),
+    ("MODEL.BACKBONE.NAME", ("build_resnet_backbone", "build_resnet_deeplab_backbone"), "MODEL.FPN"),
+    (
+        "MODEL.BACKBONE.NAME",
+        ("build_resnet_backbone", "build_resnet_fpn_backbone"),
+        "MODEL.RESNETS.RES4_DILATION MODEL.RESNETS.RES5_MULTI_GRID MODEL.RESNETS.STEM_TYPE",
+    ),
+    (
+        "DATALOADER.SAMPLER_TRAIN",
+        ("TrainingSampler", "RandomSubsetTrainingSampler"),  # which count no categories
+        "DATALOADER.REPEAT_THRESHOLD DATALOADER.REPEAT_SQRT",
+    ),
+    ("SOLVER.OPTIMIZER", ("ADAMW",), "SOLVER.MOMENTUM SOLVER.NESTEROV"),
+    ("SOLVER.LR_SCALING", ("none",), "SOLVER.LR_REFERENCE_BATCH"),
+    *(
+        (
+            "SOLVER.LR_SCHEDULER_NAME",
+            (name,),
+            " ".join(f"SOLVER.{key}" for key in sorted(set().union(*_BY_SCHEDULE.values()) - read)),
+        )
+        for name, read in _BY_SCHEDULE.items()
+    ),
+]
+# The same where it takes more than one value to tell.
+_UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     (
         "with MaskFormer",
         lambda _: True,
@@ -149,48 +200,6 @@ _UNREAD: list[tuple[str, Callable[[CfgNode], bool], str]] = [
         MODEL.KEYPOINT_ON MODEL.PROPOSAL_GENERATOR MODEL.ANCHOR_GENERATOR MODEL.RPN MODEL.ROI_HEADS
         MODEL.ROI_BOX_HEAD MODEL.ROI_BOX_CASCADE_HEAD MODEL.ROI_MASK_HEAD MODEL.ROI_KEYPOINT_HEAD
         MODEL.PANOPTIC_FPN MODEL.RETINANET VIS_PERIOD""",
-    ),
-    (
-        "with MODEL.META_ARCHITECTURE SemanticSegmentor",
-        lambda cfg: cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor",
-        """MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT
-        MODEL.MASK_FORMER.SIZE_DIVISIBILITY MODEL.MASK_FORMER.TEST.SEMANTIC_ON
-        MODEL.MASK_FORMER.TEST.PANOPTIC_ON MODEL.MASK_FORMER.TEST.INSTANCE_ON MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
-        MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
-        MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE""",
-    ),
-    (
-        "with MODEL.SEM_SEG_HEAD.NAME MaskFormerHead",
-        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskFormerHead",
-        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
-    ),
-    (
-        "with a MODEL.SEM_SEG_HEAD.NAME of MaskFormer",
-        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.NAME in _HEADS,
-        """MODEL.SEM_SEG_HEAD.LOSS_TYPE MODEL.SEM_SEG_HEAD.PROJECT_FEATURES MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS
-        MODEL.SEM_SEG_HEAD.ASPP_CHANNELS MODEL.SEM_SEG_HEAD.ASPP_DILATIONS MODEL.SEM_SEG_HEAD.ASPP_DROPOUT
-        MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV""",
-    ),
-    (
-        "with MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME BasePixelDecoder",
-        lambda cfg: cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME == "BasePixelDecoder",
-        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
-    ),
-    (
-        "with MODEL.BACKBONE.NAME D2SwinTransformer",
-        lambda cfg: cfg.MODEL.BACKBONE.NAME == "D2SwinTransformer",
-        "MODEL.RESNETS MODEL.FPN",
-    ),
-    ("with a ResNet as MODEL.BACKBONE.NAME", lambda cfg: cfg.MODEL.BACKBONE.NAME in _RESNETS, "MODEL.SWIN"),
-    (
-        "with a MODEL.BACKBONE.NAME that has no FPN",
-        lambda cfg: cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_deeplab_backbone"),
-        "MODEL.FPN",
-    ),
-    (
-        "with any MODEL.BACKBONE.NAME but build_resnet_deeplab_backbone",
-        lambda cfg: cfg.MODEL.BACKBONE.NAME in ("build_resnet_backbone", "build_resnet_fpn_backbone"),
-        "MODEL.RESNETS.RES4_DILATION MODEL.RESNETS.RES5_MULTI_GRID MODEL.RESNETS.STEM_TYPE",
     ),
     (
         "where no stage of MODEL.RESNETS.DEFORM_ON_PER_STAGE is True",
@@ -206,21 +215,6 @@ _UNREAD: list[tuple[str, Callable[[CfgNode], bool], str]] = [
         "with an INPUT.DATASET_MAPPER_NAME that does not end in _lsj",
         lambda cfg: not cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
         "INPUT.IMAGE_SIZE INPUT.MIN_SCALE INPUT.MAX_SCALE",
-    ),
-    (
-        "with a DATALOADER.SAMPLER_TRAIN that counts no categories",
-        lambda cfg: cfg.DATALOADER.SAMPLER_TRAIN in ("TrainingSampler", "RandomSubsetTrainingSampler"),
-        "DATALOADER.REPEAT_THRESHOLD DATALOADER.REPEAT_SQRT",
-    ),
-    ("with SOLVER.OPTIMIZER ADAMW", lambda cfg: cfg.SOLVER.OPTIMIZER == "ADAMW", "SOLVER.MOMENTUM SOLVER.NESTEROV"),
-    ("with SOLVER.LR_SCALING none", lambda cfg: cfg.SOLVER.LR_SCALING == "none", "SOLVER.LR_REFERENCE_BATCH"),
-    *(
-        (
-            f"with SOLVER.LR_SCHEDULER_NAME {name}",
-            lambda cfg, name=name: name == cfg.SOLVER.LR_SCHEDULER_NAME,
-            " ".join(f"SOLVER.{key}" for key in sorted(set().union(*_BY_SCHEDULE.values()) - read)),
-        )
-        for name, read in _BY_SCHEDULE.items()
     ),
 ]
 # What the released files set beside a choice that does not read it; they load unchanged.
@@ -246,9 +240,11 @@ def check_values(cfg: CfgNode) -> None:
         for key in keys.split():
             if not all(check(number) for number in _numbers(_at(cfg, key))):
                 raise InputError(f"{key} is {_at(cfg, key)}, expected {expected}.")
-    for key, choices in _CHOICES.items():
+    registered = {key: tuple(sorted(name for name, _ in registry)) for key, registry in _REGISTRIES.items()}
+    for key, choices in {**_CHOICES, **registered}.items():
         if _at(cfg, key) not in choices:
-            raise InputError(f"{key} is {_at(cfg, key)!r}, expected one of {', '.join(map(str, choices))}.")
+            listed = ", ".join(str(choice) or "''" for choice in choices)
+            raise InputError(f"{key} is {_at(cfg, key)!r}, expected one of {listed}.")
     for key, expected, check_whole in _WHOLE:
         if not check_whole(_at(cfg, key), cfg):
             raise InputError(f"{key} is {_at(cfg, key)!r}, expected {expected}.")
@@ -268,18 +264,16 @@ def check_unread(cfg: CfgNode, defaults: CfgNode, keys_set: Collection[str]) -> 
     """
     if cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "SemanticSegmentor"):
         return
-    for where, holds, keys in _UNREAD:
-        for key in keys.split() if holds(cfg) else ():
-            _check_unread(cfg, defaults, [leaf for leaf in _leaves(cfg, key) if leaf in keys_set], where)
-
-
-def _check_unread(cfg: CfgNode, defaults: CfgNode, leaves: Sequence[str], where: str) -> None:
-    for leaf in leaves:
-        value, default = _at(cfg, leaf), _at(defaults, leaf)
-        if _with_lists(value) not in (_with_lists(default), _RELEASED.get(leaf)):
-            raise InputError(
-                f"{leaf} is {value!r}, but has no effect {where}: take it away, or set it to its default, {default!r}."
-            )
+    reasons = [(f"with {key} {_at(cfg, key)}", keys) for key, values, keys in _UNREAD_WITH if _at(cfg, key) in values]
+    reasons += [(where, keys) for where, holds, keys in _UNREAD_WHERE if holds(cfg)]
+    for where, keys in reasons:
+        for leaf in (leaf for key in keys.split() for leaf in _leaves(cfg, key) if leaf in keys_set):
+            value, default = _at(cfg, leaf), _at(defaults, leaf)
+            if _with_lists(value) not in (_with_lists(default), _RELEASED.get(leaf)):
+                raise InputError(
+                    f"{leaf} is {value!r}, but has no effect {where}: take it away, or set it to its default, "
+                    f"{default!r}."
+                )
 
 
 def _with_lists(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import logging
 import os
 import platform
@@ -13,7 +12,6 @@ from importlib import metadata
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -38,13 +36,6 @@ _REPORTED_PACKAGES = (
 )  # fmt: skip
 _KNOWN_ENDINGS = InputError, RunError, ProcessRaisedException, ProcessExitedException, Interrupted, KeyboardInterrupt
 
-# Detectron2 builds by these names; its own errors for an unknown one do not list the valid ones.
-_REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
-
 
 def setup(args: argparse.Namespace) -> CfgNode:
     """Prepare a run: configuration, device, datasets, output folder, logs and seed.
@@ -59,7 +50,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
         InputError: a mistake in the configuration.
     """
     cfg = load_config(args.config_file, args.opts)
-    _check_names(cfg)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     if args.resume:
@@ -149,11 +139,3 @@ def _installed_version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def _check_names(cfg: CfgNode) -> None:
-    for key, registry in _REGISTRIES.items():
-        names = sorted(name for name, _ in registry)
-        value = functools.reduce(CfgNode.__getitem__, key.split("."), cfg)
-        if value not in names:
-            raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")

@@ -171,7 +171,8 @@ class StepTrainer(SimpleTrainer):
         if len(parts) == 1:
             return contextlib.nullcontext()
         masks = sum(len(example["instances"]) for part in parts for example in part if "instances" in example)
-        return masks_per_batch(masks / len(parts))
+        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
+        return masks_per_batch(getattr(model, "criterion", None), masks / len(parts))
 
     def _update(self, *, is_overflow: bool) -> None:
         """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from detectron2.utils import comm
@@ -14,9 +13,10 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions, Match, Targets
 
-from .matched_masks import MatchedMaskLosses
+from .functional import without_autocast
+from .matched_masks import DenseMasks
 from .matcher import HungarianMatcher
-from .precision import without_autocast
+from .points import PointMasks
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,12 @@ class SetCriterion(nn.Module):
         matcher: pairs queries with targets.
         no_object_weight: weight of "no object" in the cross-entropy; classes weigh 1.
         class_weight: of ``loss_ce``.
-        mask_weight: of ``loss_mask`` (focal).
+        mask_weight: of ``loss_mask``.
         dice_weight: of ``loss_dice``.
+        masks: how masks are compared: pixel by pixel (focal), or at sampled points (binary cross-entropy).
+
+    Attributes:
+        num_masks: what mask losses are divided by; None: the batch's own number. See ``masks_per_batch``.
 
     Source: MaskFormer, section 3.2, equation 2; deep supervision as in DETR, section 3.2.
     """
@@ -46,9 +50,12 @@ class SetCriterion(nn.Module):
         class_weight: float = 1.0,
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
+        masks: DenseMasks | PointMasks | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
+        self.masks = masks or DenseMasks()
+        self.num_masks: float | None = None
         self.matcher = matcher
         self.class_weight = class_weight
         self.mask_weight = mask_weight
@@ -71,7 +78,8 @@ class SetCriterion(nn.Module):
             matching is not finite.
         """
         self._compare_numbers(predictions.class_logits.shape[2], max(len(target.labels) for target in targets))
-        matches = self.matcher(predictions, targets)
+        comparison = self.masks.prepare(predictions, targets)
+        matches = self.matcher(predictions, targets, comparison)
         self._pairs_on_host = _index_pairs(matches, targets)  # kept: the device may read it when this has returned
         pairs = self._pairs_on_host.to(predictions.mask_logits.device, non_blocking=True)
         pairs_of_image = [len(match.query_indices) for match in matches[0]]
@@ -79,11 +87,13 @@ class SetCriterion(nn.Module):
         matched = predictions.masks_of_pairs(layers, images, queries, pairs_of_image)  # as precise as what was matched
         with without_autocast(predictions.mask_logits) as precise:
             class_losses = self._class_losses(precise(predictions.class_logits), pairs, targets)
-            focal_losses, dice_losses = self._mask_losses(precise(matched), pairs[3], targets)
+            masks = torch.cat([target.masks for target in targets])
+            mask_losses, dice_losses = comparison.losses(precise(matched), masks, pairs)
+            num_masks = self._average_num_masks(len(masks), mask_losses.device)
         losses = {
             "loss_ce": self.class_weight * class_losses,
-            "loss_mask": self.mask_weight * focal_losses,
-            "loss_dice": self.dice_weight * dice_losses,
+            "loss_mask": self.mask_weight * mask_losses / num_masks,
+            "loss_dice": self.dice_weight * dice_losses / num_masks,
         }
         if not all(match.has_finite_costs for layer in matches for match in layer):
             losses = {name: values * torch.nan for name, values in losses.items()}
@@ -113,46 +123,34 @@ class SetCriterion(nn.Module):
             ]
         )
 
-    def _mask_losses(self, mask_logits: Tensor, rows: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
-        """Two (L,), over the number of masks: focal and dice of (pairs,L,h,w) logits with targets' (L,pairs) rows."""
-        masks = torch.cat([target.masks for target in targets])
-        if len(mask_logits) == len(masks):  # every layer matches every target: the rows of each are 0, 1, 2, ...
-            focal, dice = MatchedMaskLosses.apply(mask_logits, masks)
-        else:  # an image has more targets than queries
-            losses = MatchedMaskLosses.apply(mask_logits.flatten(0, 1)[:, None], masks[rows.T.flatten()])
-            focal, dice = (loss.view(mask_logits.shape[:2]) for loss in losses)
-        num_masks = average_num_masks(len(masks), mask_logits.device)
-        return focal.sum(0) / num_masks, dice.sum(0) / num_masks
-
-
-_masks_per_batch: ContextVar[float | None] = ContextVar("masks_per_batch", default=None)
+    def _average_num_masks(self, num_masks: int, device: torch.device) -> Tensor:
+        """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
+        average = torch.full((), float(num_masks if self.num_masks is None else self.num_masks), device=device)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(average)
+            average = average / comm.get_world_size()
+        return average.clamp(min=1)
 
 
 @contextmanager
-def masks_per_batch(mean: float) -> Iterator[None]:
+def masks_per_batch(criterion: nn.Module | None, mean: float) -> Iterator[None]:
     """In the ``with`` block, mask losses are divided by this number of masks, not by the batch's own.
 
     For parts of a batch whose gradients are accumulated: with the mean over the parts, the sum of their losses is what
     as many processes would give.
 
     Args:
+        criterion: a ``SetCriterion``; any other module, or None, knows no masks.
         mean: masks a part, in this process.
     """
-    token = _masks_per_batch.set(mean)
+    if not isinstance(criterion, SetCriterion):
+        yield
+        return
+    criterion.num_masks = mean
     try:
         yield
     finally:
-        _masks_per_batch.reset(token)
-
-
-def average_num_masks(num_masks: int, device: torch.device) -> Tensor:
-    """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
-    of_step = _masks_per_batch.get()
-    average = torch.full((), float(num_masks if of_step is None else of_step), device=device)
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(average)
-        average = average / comm.get_world_size()
-    return average.clamp(min=1)
+        criterion.num_masks = None
 
 
 def _index_pairs(matches: list[list[Match]], targets: list[Targets]) -> Tensor:

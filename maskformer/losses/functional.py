@@ -1,10 +1,13 @@
-"""Focal and dice, twice: between matched pairs (the loss) and between all pairs (the matching cost).
+"""Mask losses, twice: between matched pairs (the loss) and between all pairs (the matching cost).
 
-Everything is a function of mask logits x and binary targets t, with p = sigmoid(x).
+Everything is a function of mask logits x and binary targets t, with p = sigmoid(x). The same as plainly as it can be
+written is in benchmarks/definitions.py, which the tests compare with.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,40 @@ from torch.nn import functional as F
 
 from maskformer.kernels import find_kernels
 
-from .chunks import WITH_KERNELS, elements_at_once
-
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
+# Pixels of one temporary on a CPU: a handful of float32 temporaries fit the second cache of a core. Half as large,
+# waiting for other threads at the end of each operator costs more than the operator; over 32 MB they go back to the
+# system after each use (glibc), and fault in again. docs/performance.md has the times.
+PIXELS_PER_THREAD = 1 << 16
+# Compiled loops have no temporaries, but what they write for products of matrices, which like more rows than a few.
+PIXELS_WITH_KERNELS = 1 << 20
+# Elsewhere each operator costs a launch: few large ones win, until the device is slower with them than the host is.
+PIXELS_ELSEWHERE = 1 << 24
 _NEGATIVE_WEIGHT = (1 - FOCAL_ALPHA) / FOCAL_ALPHA  # of what a pixel outside costs, if alpha is taken out of both
+
+
+def pixels_at_once(device: torch.device, pieces: int = 1) -> int:
+    """Values of one temporary.
+
+    Args:
+        device: where it is.
+        pieces: of the whole work; enough of them have a thread each (see ``kernels.for_each``), fewer share all.
+    """
+    if device.type != "cpu":
+        return PIXELS_ELSEWHERE
+    num_threads = torch.get_num_threads()
+    return PIXELS_PER_THREAD if pieces >= num_threads else PIXELS_PER_THREAD * num_threads
+
+
+@contextmanager
+def without_autocast(like: Tensor) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Switch autocast off on a tensor's device; gives a function that casts half precision up to float32.
+
+    Matching and losses are computed in float32 (or float64), whatever autocast and the network's precision say.
+    """
+    with torch.autocast(like.device.type, enabled=False):
+        yield lambda x: x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sigmoid_focal_loss(mask_logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
@@ -60,6 +92,22 @@ def dice_loss(mask_logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
     return (1 - (overlap + 1) / (total + 1)).sum() / num_masks
 
 
+def sigmoid_ce_loss(mask_logits: Tensor, targets: Tensor, num_masks: float) -> Tensor:
+    """Binary cross-entropy of matched masks: mean over pixels, summed over masks, divided by the number of masks.
+
+    Args:
+        mask_logits: (N, pixels) logits.
+        targets: (N, pixels) 0..1, floating.
+        num_masks: the normaliser.
+
+    Returns:
+        Scalar, at least 0.
+
+    Source: Mask2Former (arXiv 2112.01527), section 4.
+    """
+    return F.binary_cross_entropy_with_logits(mask_logits, targets, reduction="none").mean(1).sum() / num_masks
+
+
 def pairwise_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Focal and dice loss of every query against every target: what the two functions above give for one pair each.
 
@@ -75,7 +123,7 @@ def pairwise_mask_costs(mask_logits: Tensor, targets: Tensor) -> tuple[Tensor, T
     """
     num_pixels = targets.shape[1]
     kernels = find_kernels(mask_logits)
-    elements = elements_at_once(mask_logits.device) if kernels is None else WITH_KERNELS
+    elements = pixels_at_once(mask_logits.device) if kernels is None else PIXELS_WITH_KERNELS
     parts = mask_logits.split(max(elements // num_pixels, 1))
     costs = [_some_mask_costs(kernels, queries, targets) for queries in parts]
     focal, overlap, predicted = (torch.cat(parts) for parts in zip(*costs))

@@ -1,6 +1,6 @@
 """Focal and dice of matched masks, values and gradients in one pass over a few rows of pixels at a time.
 
-A low-resolution mask (h,w) is upsampled, compared with its target and its gradient brought down again before the next
+A low-resolution mask (h,w) is upsampled, compared with its target and its gradient taken back before the next
 one: nothing of the size of the image is kept, and on a CPU nothing leaves the cache. With the sign z = 1 outside the
 target and -1 inside, s = z x the logit of a pixel's error e = sigmoid(s), and alpha = (2 + z) / 4:
 
@@ -8,9 +8,9 @@ target and -1 inside, s = z x the logit of a pixel's error e = sigmoid(s), and a
     dice  = 1 - n / m                         d dice / dx = e (1 - e) (n / m - (1 - z)) / m
     n = 2 sum p t + 1,  m = sum p + sum t + 1
 
-n and m are known only after the last pixel. As they are constants of a mask, e (1 - e) and z e (1 - e) are brought to
-low resolution first and weighted there. Linear interpolation is a product with a matrix on each side, and bringing
-gradients down is a product with their transposes.
+n and m are known only after the last pixel. As they are constants of a mask, e (1 - e) and z e (1 - e) are
+taken to low resolution first and weighted there. Linear interpolation is a product with a matrix on each side, and the
+gradient of the resize is a product with their transposes.
 
 Source: the formulas of ``functional``; arXiv 1708.02002, equation 5; arXiv 1606.04797.
 """
@@ -18,7 +18,7 @@ Source: the formulas of ``functional``; arXiv 1708.02002, equation 5; arXiv 1606
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,68 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskformer.kernels import find_kernels, for_each, interpolation_matrix, plan_interpolation
+from maskformer.structures import MaskPredictions, Targets
 
-from .chunks import elements_at_once
-from .functional import FOCAL_ALPHA
+from .functional import FOCAL_ALPHA, pairwise_mask_costs, pixels_at_once
+
+
+class DenseMasks:
+    """Masks are compared pixel by pixel: costs on the grid of the predictions, losses at the targets' size.
+
+    Focal and dice, both. Source: MaskFormer (arXiv 2107.06278), section 3.2.
+    """
+
+    def prepare(self, predictions: MaskPredictions, targets: list[Targets]) -> DenseMasks:  # noqa: ARG002
+        """What compares the masks of a step; see ``PointMasks``, where it holds the step's points."""
+        return self
+
+    def costs(self, image: int, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """The mask and the dice cost of every query for every target.
+
+        Args:
+            image: 0..B-1.
+            mask_logits: (L,Q,h,w) of the image.
+            masks: (G,H,W) bool, its targets.
+
+        Returns:
+            Two (L,Q,G).
+        """
+        on_grid = resize_masks(masks, mask_logits.shape[-2:]).flatten(1).to(mask_logits.dtype)
+        pixels = mask_logits.flatten(2)
+        layers_at_once = max(pixels_at_once(pixels.device) // max(pixels[0].numel(), 1), 1)
+        parts = pixels.split(layers_at_once)
+        costs: list[tuple[Tensor, ...]] = [()] * len(parts)
+
+        def compare(part: int) -> None:
+            costs[part] = pairwise_mask_costs(parts[part].flatten(0, 1), on_grid)
+
+        for_each(compare, range(len(parts)), pixels.device)
+        focal, dice = (torch.cat(some).unflatten(0, pixels.shape[:2]) for some in zip(*costs))
+        return focal, dice
+
+    def losses(self, mask_logits: Tensor, masks: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask and the dice loss of each layer, summed over its matched pairs.
+
+        Args:
+            mask_logits: (N,L,h,w), of the matched pairs of each layer.
+            masks: (targets,H,W) bool, of the whole batch.
+            pairs: (4,L,N) int64: layer, image, query and row in ``masks`` of each pair, in the order of rows.
+
+        Returns:
+            Two (L,).
+        """
+        if len(mask_logits) == len(masks):  # every layer matches every target: the rows of each are 0, 1, 2, ...
+            focal, dice = MatchedMaskLosses.apply(mask_logits, masks)
+        else:  # an image has more targets than queries
+            rows = pairs[3].T.flatten()
+            losses = MatchedMaskLosses.apply(mask_logits.flatten(0, 1)[:, None], masks[rows])
+            focal, dice = (loss.view(mask_logits.shape[:2]) for loss in losses)
+        return focal.sum(0), dice.sum(0)
+
+
+def resize_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize (G,H,W) bool masks to (G,*size) by nearest neighbour: what the released weights were trained with."""
+    return F.interpolate(masks[:, None].byte(), tuple(size), mode="nearest")[:, 0].bool()
 
 
 class MatchedMaskLosses(torch.autograd.Function):
@@ -44,7 +103,7 @@ class MatchedMaskLosses(torch.autograd.Function):
     def forward(ctx: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Both losses, and what both gradients are made of, at low resolution."""
         num_pixels = masks.shape[-2] * masks.shape[-1]
-        sums, maps = _sum_and_bring_down(mask_logits, masks)
+        sums, maps = _sums_and_gradients(mask_logits, masks)
         error, signed_error, focal = sums
         area = masks.flatten(1).sum(1, keepdim=True, dtype=torch.int32).to(mask_logits.dtype)  # int64 is slow to sum
         overlap = area - (error - signed_error) / 2  # sum p t
@@ -67,7 +126,7 @@ def _weigh(weights: Tensor, maps: Tensor) -> Tensor:
     return weights[..., None, None] * maps
 
 
-def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _sums_and_gradients(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """The three sums over pixels, and the three maps at low resolution, of each mask.
 
     Returns:
@@ -75,7 +134,7 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     """
     kernels = find_kernels(mask_logits)
     if kernels is not None:
-        return _sum_and_bring_down_compiled(kernels, mask_logits.detach(), masks)
+        return _sums_and_gradients_compiled(kernels, mask_logits.detach(), masks)
     upsample_rows, upsample_columns = (
         interpolation_matrix(*lengths, mask_logits) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:])
     )
@@ -84,7 +143,7 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
     targets_at_once, rows_at_once = _chunk(mask_logits.shape[:2], masks.shape[1:], mask_logits.device)
     bands = list(_bands(upsample_rows, rows_at_once))
 
-    def bring_down(start: int) -> None:
+    def add_up(start: int) -> None:
         chunk = slice(start, start + targets_at_once)
         # Rows come first, so that interpolating along them is one product.
         wide = (mask_logits[chunk] @ upsample_columns.mT).movedim(2, 0).contiguous()  # (h,t,N,W)
@@ -97,11 +156,11 @@ def _sum_and_bring_down(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Ten
         sums[:, chunk] = wide_sums.sum(-1)
         maps[:, chunk] = (wide_maps @ upsample_columns).movedim(1, 3)
 
-    for_each(bring_down, range(0, len(masks), targets_at_once), masks.device)
+    for_each(add_up, range(0, len(masks), targets_at_once), masks.device)
     return sums, maps
 
 
-def _sum_and_bring_down_compiled(kernels: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+def _sums_and_gradients_compiled(kernels: Any, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """The same by the loops of ``kernels.loops``."""
     num_targets, num_masks = mask_logits.shape[:2]
     rows, columns = (plan_interpolation(*lengths) for lengths in zip(mask_logits.shape[-2:], masks.shape[1:]))
@@ -172,7 +231,7 @@ def _bands(weights: Tensor, rows_at_once: int) -> Iterator[_Band]:
 def _chunk(grouped: torch.Size, size: torch.Size, device: torch.device) -> tuple[int, int]:
     """How many of T targets of (H,W), N masks each, and how many rows of them, to look at together."""
     num_targets, masks_of_target = grouped
-    elements = elements_at_once(device, pieces=num_targets)
+    elements = pixels_at_once(device, pieces=num_targets)
     row = max(masks_of_target * size[1], 1)
     rows_at_once = min(max(elements // row, 1), size[0])
     return max(elements // (rows_at_once * row), 1), rows_at_once

@@ -25,6 +25,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
+from maskformer.checkpoint.reading import CLASSES_METADATA
 from maskformer.config import load_config
 from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.files import unfinished
@@ -122,7 +123,9 @@ def _write_state(out: Path, state: StateDict, classes: Classes | None = None) ->
         if out.suffix == ".pth":
             torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
         else:
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata={"format": "pt"})
+            metadata = {} if classes is None else {CLASSES_METADATA: json.dumps(classes.to_plain())}
+            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+            save_file(tensors, path, metadata={"format": "pt", **metadata})
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "records": (lambda: np.zeros(1, [("a", "f4")]), "array of records"),
     "complex array": (lambda: np.ones(1, np.complex64), "complex numbers"),
     "complex tensor": (lambda: torch.ones(1, dtype=torch.complex64), "complex numbers"),
-    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8), "quantised"),
+    "quantised": (lambda: torch.quantize_per_tensor(torch.ones(1), 1.0, 0, torch.qint8), "qtensor"),
     "sparse": (lambda: torch.eye(2).to_sparse(), "sparse"),
     "meta": (lambda: torch.ones(2, device="meta"), "meta"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]), "nested"),
@@ -349,6 +349,10 @@ def write_floods(folder: Path) -> None:
     header = (
         b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(200_000)) + b"}"
     )
+    wide = io.BytesIO()  # tensors of a megabyte whose bytes are one, each in the file's bytes once more
+    torch.save(torch.ones(1, dtype=torch.bool).expand(2**20), wide, _use_new_zipfile_serialization=False)
+    inner = b"(ctorch.storage\n_load_from_bytes\nq\1B" + struct.pack("<I", len(wide.getvalue())) + wide.getvalue()
+    inner += b"\x85q\2R" + b"h\1h\2R" * 1000 + b"l"
     files = {
         "memo.pkl": PICKLE + b"Nr" + struct.pack("<I", 2**30) + b".",
         "key.pkl": PICKLE + b"}" + deep + b"K\x01s.",
@@ -366,6 +370,7 @@ def write_floods(folder: Path) -> None:
         "arrays.pkl": value(shared + again * 10_000 + b"l"),
         "encoded.pkl": value(b"(" + text + b"c_codecs\nencode\nq\x01" + b"h\x01h\0U\x06latin1\x86R" * 10_000 + b"l"),
         "mappings.pkl": value(pairs + b"ccollections\nOrderedDict\nh\0\x85R" * 10_000 + b"l"),
+        "inner.pkl": value(inner),
         "storage.pth": head + (2**40).to_bytes(8, "little") + tail,
         "header.safetensors": struct.pack("<Q", 2**33) + b'{"a":' + b" " * 100,
         "empty.safetensors": struct.pack("<Q", len(header)) + header,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 from maskformer.config import default_config, load_config
-from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD, _WHOLE, _at
+from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD_WHERE, _UNREAD_WITH, _WHOLE, _at
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -66,6 +68,31 @@ def load(recipe: str, *options: Any) -> CfgNode:
 def test_impossible_value_is_refused_by_key(key: str, value: Any):
     with pytest.raises(InputError, match=rf"^{key} is .*expected"):
         load(R50, key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "option"),
+    [
+        ("MODEL.META_ARCHITECTURE", "MaskFromer", "MaskFormer"),
+        ("MODEL.BACKBONE.NAME", "swin", "D2SwinTransformer"),
+        ("MODEL.SEM_SEG_HEAD.NAME", "Head", "PerPixelBaselineHead"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Poly", "WarmupPolyLR"),
+        ("MODEL.RESNETS.NORM", "Batch", "FrozenBN"),
+        ("MODEL.SEM_SEG_HEAD.NORM", "Group", "GN"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_names_there_are(key: str, value: Any, option: str):
+    with pytest.raises(InputError, match=rf"^{key} is {value!r}, expected .*\b{option}\b"):
+        load(R50, key, value)
+
+
+@pytest.mark.parametrize("names", [["res2", "res9"], []])
+def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str]):
+    cfg = load(R50, "MODEL.SEM_SEG_HEAD.IN_FEATURES", names, "MODEL.DEVICE", "cpu")
+    with pytest.raises(
+        InputError, match=rf"IN_FEATURES is {re.escape(repr(names))}, expected .*res2, res3, res4, res5"
+    ):
+        build_model(cfg)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +175,6 @@ def test_configuration_that_a_run_wrote_is_accepted(tmp_path: Path):
 
 def test_tables_name_keys_that_exist():
     cfg = default_config()
-    keys = [key for *_, names in [*_RANGES, *_UNREAD] for key in names.split()]
-    for key in (*keys, *_CHOICES, *_RELEASED, *(key for key, *_ in _WHOLE)):
+    keys = [key for *_, names in [*_RANGES, *_UNREAD_WHERE, *_UNREAD_WITH] for key in names.split()]
+    for key in (*keys, *(key for key, *_ in _UNREAD_WITH), *_CHOICES, *_RELEASED, *(key for key, *_ in _WHOLE)):
         _at(cfg, key)

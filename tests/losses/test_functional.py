@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
-from maskformer.losses import chunks
+from maskformer.losses import functional
 from maskformer.losses.functional import dice_loss, pairwise_mask_costs, sigmoid_focal_loss
 
 LOGIT_OF_THREE_QUARTERS = math.log(3.0)
@@ -63,7 +63,7 @@ def test_losses_of_extreme_logits_are_the_reference(units):
 
 @pytest.mark.parametrize("queries_at_once", [1, 2, 100])
 def test_pairwise_cost_is_the_matched_loss_of_each_pair(queries_at_once: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chunks, "PER_CPU_THREAD", queries_at_once * 20 // torch.get_num_threads())
+    monkeypatch.setattr(functional, "PIXELS_PER_THREAD", queries_at_once * 20 // torch.get_num_threads())
     logits = torch.randn(3, 20, dtype=torch.float64) * 4
     targets = (torch.rand(4, 20) > 0.5).double()
     for costs, matched in zip(pairwise_mask_costs(logits, targets), (sigmoid_focal_loss, dice_loss)):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskformer.kernels import find_kernels
-from maskformer.losses import chunks, matched_masks
+from maskformer.losses import functional, matched_masks
 from maskformer.losses.functional import dice_loss, sigmoid_focal_loss
 from maskformer.losses.matched_masks import MatchedMaskLosses
 
@@ -30,7 +30,7 @@ SIZES = {"times 4": (16, 24), "odd": (13, 22), "same": (4, 6), "smaller": (3, 2)
 def test_losses_and_gradients_equal_the_definitions(
     size: tuple[int, int], elements: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(chunks, "PER_CPU_THREAD", elements)
+    monkeypatch.setattr(functional, "PIXELS_PER_THREAD", elements)
     masks = torch.rand(3, *size) > 0.5
     logits = torch.randn(3, 2, 4, 6, dtype=torch.float64) * 5
     weights = torch.rand(2, 3, 2, dtype=torch.float64)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from reference_cases import REFERENCE, read_json
 
-from maskformer.losses.matcher import HungarianMatcher, resize_masks, solve_assignment
+from maskformer.losses.matched_masks import resize_masks
+from maskformer.losses.matcher import HungarianMatcher, solve_assignment
 from maskformer.structures import MaskPredictions, Targets
 
 PROBLEMS = read_json("matcher", "cases.json")

@@ -13,7 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from maskformer.config import load_config
-from maskformer.modeling import BasePixelDecoder, MaskFormerPredictor, PerPixelBaselineHead, PerPixelBaselinePlusHead
+from maskformer.modeling import (
+    BasePixelDecoder,
+    DecodedFeatures,
+    MaskFormerPredictor,
+    PerPixelBaselineHead,
+    PerPixelBaselinePlusHead,
+)
 from maskformer.structures import InputError
 
 SHAPES = {"res2": ShapeSpec(channels=4, stride=4), "res3": ShapeSpec(channels=6, stride=8)}
@@ -23,7 +29,7 @@ class GivenLogits(nn.Module):
     """Stands for the pixel decoder: the per-pixel embeddings are the feature itself."""
 
     def forward(self, features):
-        return features["res2"], None
+        return DecodedFeatures(features["res2"], nn.Identity())
 
 
 def head_of_logits(**options) -> PerPixelBaselineHead:

@@ -27,9 +27,9 @@ def test_two_levels_equal_the_definition():
     fine = lateral + F.interpolate(coarse, (7, 9), mode="nearest")
     fine = F.relu(F.conv2d(fine, decoder.layer_1.weight, decoder.layer_1.bias, padding=1))
     expected = F.conv2d(fine, decoder.mask_features.weight, decoder.mask_features.bias, padding=1)
-    pixel_embeddings, encoded = decoder(inputs)
-    torch.testing.assert_close(pixel_embeddings, expected)
-    assert encoded is None and pixel_embeddings.shape == (2, 3, 7, 9)
+    decoded = decoder(inputs)
+    torch.testing.assert_close(decoded.mask_features, expected)
+    assert decoded.encoded is None and decoded.mask_features.shape == (2, 3, 7, 9)
 
 
 def test_convolutions_have_a_bias_only_without_a_norm():
@@ -43,10 +43,10 @@ def test_encoder_output_feeds_the_pyramid_and_the_queries():
         SHAPES, convs_dim=8, mask_dim=3, norm="", num_encoder_layers=1,
         num_heads=2, dim_feedforward=16, dropout=0.0, pre_norm=False,
     )  # fmt: skip
-    pixel_embeddings, encoded = decoder(features())
-    assert encoded.shape == (2, 8, 4, 5) and pixel_embeddings.shape == (2, 3, 7, 9)
+    decoded = decoder(features())
+    assert decoded.encoded.shape == (2, 8, 4, 5) and decoded.mask_features.shape == (2, 3, 7, 9)
     assert decoder.layer_2.weight.shape == (8, 8, 3, 3)
-    pixel_embeddings.sum().backward()
+    decoded.mask_features.sum().backward()
     assert all(parameter.grad is not None for parameter in decoder.parameters())
 
 

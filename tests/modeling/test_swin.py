@@ -15,8 +15,8 @@ from maskformer.modeling import D2SwinTransformer
 from maskformer.modeling.backbones.swin import rising_probabilities
 from maskformer.modeling.backbones.swin_stage import PatchMerging, SwinBlock
 from maskformer.modeling.backbones.window_attention import (
+    ShiftMask,
     WindowAttention,
-    find_strangers,
     join_windows,
     partition_windows,
     relative_position_index,
@@ -46,28 +46,25 @@ def test_pairs_with_the_same_offset_share_a_bias():
     assert relative_position_index(2).tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
 
-def test_strangers_are_cells_from_opposite_borders():
-    # 4x4 cells rolled by 1: the last row and the last column were the first ones.
-    strangers = find_strangers(4, 4, 2, 1, "cpu")
-    assert strangers.inner.tolist() == [0] and strangers.border.tolist() == [1, 2, 3]
-    assert strangers.order.tolist() == [0, 1, 2, 3]
-    assert strangers.pairs[0].tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
-    assert strangers.pairs[1].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
-    assert torch.equal(strangers.pairs[2], ~torch.eye(4, dtype=torch.bool))
+def test_shift_mask_keeps_cells_of_opposite_borders_apart():
+    # 2 x 2 windows of 2 x 2 cells, rolled by one: the last row and column came from the first ones.
+    mask = ShiftMask(2, 1)(2, 2)
+    assert not mask[0].any()
+    assert mask[1].tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
+    assert mask[2].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
+    assert torch.equal(mask[3], ~torch.eye(4, dtype=torch.bool))
 
 
-def test_order_brings_inner_and_border_windows_back():
-    strangers = find_strangers(4, 6, 2, 1, "cpu")
-    assert strangers.inner.tolist() == [0, 1] and strangers.border.tolist() == [2, 3, 4, 5]
-    tall = find_strangers(9, 6, 3, 1, "cpu")
-    assert tall.inner.tolist() == [0, 2] and tall.border.tolist() == [1, 3, 4, 5]
-    assert torch.cat([tall.inner, tall.border])[tall.order].tolist() == [0, 1, 2, 3, 4, 5]
-
-
-def test_strangers_of_one_window_are_the_quarters_of_the_roll():
-    strangers = find_strangers(3, 3, 3, 1, "cpu")
-    quarter = torch.tensor([0, 0, 1, 0, 0, 1, 2, 2, 3])
-    assert torch.equal(strangers.pairs[0], quarter[:, None] != quarter[None, :])
+@pytest.mark.parametrize(
+    ("num_rows", "num_columns", "window", "shift"), [(2, 3, 2, 1), (3, 2, 3, 1), (1, 1, 3, 1), (1, 4, 7, 3)]
+)
+def test_shift_mask_equals_the_labels_of_regions(num_rows, num_columns, window, shift):
+    # The definition: cells of a rolled grid attend to each other if the roll moved them alike.
+    rows = torch.arange(num_rows * window) >= num_rows * window - shift
+    columns = torch.arange(num_columns * window) >= num_columns * window - shift
+    regions = (2 * rows[:, None] + columns[None, :]).view(1, num_rows * window, num_columns * window, 1)
+    regions = partition_windows(regions, window)[0, :, :, 0]
+    assert torch.equal(ShiftMask(window, shift)(num_rows, num_columns), regions[:, :, None] != regions[:, None, :])
 
 
 def attend_cell_by_cell(block: SwinBlock, x: torch.Tensor) -> torch.Tensor:
@@ -110,8 +107,8 @@ def test_shifted_windows_equal_a_loop_over_cells(size, shift, qk_scale):
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, *size, 8, dtype=torch.float64)
-    strangers = find_strangers(*(math.ceil(length / 3) * 3 for length in size), 3, 1, "cpu")
-    actual = block._attend(x, strangers)
+    mask = ShiftMask(3, 1)(*(math.ceil(length / 3) for length in size))
+    actual = block._attend(x, mask)
     for image in range(2):
         torch.testing.assert_close(actual[image], attend_cell_by_cell(block, x[image]), rtol=1e-10, atol=1e-10)
 
@@ -124,7 +121,7 @@ def test_block_adds_attention_and_network_to_its_input():
     hidden = F.gelu(block.norm2(y) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias)
     expected = y + hidden @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
     assert hidden.shape[-1] == 12
-    torch.testing.assert_close(block(x, find_strangers(2, 2, 2, 1, "cpu")), expected)
+    torch.testing.assert_close(block(x, ShiftMask(2, 1)(1, 1)), expected)
 
 
 @torch.no_grad()
@@ -157,9 +154,9 @@ def test_stochastic_depth_leaves_out_a_residual_of_an_image_or_scales_it():
     block.mlp.fc2.weight.zero_()  # leaves the attention's residual alone
     block.mlp.fc2.bias.zero_()
     x = torch.randn(1, 2, 2, 4).expand(400, -1, -1, -1)
-    strangers = find_strangers(2, 2, 2, 1, "cpu")
-    residual = block.eval()(x, strangers)[0] - x[0]
-    changes = block.train()(x, strangers) - x
+    mask = ShiftMask(2, 1)(1, 1)
+    residual = block.eval()(x, mask)[0] - x[0]
+    changes = block.train()(x, mask) - x
     kept = changes.flatten(1).abs().sum(1) > 0
     assert 0.65 < kept.float().mean() < 0.85
     torch.testing.assert_close(changes[kept], (residual / 0.75).expand(int(kept.sum()), -1, -1, -1))

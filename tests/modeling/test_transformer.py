@@ -10,7 +10,7 @@ import torch
 from reference_cases import REFERENCE
 
 from maskformer.modeling.transformer import TransformerDecoder, TransformerEncoder, sine_position_embedding
-from maskformer.modeling.transformer.attention import attend, multi_head_attention
+from maskformer.modeling.transformer.layers import attend, multi_head_attention
 
 LAYER = {"dim": 8, "num_heads": 2, "dim_feedforward": 16, "dropout": 0.0}
 

@@ -141,8 +141,9 @@ def test_classes_go_along(source: Path, tmp_path: Path):
     content = torch.load(source, weights_only=True)
     classes = Classes("", ("a", "b", "b", "c", "d"), frozenset({1}))
     torch.save({**content, "classes": classes.to_plain()}, source)
-    assert main([str(source), str(tmp_path / "out.pth")]) == 0
-    assert torch.load(tmp_path / "out.pth", weights_only=True)["classes"] == classes.to_plain()
+    for name in ("out.pth", "out.safetensors"):
+        assert main([str(source), str(tmp_path / name)]) == 0
+        assert read_weights(str(tmp_path / name))["classes"] == classes.to_plain()
     assert names_at_hugging_face(source, tmp_path) == ["a", "b", "b (2)", "c", "d"]
     torch.save(content, source)
     things = ["DATASETS.TRAIN", "('shapes_instance_train',)", "DATASETS.TEST", "('shapes_instance_val',)"]

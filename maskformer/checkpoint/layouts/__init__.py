@@ -1,1 +1,1 @@
-"""Other people's parameter names: one file a source; ``detection`` knows a layout by its names."""
+"""The names that others give the parameters: one file a source of weights."""

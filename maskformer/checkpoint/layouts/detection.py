@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from maskformer.structures import InputError
 
+from .backbones import DETECTRON2_RESNET, RESNET, SWIN
 from .hugging_face import HUGGING_FACE
 from .layout import Layout, StateDict
 from .openmmlab import OPENMMLAB
-from .original import BACKBONE, DETECTRON2_RESNET, ORIGINAL
-from .resnet import RESNET
-from .swin import SWIN
 
+_OLD_PIXEL_DECODER = re.compile(
+    r"^((?:module\.)?sem_seg_head\.)(?=(?:adapter_\d|layer_\d|mask_features\.|input_proj\.|transformer\.))"
+)
+
+
+def rename_old_layout(state: StateDict) -> StateDict:
+    """Bring older MaskFormer checkpoints, whose head held the pixel decoder's parameters itself, to today's names.
+
+    It looks at the names alone: a state dict of plain arrays has no version to look at.
+
+    Args:
+        state: parameters by name, in the old layout, today's, or another model's.
+
+    Returns:
+        The same tensors in the same order; ``sem_seg_head.layer_1.weight``, for one, is now
+        ``sem_seg_head.pixel_decoder.layer_1.weight``.
+    """
+    return {_OLD_PIXEL_DECODER.sub(r"\1pixel_decoder.", name): tensor for name, tensor in state.items()}
+
+
+ORIGINAL = Layout("MaskFormer (this package or the original)", marks=(r"sem_seg_head\.",), convert=rename_old_layout)
+BACKBONE = Layout(
+    "MaskFormer's backbone alone", marks=(r"backbone\.(?:stem|patch_embed)\.",), convert=dict, backbone_only=True
+)
 LAYOUTS = (HUGGING_FACE, OPENMMLAB, ORIGINAL, BACKBONE, DETECTRON2_RESNET, RESNET, SWIN)
+UNKNOWN = Layout("unknown", marks=(), convert=dict)
 
 
 @dataclass(frozen=True)
@@ -33,31 +57,26 @@ class Conversion:
     renamed: int
 
 
-def find_layout(names: Iterable[str]) -> Layout | None:
-    """The layout that parameters of these names are in; None if it is none of ``LAYOUTS``."""
-    names = list(names)
-    return next((layout for layout in LAYOUTS if layout.fits(names)), None)
-
-
 def strip_wrapper(state: StateDict) -> StateDict:
     """Remove the ``module.`` that ``DistributedDataParallel`` puts before every name."""
     wrapped = all(name.startswith("module.") for name in state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()} if wrapped else state
 
 
-def convert_weights(state: StateDict, source: str) -> Conversion:
+def convert_weights(state: StateDict, source: str, *, may_be_unknown: bool = False) -> Conversion:
     """Bring weights of any known layout to our names.
 
     Args:
         state: tensors by name.
         source: where they come from, for messages.
+        may_be_unknown: whether weights in none of ``LAYOUTS`` are left as they are, with ``UNKNOWN`` as their layout.
 
     Raises:
         InputError: they are in none of the layouts known, or of a variant of one that does not fit.
     """
     state = strip_wrapper(state)
-    layout = find_layout(state)
-    if layout is None:
+    layout = next((layout for layout in LAYOUTS if layout.fits(state)), UNKNOWN)
+    if layout is UNKNOWN and not may_be_unknown:
         raise InputError(f"The layout of {source} is not known. {explain_layouts(list(state))}")
     with explained(source):
         converted = layout.convert(state)

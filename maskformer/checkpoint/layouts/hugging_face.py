@@ -6,8 +6,7 @@ import re
 
 import torch
 
-from .layout import Layout, StateDict, drop, join_projections, split_projections
-from .names import NameMap
+from .layout import Layout, NameMap, StateDict, drop, join_projections, split_projections
 
 _ENCODER = "model.pixel_level_module.encoder."
 _FPN = "model.pixel_level_module.decoder.fpn."
@@ -66,12 +65,8 @@ _NEWER_NAMES = re.compile(r"^(model\.transformer_module\..*\.)(?:mlp\.(?=fc)|o(?
 _UNUSED_NORM = _ENCODER + "model.layernorm."  # of Swin's last output, before the norm that counts
 
 
-def convert_hugging_face(state: StateDict) -> StateDict:
-    """Bring Hugging Face's MaskFormer to our names.
-
-    Args:
-        state: names of a saved file, or of a model in memory.
-    """
+def _convert_hugging_face(state: StateDict) -> StateDict:
+    """From the names of a saved file, or of a model in memory."""
     state = {
         _NEWER_NAMES.sub(lambda match: match[1] + ("out" if match[0].endswith("o") else ""), name): tensor
         for name, tensor in state.items()
@@ -79,7 +74,7 @@ def convert_hugging_face(state: StateDict) -> StateDict:
     state = drop(state, rf"\.num_batches_tracked$|^{re.escape(_UNUSED_NORM)}")
     state = join_projections(state, _DECODER_PARTS, _DECODER_WHOLE)
     state = join_projections(state, _SWIN_PARTS, _SWIN_WHOLE)
-    return {_NAMES.to_ours(name) or name: tensor for name, tensor in state.items()}
+    return _NAMES.rename(state)
 
 
 def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
@@ -107,6 +102,6 @@ def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
 HUGGING_FACE = Layout(
     name="Hugging Face MaskFormer",
     marks=(r"model\.pixel_level_module\.", r"model\.transformer_module\.", r"class_predictor\."),
-    convert=convert_hugging_face,
+    convert=_convert_hugging_face,
     never_holds=r"\.relative_position_index$",
 )

@@ -9,9 +9,8 @@ import re
 
 from torch import Tensor
 
-from .layout import Layout, StateDict, drop
-from .names import NameMap
-from .resnet import convert_resnet
+from .backbones import convert_resnet
+from .layout import Layout, NameMap, StateDict, drop
 
 _DECODER = "sem_seg_head.pixel_decoder."
 _PREDICTOR = "sem_seg_head.predictor."
@@ -25,14 +24,16 @@ _DECODER_LAYER = (
 )
 _HEAD_NAMES = NameMap(
     [
-        ("panoptic_head.pixel_decoder.lateral_convs.{i}.conv.", _DECODER + "adapter_{1+i}."),
-        ("panoptic_head.pixel_decoder.lateral_convs.{i}.gn.", _DECODER + "adapter_{1+i}.norm."),
-        ("panoptic_head.pixel_decoder.output_convs.{i}.conv.", _DECODER + "layer_{1+i}."),
-        ("panoptic_head.pixel_decoder.output_convs.{i}.gn.", _DECODER + "layer_{1+i}.norm."),
-        ("panoptic_head.pixel_decoder.last_feat_conv.conv.", _DECODER + "layer_4."),
-        ("panoptic_head.pixel_decoder.last_feat_conv.gn.", _DECODER + "layer_4.norm."),
-        ("panoptic_head.pixel_decoder.encoder_out_proj.conv.", _DECODER + "layer_4."),
-        ("panoptic_head.pixel_decoder.encoder_out_proj.gn.", _DECODER + "layer_4.norm."),
+        *(
+            (f"panoptic_head.pixel_decoder.{theirs}.{part}.", f"{_DECODER}{ours}.{name}")
+            for theirs, ours in (
+                ("lateral_convs.{i}", "adapter_{1+i}"),
+                ("output_convs.{i}", "layer_{1+i}"),
+                ("last_feat_conv", "layer_4"),
+                ("encoder_out_proj", "layer_4"),
+            )
+            for part, name in (("conv", ""), ("gn", "norm."))
+        ),
         ("panoptic_head.pixel_decoder.encoder_in_proj.", _DECODER + "input_proj."),
         ("panoptic_head.pixel_decoder.mask_feature.", _DECODER + "mask_features."),
         *(
@@ -50,9 +51,7 @@ _HEAD_NAMES = NameMap(
         ("panoptic_head.decoder_input_proj.", _PREDICTOR + "input_proj."),
         ("panoptic_head.query_embed.", _PREDICTOR + "query_embed."),
         ("panoptic_head.cls_embed.", _PREDICTOR + "class_embed."),
-        ("panoptic_head.mask_embed.0.", _PREDICTOR + "mask_embed.layers.0."),
-        ("panoptic_head.mask_embed.2.", _PREDICTOR + "mask_embed.layers.1."),
-        ("panoptic_head.mask_embed.4.", _PREDICTOR + "mask_embed.layers.2."),
+        *((f"panoptic_head.mask_embed.{2 * i}.", f"{_PREDICTOR}mask_embed.layers.{i}.") for i in range(3)),
     ]
 )
 _SWIN_NAMES = NameMap(
@@ -75,19 +74,15 @@ _OLDER_NAMES = (
 )
 
 
-def convert_openmmlab(state: StateDict) -> StateDict:
-    """Bring OpenMMLab's MaskFormer to our names, and Swin's patch merging to our order of channels.
-
-    Args:
-        state: names of mmdet (2 or 3) or mmsegmentation.
-    """
+def _convert_openmmlab(state: StateDict) -> StateDict:
+    """From names of mmdet (2 or 3) or mmsegmentation, with Swin's patch merging in our order of channels."""
     for pattern, replacement in _OLDER_NAMES:
         state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
     backbone = {name[len("backbone.") :]: tensor for name, tensor in state.items() if name.startswith("backbone.")}
     head = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
     is_swin = "patch_embed.projection.weight" in backbone
     converted = _convert_swin(backbone) if is_swin else convert_resnet(backbone)
-    return {**converted, **{_HEAD_NAMES.to_ours(name) or name: tensor for name, tensor in head.items()}}
+    return {**converted, **_HEAD_NAMES.rename(head)}
 
 
 def _convert_swin(state: StateDict) -> StateDict:
@@ -116,6 +111,6 @@ def reorder_merged_channels(tensor: Tensor) -> Tensor:
 OPENMMLAB = Layout(
     name="OpenMMLab MaskFormer (mmdet, mmsegmentation)",
     marks=(r"(?:panoptic|decode)_head\.transformer_decoder\.", r"(?:panoptic|decode)_head\.cls_embed\."),
-    convert=convert_openmmlab,
+    convert=_convert_openmmlab,
     never_holds=r"criterion\.empty_weight$|\.relative_position_index$",
 )

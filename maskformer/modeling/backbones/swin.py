@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import InputError
 
-from .swin_stage import SwinStage
+from .swin_stage import SwinStage, pad_to_multiple
 
 _FEATURES = ("res2", "res3", "res4", "res5")
 
@@ -46,8 +46,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, H/patch, W/patch, dim), both rounded up."""
-        rows, columns = images.shape[-2:]
-        padded = F.pad(images, (0, -columns % self.patch_size, 0, -rows % self.patch_size))
+        padded = pad_to_multiple(images.permute(0, 2, 3, 1), self.patch_size).permute(0, 3, 1, 2)
         return self.norm(self.proj(padded).permute(0, 2, 3, 1).contiguous())
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .window_attention import Strangers, WindowAttention, find_strangers, join_windows, partition_windows
+from .window_attention import ShiftMask, WindowAttention, join_windows, partition_windows
 
 
 class SwinBlock(nn.Module):
@@ -52,18 +52,18 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = _Mlp(dim, int(dim * mlp_ratio), dropout)
 
-    def forward(self, x: Tensor, strangers: Strangers) -> Tensor:
-        """Refine (B, rows, columns, channels); ``strangers`` are those of the padded and rolled grid."""
-        x = x + self.drop_path(self._attend(self.norm1(x), strangers))
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Refine (B, rows, columns, channels); the mask is the ``ShiftMask`` of the padded grid."""
+        x = x + self.drop_path(self._attend(self.norm1(x), mask))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _attend(self, x: Tensor, strangers: Strangers) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         rows, columns = x.shape[1:3]
         x = pad_to_multiple(x, self.window_size)
         padded_rows, padded_columns = x.shape[1:3]
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = self.attn(partition_windows(x, self.window_size), strangers if self.shift else None)
+        windows = self.attn(partition_windows(x, self.window_size), mask if self.shift else None)
         x = join_windows(windows, self.window_size, padded_rows, padded_columns)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
@@ -97,7 +97,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, rows, columns, channels) -> (B, rows/2, columns/2, 2*channels), both rounded up."""
-        quads = pad_to_multiple(x, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+        x = pad_to_multiple(x, 2)
+        batch, rows, columns, channels = x.shape
+        quads = x.reshape(batch, rows // 2, 2, columns // 2, 2, channels)
         # The released weights expect upper left, lower left, upper right, lower right.
         return self.reduction(self.norm(quads.permute(0, 1, 3, 4, 2, 5).flatten(3)))
 
@@ -138,30 +140,22 @@ class SwinStage(nn.Module):
             for index, probability in enumerate(stochastic_depths)
         )
         self.downsample = PatchMerging(dim) if merge else nn.Identity()
-        self._strangers: dict[tuple[int, int, torch.device], Strangers] = {}  # of the last grid only: sizes vary
+        self.mask = ShiftMask(window_size, window_size // 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Refine (B, rows, columns, channels); returns the refined feature, and the next stage's input made of it."""
-        strangers = self._strangers_of(x)
+        mask = self.mask(*((length + self.window_size - 1) // self.window_size for length in x.shape[1:3]))
         for block in self.blocks:
             if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, strangers, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False)
             else:
-                x = block(x, strangers)
+                x = block(x, mask)
         return x, self.downsample(x)
-
-    def _strangers_of(self, x: Tensor) -> Strangers:
-        rows, columns = (length + -length % self.window_size for length in x.shape[1:3])
-        key = (rows, columns, x.device)
-        if key not in self._strangers:
-            with torch.inference_mode(False):  # an inference tensor could not be used in training later
-                found = find_strangers(rows, columns, self.window_size, self.window_size // 2, x.device)
-            self._strangers = {key: found}
-        return self._strangers[key]
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad (B, rows, columns, channels) below and to the right with zeros to a multiple, in cells."""
     rows, columns = x.shape[1:3]
-    padding = (0, 0, 0, -columns % multiple, 0, -rows % multiple)
-    return F.pad(x, padding) if any(padding) else x
+    # As multiple * whole - length, which torch.export sees to be divisible; -length % multiple it does not.
+    below, right = (multiple * ((length + multiple - 1) // multiple) - length for length in (rows, columns))
+    return F.pad(x, (0, 0, 0, right, 0, below))

@@ -1,4 +1,4 @@
-"""MaskFormerHead: a pixel decoder and a predictor on top of any backbone."""
+"""MaskFormerHead: a pixel decoder and a query decoder on top of any backbone; MaskFormerNetwork: all three."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from maskformer.structures import InputError, MaskPredictions
 
-from ..pixel_decoders import BasePixelDecoder, build_pixel_decoder
-from ..query_decoders.standard import MaskFormerPredictor
+from ..pixel_decoders import BasePixelDecoder, DecodedFeatures, build_pixel_decoder
+from ..query_decoders import QueryDecoder, build_query_decoder
 
 _ENCODED = "transformer_encoder"
 
@@ -25,14 +25,14 @@ class MaskFormerHead(nn.Module):
     """Backbone features -> Q classes and masks.
 
     Args:
-        pixel_decoder: gives per-pixel embeddings and perhaps an encoded feature.
-        predictor: gives classes and masks.
+        pixel_decoder: backbone features -> ``DecodedFeatures``.
+        predictor: the query decoder; named as in the released weights.
         transformer_in_feature: what queries attend to: a backbone feature's name, or "transformer_encoder" for the
             pixel decoder's encoded feature.
     """
 
     @configurable
-    def __init__(self, *, pixel_decoder: BasePixelDecoder, predictor: MaskFormerPredictor, transformer_in_feature: str):
+    def __init__(self, *, pixel_decoder: BasePixelDecoder, predictor: QueryDecoder, transformer_in_feature: str):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
@@ -45,63 +45,69 @@ class MaskFormerHead(nn.Module):
         name, channels = choose_attended_feature(cfg, input_shape, pixel_decoder)
         return {
             "pixel_decoder": pixel_decoder,
-            "predictor": MaskFormerPredictor(cfg, channels),
+            "predictor": build_query_decoder(cfg, channels),
             "transformer_in_feature": name,
         }
 
     def forward(self, features: dict[str, Tensor]) -> MaskPredictions:
         """Predict from backbone features, name -> (B, channels, rows, columns)."""
-        if not self.training:
-            class_logits, mask_logits = zip(*self.predict(dict(features)))
-            return MaskPredictions(torch.stack(class_logits)[None], torch.stack(mask_logits)[None])
-        pixel_embeddings, encoded = self.pixel_decoder(features)
-        attended = pick_attended_feature(self.transformer_in_feature, features, encoded)
-        return self.predictor(attended, pixel_embeddings)
+        decoded = self.pixel_decoder(features)
+        return self.predictor(pick_attended_feature(self.transformer_in_feature, features, decoded), decoded)
 
     def predict(
-        self,
-        features: dict[str, Tensor],
-        select: Callable[[Tensor], Tensor] | None = None,
-        *,
-        overwrite: bool = False,
+        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Predict from the last decoder layer, and only the masks that are wanted.
+        """What ``forward`` predicts in the last layer, in less time and memory: only the masks that are wanted.
 
         Args:
             features: as for ``forward``; each is taken out when it is used, to free its memory.
             select: (Q,K+1) class logits of an image -> (N,) int64, the queries to give; None: all.
-            overwrite: see ``BasePixelDecoder.build_pyramid``.
 
         Returns:
             One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
         """
         attended = features.get(self.transformer_in_feature)
-        # Before the pyramid where that can be: it then need not be kept beside it, and may be overwritten.
-        embeddings = None if attended is None else self.predictor.predict_embeddings(attended)
-        del attended
-        pyramid, encoded = self.pixel_decoder.build_pyramid(features, overwrite=overwrite)
-        if embeddings is None:
-            assert encoded is not None
-            embeddings = self.predictor.predict_embeddings(encoded)
+        decoded = self.pixel_decoder.decode(features)
+        feature = decoded.encoded if attended is None else attended
+        assert feature is not None
+        class_logits, mask_embeddings = self.predictor.predict_embeddings(feature, decoded)
         predictions = []
-        for image, (class_logits, mask_embeddings) in enumerate(zip(*embeddings)):
+        for image, (image_classes, image_embeddings) in enumerate(zip(class_logits[-1], mask_embeddings[-1])):
             if select is not None:
-                queries = select(class_logits)
-                class_logits, mask_embeddings = class_logits[queries], mask_embeddings[queries]
-            mask_logits = compose_masks(pyramid[image : image + 1], self.pixel_decoder.mask_features, mask_embeddings)
-            predictions.append((class_logits, mask_logits))
+                queries = select(image_classes)
+                image_classes, image_embeddings = image_classes[queries], image_embeddings[queries]
+            finest = decoded.finest[image : image + 1]
+            predictions.append((image_classes, compose_masks(finest, decoded.projection, image_embeddings)))
         return predictions
 
 
-def compose_masks(pyramid: Tensor, mask_features: Conv2d, mask_embeddings: Tensor) -> Tensor:
+class MaskFormerNetwork(nn.Module):
+    """The network alone, tensors in and out: what other programs run; ``torch.export`` takes it with any sizes.
+
+    Args:
+        backbone: images -> features.
+        head: features -> predictions.
+    """
+
+    def __init__(self, backbone: nn.Module, head: MaskFormerHead):
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,3,H,W) normalised images, H and W multiples of 32 -> (B,Q,K+1) class logits, (B,Q,h,w) mask logits."""
+        return self.sem_seg_head(self.backbone(images)).final
+
+
+def compose_masks(finest: Tensor, projection: Conv2d, mask_embeddings: Tensor) -> Tensor:
     """Mask logits of some queries, by one convolution whose filters are theirs where that is less arithmetic.
 
     The convolution that gives pixel embeddings and their product with mask embeddings are both linear: multiplied
     beforehand they are a convolution with N filters instead of C.
 
     Args:
-        pyramid: (1,channels,h,w), the input of ``mask_features``.
-        mask_features: the convolution from it to C channels.
+        finest: (1,channels,h,w), see ``DecodedFeatures``.
+        projection: likewise.
         mask_embeddings: (N,C).
 
     Returns:
@@ -109,14 +115,14 @@ def compose_masks(pyramid: Tensor, mask_features: Conv2d, mask_embeddings: Tenso
     """
     num_queries, mask_dim = mask_embeddings.shape
     if num_queries == 0:
-        return pyramid.new_zeros(0, *pyramid.shape[2:])
-    weight, bias, padding = mask_features.weight, mask_features.bias, mask_features.padding
+        return finest.new_zeros(0, *finest.shape[2:])
+    weight, bias, padding = projection.weight, projection.bias, projection.padding
     filter_size = weight[0].numel()
     if num_queries * filter_size > mask_dim * (filter_size + num_queries):
-        return torch.einsum("qc,chw->qhw", mask_embeddings, mask_features(pyramid)[0])
+        return torch.einsum("qc,chw->qhw", mask_embeddings, projection(finest)[0])
     assert bias is not None
     filters = (mask_embeddings @ weight.flatten(1)).unflatten(1, weight.shape[1:])
-    return F.conv2d(pyramid, filters, mask_embeddings @ bias, padding=padding)[0]
+    return F.conv2d(finest, filters, mask_embeddings @ bias, padding=padding)[0]
 
 
 def choose_attended_feature(
@@ -139,9 +145,9 @@ def choose_attended_feature(
     return name, channels[name]
 
 
-def pick_attended_feature(name: str, features: dict[str, Tensor], encoded: Tensor | None) -> Tensor:
+def pick_attended_feature(name: str, features: dict[str, Tensor], decoded: DecodedFeatures) -> Tensor:
     """The chosen feature (B, channels, rows, columns): the backbone's, or what the pixel decoder encoded."""
     if name != _ENCODED:
         return features[name]
-    assert encoded is not None
-    return encoded
+    assert decoded.encoded is not None
+    return decoded.encoded

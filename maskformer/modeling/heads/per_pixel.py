@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from maskformer.structures import InputError
 
 from ..pixel_decoders import BasePixelDecoder, build_pixel_decoder
-from ..query_decoders.standard import MaskFormerPredictor
+from ..query_decoders import StandardTransformerDecoder
 from .mask_former import choose_attended_feature, pick_attended_feature
 
 
@@ -107,8 +107,7 @@ class PerPixelBaselineHead(nn.Module):
 
     def _class_logits(self, features: dict[str, Tensor]) -> Tensor:
         """(L,B,K,h,w), L supervised layers: one here."""
-        pixel_embeddings, _ = self.pixel_decoder(features)
-        return self.predictor(pixel_embeddings)[None]
+        return self.predictor(self.pixel_decoder(features).mask_features)[None]
 
     def _upsample(self, class_logits: Tensor) -> Tensor:
         return F.interpolate(class_logits, scale_factor=self.common_stride, mode="bilinear", align_corners=False)
@@ -141,7 +140,7 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
     Source: MaskFormer, section 4.1, "PerPixelBaseline+".
     """
 
-    predictor: MaskFormerPredictor
+    predictor: StandardTransformerDecoder
 
     @configurable
     def __init__(self, *, transformer_in_feature: str, **baseline: Any):
@@ -153,7 +152,9 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         """Read ``MODEL.SEM_SEG_HEAD``, choose the feature and build the two parts; Q is ``NUM_CLASSES``."""
         pixel_decoder = build_pixel_decoder(cfg, input_shape)
         name, channels = choose_attended_feature(cfg, input_shape, pixel_decoder)
-        predictor = MaskFormerPredictor(cfg, channels, num_classes=None, num_queries=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        predictor = StandardTransformerDecoder(
+            cfg, channels, num_classes=None, num_queries=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        )
         return {
             **_loss_options(cfg),
             "pixel_decoder": pixel_decoder,
@@ -162,9 +163,9 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
         }
 
     def _class_logits(self, features: dict[str, Tensor]) -> Tensor:
-        pixel_embeddings, encoded = self.pixel_decoder(features)
-        attended = pick_attended_feature(self.transformer_in_feature, features, encoded)
-        return self.predictor.predict_masks(attended, pixel_embeddings)
+        decoded = self.pixel_decoder(features)
+        feature = pick_attended_feature(self.transformer_in_feature, features, decoded)
+        return self.predictor.predict_masks(feature, decoded)
 
 
 def _loss_options(cfg: CfgNode) -> dict[str, Any]:

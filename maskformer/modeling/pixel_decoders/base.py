@@ -8,6 +8,8 @@ res2 (1/4)  -> adapter_1 -> (+ upsampled) -> layer_1 -> mask_features (B,C,h,w)
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -17,7 +19,27 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..in_place import convolve_in_place, in_row_order, is_worth_in_place, normalise_in_place
+
+@dataclass
+class DecodedFeatures:
+    """What a pixel decoder makes of backbone features, for query decoders.
+
+    Attributes:
+        finest: (B, channels, h, w), on the grid of the masks.
+        projection: the convolution from it to the C channels of pixel embeddings.
+        levels: (B, channels, rows, columns) each, what queries may attend to in turn; the coarsest first.
+        encoded: (B,D,rows,columns), what a transformer encoder made of the backbone's coarsest feature; None without.
+    """
+
+    finest: Tensor
+    projection: Conv2d
+    levels: list[Tensor] = field(default_factory=list)
+    encoded: Tensor | None = None
+
+    @cached_property
+    def mask_features(self) -> Tensor:
+        """(B,C,h,w): the pixel embeddings."""
+        return self.projection(self.finest)
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -33,7 +55,7 @@ class BasePixelDecoder(nn.Module):
     Source: MaskFormer, section 3.3 "Pixel-level module" and 4.1.
     """
 
-    encoded_channels: int | None = None  # channels of the second result; None: there is none
+    encoded_channels: int | None = None  # of ``DecodedFeatures.encoded``; None: there is none
 
     @configurable
     def __init__(self, input_shape: dict[str, ShapeSpec], *, convs_dim: int, mask_dim: int, norm: str = ""):
@@ -78,73 +100,31 @@ class BasePixelDecoder(nn.Module):
         weight_init.c2_xavier_fill(convolution)
         return convolution
 
-    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Decode backbone features.
+    def forward(self, features: dict[str, Tensor]) -> DecodedFeatures:
+        """Decode backbone features, name -> (B, channels, rows, columns)."""
+        return self.decode(dict(features))
 
-        Args:
-            features: name -> (B, channels, rows, columns).
+    def decode(self, features: dict[str, Tensor]) -> DecodedFeatures:
+        """As ``forward``, and takes each feature out of the dict when it is used: its memory is then free for the next.
 
-        Returns:
-            ``pixel_embeddings`` (B,C,h,w) on the grid of the finest feature, and what a transformer encoder made of
-            the coarsest feature (B,D,rows,columns), which this decoder has none of.
+        Only without gradients is anything freed; the finest feature is the network's largest.
         """
-        pyramid, encoded = self.build_pyramid(dict(features))
-        return self.mask_features(pyramid), encoded
+        return DecodedFeatures(self._top_down(features.pop(self.feature_names[-1]), features), self.mask_features)
 
-    def build_pyramid(self, features: dict[str, Tensor], *, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Decode backbone features up to the last convolution, ``mask_features``.
-
-        Args:
-            features: as for ``forward``. Each is taken out when it is used, so that without gradients its memory is
-                free for the next level.
-            overwrite: a large one may be written over too, without gradients: nobody reads it afterwards.
-
-        Returns:
-            The pyramid's finest level (B, channels, h, w), and the second result of ``forward``.
-        """
-        coarsest = [features.pop(self.feature_names[-1])]
-        return self._top_down(coarsest, features, overwrite=overwrite), None
-
-    def _top_down(self, coarsest: list[Tensor], features: dict[str, Tensor], *, overwrite: bool) -> Tensor:
-        pyramid = _apply_last(self._layer(len(self.feature_names)), coarsest, overwrite=False)
+    def _top_down(self, coarsest: Tensor, features: dict[str, Tensor]) -> Tensor:
+        """The finest level (B,channels,h,w) of the pyramid over a coarsest feature and the backbone's others."""
+        pyramid = self._layer(f"layer_{len(self.feature_names)}")(coarsest)
         for index in range(len(self.feature_names) - 1, 0, -1):
-            finer = [features.pop(self.feature_names[index - 1])]
-            lateral = _apply_last(self._convolution_named(f"adapter_{index}"), finer, overwrite=overwrite)
-            level = [_add_upsampled(lateral, pyramid)]
-            del lateral, pyramid
-            pyramid = _apply_last(self._layer(index), level, overwrite=True)
+            adapter, layer = self._layer(f"adapter_{index}"), self._layer(f"layer_{index}")
+            # What they would do if called; in steps, so that no more than two tensors of this level are there at once.
+            level = F.conv2d(features.pop(self.feature_names[index - 1]), adapter.weight, adapter.bias)
+            level = level if adapter.norm is None else adapter.norm(level)
+            level = level.add_(F.interpolate(pyramid, size=level.shape[-2:], mode="nearest"))
+            level = F.conv2d(level, layer.weight, layer.bias, padding=layer.padding)
+            pyramid = F.relu_(level if layer.norm is None else layer.norm(level))
         return pyramid
 
-    def _layer(self, index: int) -> Conv2d:
-        return self._convolution_named(f"layer_{index}")
-
-    def _convolution_named(self, name: str) -> Conv2d:
+    def _layer(self, name: str) -> Conv2d:
         layer = self.get_submodule(name)
         assert isinstance(layer, Conv2d)
         return layer
-
-
-def _add_upsampled(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Add a coarse level, upsampled to the nearest neighbour, to a fine one in place; (B, channels, rows, columns)."""
-    rows, columns = coarse.shape[-2:]
-    if fine.requires_grad or fine.shape[-2:] != (2 * rows, 2 * columns):
-        return fine.add_(F.interpolate(coarse, size=fine.shape[-2:], mode="nearest"))
-    fine.unflatten(3, (columns, 2)).unflatten(2, (rows, 2)).add_(coarse[:, :, :, None, :, None])
-    return fine
-
-
-def _apply_last(layer: Conv2d, level: list[Tensor], *, overwrite: bool) -> Tensor:
-    """Apply a layer to the one tensor of a list, and free or overwrite that before the norm makes another of its size.
-
-    Without gradients, a large level then stays alone: the finest one is the network's largest feature.
-    """
-    if overwrite and layer.in_channels == layer.out_channels and is_worth_in_place(level[0]):
-        x = convolve_in_place(level.pop(), layer)
-    else:
-        x = F.conv2d(level.pop(), layer.weight, layer.bias, padding=layer.padding)
-    x = in_row_order(x)
-    if isinstance(layer.norm, nn.GroupNorm) and is_worth_in_place(x):
-        x = normalise_in_place(x, layer.norm)
-    elif layer.norm is not None:
-        x = layer.norm(x)
-    return x if layer.activation is None else layer.activation(x)

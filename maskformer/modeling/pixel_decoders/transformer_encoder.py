@@ -10,13 +10,8 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ..transformer import (
-    TransformerEncoder,
-    initialise_matrices,
-    layer_options,
-    sine_position_embedding,
-)
-from .base import BasePixelDecoder
+from ..transformer import TransformerEncoder, initialise_matrices, layer_options, sine_position_embedding
+from .base import BasePixelDecoder, DecodedFeatures
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -80,14 +75,16 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
         del in_channels  # the encoder's output, not the backbone's, comes in
         super()._add_coarsest_layer(convs_dim, convs_dim)
 
-    def build_pyramid(self, features: dict[str, Tensor], *, overwrite: bool = False) -> tuple[Tensor, Tensor | None]:
-        """As ``BasePixelDecoder.build_pyramid``; the second result is the encoder's output."""
+    def decode(self, features: dict[str, Tensor]) -> DecodedFeatures:
+        """As ``BasePixelDecoder.decode``, with the encoded feature."""
         encoded = self._encode(features.pop(self.feature_names[-1]))
-        return self._top_down([encoded], features, overwrite=overwrite), encoded
+        return DecodedFeatures(self._top_down(encoded, features), self.mask_features, encoded=encoded)
 
     def _encode(self, coarsest: Tensor) -> Tensor:
         projected = self.input_proj(coarsest)
         batch, dim, rows, columns = projected.shape
         position = sine_position_embedding(rows, columns, dim, projected.device).to(projected.dtype)
         cells = self.transformer["encoder"](projected.flatten(2).mT, position.flatten(1).mT[None])
-        return cells.mT.reshape(batch, dim, rows, columns)
+        encoded = cells.mT.reshape(batch, dim, rows, columns)
+        # PyTorch's group norm for devices that have none of their own views its input, which must then be contiguous.
+        return encoded if encoded.device.type == "cpu" else encoded.contiguous()

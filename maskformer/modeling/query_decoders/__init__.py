@@ -1,1 +1,13 @@
-"""Query decoders: from image features to the class and the mask of each query."""
+"""Query decoders: decoded features -> the class and the mask of each query."""
+
+from .base import QUERY_DECODER_REGISTRY, QueryDecoder, build_query_decoder
+from .standard import MLP, MaskFormerPredictor, StandardTransformerDecoder
+
+__all__ = [
+    "MLP",
+    "QUERY_DECODER_REGISTRY",
+    "MaskFormerPredictor",
+    "QueryDecoder",
+    "StandardTransformerDecoder",
+    "build_query_decoder",
+]

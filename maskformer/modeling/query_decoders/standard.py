@@ -1,4 +1,4 @@
-"""MaskFormerPredictor: queries ask the image for masks and say which class each one is."""
+"""StandardTransformerDecoder: queries ask one feature of the image for masks and say which class each one is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions
 
+from ..pixel_decoders import DecodedFeatures
 from ..transformer import (
     TransformerDecoder,
     TransformerEncoder,
@@ -20,10 +21,12 @@ from ..transformer import (
     layer_options,
     sine_position_embedding,
 )
+from .base import QUERY_DECODER_REGISTRY, QueryDecoder
 
 
-class MaskFormerPredictor(nn.Module):
-    """The transformer module and the segmentation module.
+@QUERY_DECODER_REGISTRY.register()
+class StandardTransformerDecoder(QueryDecoder):
+    """The transformer module and the segmentation module: MaskFormer's.
 
     Args:
         in_channels: of the feature that queries attend to.
@@ -100,42 +103,25 @@ class MaskFormerPredictor(nn.Module):
             "deep_supervision": node.DEEP_SUPERVISION,
         }
 
-    def forward(self, feature: Tensor, pixel_embeddings: Tensor) -> MaskPredictions:
-        """Predict Q classes and masks.
-
-        Args:
-            feature: (B, in_channels, rows, columns), what queries attend to.
-            pixel_embeddings: (B,C,h,w).
-
-        Returns:
-            Predictions of every decoder layer while training with deep supervision, else of the last one only.
-        """
-        assert self.class_embed is not None
-        queries = self._decode(feature)
-        mask_embeddings = self.mask_embed(queries)
+    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
+        """See ``QueryDecoder.forward``; every layer with deep supervision alone."""
+        class_logits, mask_embeddings = self.predict_embeddings(feature, decoded)
         return MaskPredictions(
-            class_logits=self.class_embed(queries),
-            mask_logits=_multiply(mask_embeddings, pixel_embeddings),
+            class_logits=class_logits,
+            mask_logits=_multiply(mask_embeddings, decoded.mask_features),
             mask_embeddings=mask_embeddings,
-            pixel_embeddings=pixel_embeddings,
+            pixel_embeddings=decoded.mask_features,
         )
 
-    def predict_embeddings(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict from the last decoder layer, up to the product with pixels.
-
-        Args:
-            feature: (B, in_channels, rows, columns), what queries attend to.
-
-        Returns:
-            (B,Q,K+1) class logits and (B,Q,C) mask embeddings.
-        """
+    def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See ``QueryDecoder.predict_embeddings``."""
         assert self.class_embed is not None
-        queries = self._decode(feature)[-1]
+        queries = self._decode(feature)
         return self.class_embed(queries), self.mask_embed(queries)
 
-    def predict_masks(self, feature: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    def predict_masks(self, feature: Tensor, decoded: DecodedFeatures) -> Tensor:
         """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
-        return _multiply(self.mask_embed(self._decode(feature)), pixel_embeddings)
+        return _multiply(self.mask_embed(self._decode(feature)), decoded.mask_features)
 
     def _decode(self, feature: Tensor) -> Tensor:
         """(L,B,Q,D): the queries after each supervised layer."""
@@ -146,6 +132,9 @@ class MaskFormerPredictor(nn.Module):
         memory = self.transformer["encoder"](projected.flatten(2).mT, position)
         every_layer = self.training and self.deep_supervision
         return self.transformer["decoder"](self.query_embed.weight[None], memory, position, every_layer=every_layer)
+
+
+MaskFormerPredictor = StandardTransformerDecoder  # the name of earlier versions
 
 
 def _multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:

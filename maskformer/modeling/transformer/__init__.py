@@ -1,9 +1,6 @@
-"""The transformer, in five files: attention (a layer's parts), dropout, position, encoder and decoder."""
+"""The transformer: layers (encoder and decoder), and where a feature is (position)."""
 
-from .attention import initialise_matrices
-from .decoder import TransformerDecoder
-from .encoder import TransformerEncoder
-from .options import layer_options
+from .layers import TransformerDecoder, TransformerEncoder, initialise_matrices, layer_options
 from .position import sine_position_embedding
 
 __all__ = [

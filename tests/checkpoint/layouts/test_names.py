@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from maskformer.checkpoint.layouts.names import NameMap
+from maskformer.checkpoint.layouts.layout import NameMap
 
 NAMES = NameMap(
     [

@@ -1,0 +1,50 @@
+"""What a query decoder is, and the registry that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` chooses from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from detectron2.config import CfgNode
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+from maskformer.structures import MaskPredictions, check_choice
+
+from ..pixel_decoders import DecodedFeatures
+
+QUERY_DECODER_REGISTRY: Registry = Registry("QUERY_DECODER")
+
+
+class QueryDecoder(nn.Module, ABC):
+    """Decoded features -> the class and the mask of each query; built from (cfg, in_channels)."""
+
+    @abstractmethod
+    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
+        """Predict Q classes and masks.
+
+        Args:
+            feature: (B, in_channels, rows, columns), what queries attend to.
+            decoded: the pixel decoder's.
+
+        Returns:
+            Predictions of every supervised layer while training, else of the last one alone (L = 1).
+        """
+
+    @abstractmethod
+    def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:
+        """The same up to the product with pixel embeddings: (L,B,Q,K+1) class logits, (L,B,Q,C) mask embeddings."""
+
+
+def build_query_decoder(cfg: CfgNode, in_channels: int) -> QueryDecoder:
+    """Build the query decoder that the configuration names.
+
+    Args:
+        cfg: ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``, and what that decoder reads.
+        in_channels: of the feature that queries attend to.
+
+    Raises:
+        InputError: no query decoder has that name.
+    """
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    check_choice(name, (key for key, _ in QUERY_DECODER_REGISTRY), "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME")
+    return QUERY_DECODER_REGISTRY.get(name)(cfg, in_channels)
