@@ -25,9 +25,6 @@ _PUBLIC = {"_exit", "_replace"}  # os._exit and namedtuple's, which are document
 
 # "file: attribute" -> why no public name does it. It only shrinks.
 FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {
-    "maskformer/modeling/backbones/frozen_norm.py: __class__": "Detectron2 builds its own convolutions, by class",
-    "maskformer/modeling/backbones/frozen_norm.py: _version": "nothing else tells that a buffer was written to",
-    "maskformer/modeling/backbones/residual.py: __class__": "Detectron2 builds its own blocks, by class",
     "maskformer/runs/failures.py: _on_queue_feeder_error": "without it a full /dev/shm lets a training wait for ever",
 }
 
