@@ -128,20 +128,22 @@ class RunError(_Sentence, RuntimeError):
     """
 
 
-def check_choice(value: object, options: Iterable[str], key: str) -> None:
+def check_choice(value: object, options: Iterable[Any], key: str) -> None:
     """Refuse what is none of the options.
 
     Args:
         value: of the key.
-        options: names in a registry.
+        options: names in a registry, or others that can be sorted.
         key: of the configuration.
 
     Raises:
         InputError: it lists the options.
     """
-    names = sorted(options)
-    if value not in names:
-        raise InputError(f"{key} is {value!r}, expected one of {', '.join(names)}.")
+    known = sorted(options)
+    if value not in known:
+        raise InputError(
+            f"{key} is {value!r}, expected one of {', '.join(str(option) or repr('') for option in known)}."
+        )
 
 
 @dataclass(frozen=True)

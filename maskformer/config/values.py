@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-from maskformer.structures import InputError
+from maskformer.structures import InputError, check_choice
 
 _Check = Callable[[Any], bool]
 
@@ -240,11 +240,9 @@ def check_values(cfg: CfgNode) -> None:
         for key in keys.split():
             if not all(check(number) for number in _numbers(_at(cfg, key))):
                 raise InputError(f"{key} is {_at(cfg, key)}, expected {expected}.")
-    registered = {key: tuple(sorted(name for name, _ in registry)) for key, registry in _REGISTRIES.items()}
+    registered = {key: tuple(name for name, _ in registry) for key, registry in _REGISTRIES.items()}
     for key, choices in {**_CHOICES, **registered}.items():
-        if _at(cfg, key) not in choices:
-            listed = ", ".join(str(choice) or "''" for choice in choices)
-            raise InputError(f"{key} is {_at(cfg, key)!r}, expected one of {listed}.")
+        check_choice(_at(cfg, key), choices, key)
     for key, expected, check_whole in _WHOLE:
         if not check_whole(_at(cfg, key), cfg):
             raise InputError(f"{key} is {_at(cfg, key)!r}, expected {expected}.")

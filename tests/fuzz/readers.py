@@ -23,7 +23,7 @@ from safetensors.torch import save
 from maskformer.checkpoint import read_weights
 from maskformer.config import load_config
 from maskformer.data.datasets.own import load_instances, load_panoptic
-from maskformer.data.files.reading import read_class_map, read_image, read_label_map
+from maskformer.data.files.reading import read_class_map, read_label_map, read_picture
 from maskformer.data.mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
 from maskformer.data.mappers.base import TrainingMapper
 from maskformer.data.transforms.augmentations import LabelledImage, ResizedCrop, build_flip, build_resize, crop_recipe
@@ -160,7 +160,7 @@ def _mapper(kind: type[TrainingMapper]) -> TrainingMapper:
 def use_picture(content: bytes, folder: Path) -> None:
     """An image, as a mapper reads it."""
     (folder / "input.jpg").write_bytes(content)
-    image = read_image(str(folder / "input.jpg"), "BGR")
+    image = np.asarray(read_picture(str(folder / "input.jpg")))
     assert image.dtype == np.uint8 and image.shape[2:] == (3,)
     if image.size < 10**6:
         ResizedCrop(build_resize([8], 16, "choice"))(LabelledImage(image))

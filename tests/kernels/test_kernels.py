@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskformer.kernels import availability, find_kernels, import_loops, loops
+from maskformer.kernels import dispatch, find_kernels, import_loops, loops
 from maskformer.losses import pairwise_mask_costs
 
 
@@ -47,13 +47,13 @@ def test_without_numba_all_is_computed_by_operators_and_said_once(
     logits, targets = torch.randn(5, 60) * 4, (torch.rand(3, 60) > 0.5).float()
     compiled = pairwise_mask_costs(logits, targets)
     monkeypatch.setitem(sys.modules, "numba", None)  # what Python has where a module cannot be imported
-    availability._has_numba.cache_clear()
+    dispatch._has_numba.cache_clear()
     try:
         assert import_loops() is None
         operators = pairwise_mask_costs(logits, targets)
         pairwise_mask_costs(logits, targets)
     finally:
-        availability._has_numba.cache_clear()
+        dispatch._has_numba.cache_clear()
     for one, other in zip(compiled, operators):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     said = [record.getMessage() for record in caplog.records if "pip install numba" in record.getMessage()]
@@ -76,7 +76,7 @@ def copied(tmp_path: Path) -> Path:
     """A folder with a copy of the loops, where nothing is kept yet."""
     source = Path(loops.__file__).parent
     (tmp_path / "kernels").mkdir()
-    for name in ("compiling.py", "interpolation.py", "loops.py"):
+    for name in ("interpolation.py", "loops.py"):
         shutil.copy(source / name, tmp_path / "kernels" / name)
     return tmp_path
 

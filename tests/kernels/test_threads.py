@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from maskformer.kernels.threads import for_each
+from maskformer.kernels.dispatch import for_each
 
 CPU = torch.device("cpu")
 

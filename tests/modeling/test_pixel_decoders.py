@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from interfaces import PixelDecoderTests
 from torch.nn import functional as F
 
 from maskformer.config import load_config
@@ -56,3 +57,16 @@ def test_unknown_pixel_decoder_is_refused_with_the_valid_names():
         InputError, match=r"PIXEL_DECODER_NAME is 'FPN'.*BasePixelDecoder, TransformerEncoderPixelDecoder"
     ):
         build_pixel_decoder(cfg, SHAPES)
+
+
+class TestBase(PixelDecoderTests):
+    build = staticmethod(lambda shapes, mask_dim: BasePixelDecoder(shapes, convs_dim=8, mask_dim=mask_dim, norm="LN"))
+
+
+class TestTransformerEncoder(PixelDecoderTests):
+    build = staticmethod(
+        lambda shapes, mask_dim: TransformerEncoderPixelDecoder(
+            shapes, convs_dim=8, mask_dim=mask_dim, norm="", num_encoder_layers=2,
+            num_heads=2, dim_feedforward=16, dropout=0.0, pre_norm=False,
+        )
+    )  # fmt: skip

@@ -8,11 +8,14 @@ import io
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from interfaces import BackboneTests
 from torch import nn
 from torch.nn import functional as F
 
-from maskformer.modeling import fold_frozen_norms
+from maskformer.config import load_config
+from maskformer.modeling import build_backbone_by_name, fold_frozen_norms
 from maskformer.modeling.backbones.resnet import FrozenNormConv2d
+from maskformer.structures import InputError
 
 
 @pytest.fixture
@@ -88,3 +91,27 @@ def test_what_is_folded_follows_the_statistics(network):
             change(model[0].norm)
         torch.testing.assert_close(folded(images), network(images), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(folded.float()(images.float()).double(), network(images), rtol=1e-4, atol=1e-4)
+
+
+THIN = {
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3"],
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+}
+
+
+def build_resnet() -> nn.Module:
+    return build_backbone_by_name(load_config("", [str(word) for pair in THIN.items() for word in pair]))
+
+
+class TestResNet(BackboneTests):
+    build = staticmethod(build_resnet)
+
+
+def test_an_unknown_backbone_is_refused_with_those_there_are():
+    cfg = load_config("")
+    cfg.MODEL.BACKBONE.NAME = "Mine"
+    with pytest.raises(InputError, match=r"MODEL.BACKBONE.NAME.*'Mine'.*D2SwinTransformer"):
+        build_backbone_by_name(cfg)

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from interfaces import BackboneTests
 from torch.nn import functional as F
 
 from maskformer.config import load_config
@@ -302,3 +303,7 @@ def test_configured_stages_are_frozen():
     cfg = load_config("", ["MODEL.BACKBONE.NAME", "D2SwinTransformer", "MODEL.BACKBONE.FREEZE_AT", "5"])
     model = D2SwinTransformer(cfg, ShapeSpec(channels=3))
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+class TestSwin(BackboneTests):
+    build = staticmethod(lambda: thin_swin(out_features=("res2", "res3")))

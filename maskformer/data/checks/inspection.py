@@ -18,8 +18,8 @@ from ..files.reading import (
     check_declared_size,
     check_same_size,
     read_class_map,
-    read_image,
     read_label_map,
+    read_picture,
     read_segment_ids,
 )
 from ..mappers.targets import number_annotated_segments
@@ -61,7 +61,7 @@ class Inspection:
         """Look at one image and its labels; a file that cannot be used becomes a problem."""
         self.images += 1
         try:
-            image = read_image(record["file_name"], "RGB")
+            image = np.asarray(read_picture(record["file_name"]))
             check_declared_size(record, image)
             counts, num_segments = self._count(record, image)
         except InputError as error:

@@ -1,1 +1,1 @@
-"""Files of strangers, read with their limits: images, JSON, COCO annotations and run lengths."""
+"""Files from anywhere, read with limits: images, JSON, masks of annotated instances."""

@@ -82,23 +82,6 @@ def refuse_what_is_no_file(path: str) -> None:
         raise BadImageError(f"{path} cannot be read: it is a {kind}; expected a file. Leave it out, or restore it.")
 
 
-def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Read a picture, upright as its EXIF orientation says.
-
-    Args:
-        file_name: JPEG, PNG or another file that Pillow reads.
-        image_format: "RGB" or "BGR" (``INPUT.FORMAT``).
-
-    Returns:
-        (H,W,3) uint8.
-
-    Raises:
-        BadImageError: see ``read_picture``.
-    """
-    pixels = np.asarray(read_picture(file_name))
-    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
-
-
 def read_label_map(
     file_name: str, num_classes: int, ignore_label: int, label_values: LabelValues | None = None
 ) -> np.ndarray:

@@ -67,15 +67,26 @@ class TrainingMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read ``INPUT`` and the metadata of the first training dataset."""
+        """Read ``INPUT`` and the metadata of the first training dataset.
+
+        Raises:
+            InputError: a key has a wrong value, or Detectron2's configuration was not completed by ours.
+        """
         if not is_train:
             raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
         ignore_label = _ignore_label(cfg)
+        try:
+            shape_options = cls.shape_options(cfg, ignore_label)
+        except AttributeError as error:  # CfgNode's, of the key's last part
+            raise InputError(
+                f"The configuration has no {error}, which {cls.__name__} needs; expected one of "
+                "maskformer.config.load_config, or call add_maskformer_config on it."
+            ) from error
         return {
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_label": ignore_label,
-            **cls.shape_options(cfg, ignore_label),
+            **shape_options,
         }
 
     @classmethod

@@ -27,13 +27,14 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read ``INPUT`` as all mappers do; there is no label map for the area limit of a crop."""
+        arguments = super().from_config(cfg, is_train)
         limit = cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA
         if cfg.INPUT.CROP.ENABLED and limit < 1.0:
             raise InputError(
                 f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {limit}; expected 1.0 with mask_former_instance, whose "
                 "datasets have no semantic label to measure areas in."
             )
-        return super().from_config(cfg, is_train)
+        return arguments
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``annotations``; see the base class."""

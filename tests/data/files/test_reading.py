@@ -16,8 +16,8 @@ from maskformer.data.files.reading import (
     MAX_PIXELS_VARIABLE,
     check_declared_size,
     check_same_size,
-    read_image,
     read_label_map,
+    read_picture,
     read_segment_ids,
 )
 from maskformer.structures import BadImageError, InputError
@@ -25,10 +25,13 @@ from maskformer.structures import BadImageError, InputError
 Write = Callable[[str, Any], str]
 
 
-def test_image_is_read_in_the_wanted_channel_order(write_png: Write) -> None:
+def read_image(path: str) -> np.ndarray:
+    return np.asarray(read_picture(path))
+
+
+def test_image_is_read_as_red_green_and_blue(write_png: Write) -> None:
     path = write_png("image.png", [[[1, 2, 3]]])
-    assert read_image(path, "RGB").tolist() == [[[1, 2, 3]]]
-    assert read_image(path, "BGR").tolist() == [[[3, 2, 1]]]
+    assert read_image(path).tolist() == [[[1, 2, 3]]]
 
 
 @pytest.mark.parametrize("read", [read_segment_ids, lambda path: read_label_map(path, 3, 255)])
@@ -86,7 +89,7 @@ def test_panoptic_label_with_one_channel_is_refused(write_png: Write) -> None:
 
 
 READERS = {
-    "Image": lambda path: read_image(path, "RGB"),
+    "Image": lambda path: read_image(path),
     "Label": lambda path: read_label_map(path, 3, 255),
     "Panoptic label": read_segment_ids,
 }
@@ -140,7 +143,7 @@ def test_pictures_are_turned_upright_as_detectron2_turns_them(tmp_path: Path, or
     file_name = str(tmp_path / f"turned.{suffix}")
     pixels = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file_name, exif=exif)
-    np.testing.assert_array_equal(read_image(file_name, "RGB"), detection_utils.read_image(file_name, "RGB"))
+    np.testing.assert_array_equal(read_image(file_name), detection_utils.read_image(file_name, "RGB"))
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -155,40 +158,40 @@ def test_unusual_and_impossible_paths(tmp_path: Path, name: str):
     path = str(tmp_path / name)
     if len(name) < 100 and name.isprintable():
         Image.new("RGB", (3, 2)).save(path)
-        assert read_image(path, "RGB").shape == (2, 3, 3)
+        assert read_image(path).shape == (2, 3, 3)
     else:
         with pytest.raises(BadImageError, match=r"^Image file .* cannot be read: "):
-            read_image(path, "RGB")
+            read_image(path)
 
 
 def test_cmyk_palette_grey_and_transparency_become_rgb(tmp_path: Path):
     for mode, colour in (("CMYK", (0, 0, 0, 0)), ("L", 255), ("LA", (255, 9)), ("RGBA", (255, 255, 255, 9)), ("1", 1)):
         path = tmp_path / f"{mode}.tif"
         Image.new(mode, (3, 2), colour).save(path)
-        assert (read_image(str(path), "RGB") == 255).all(), mode
+        assert (read_image(str(path)) == 255).all(), mode
     palette = Image.new("P", (3, 2), 1)
     palette.putpalette([0, 0, 0, 1, 2, 3])
     palette.save(tmp_path / "p.png")
-    assert read_image(str(tmp_path / "p.png"), "RGB")[0, 0].tolist() == [1, 2, 3]
+    assert read_image(str(tmp_path / "p.png"))[0, 0].tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bit_grey_is_divided_by_256(tmp_path: Path, suffix: str):
     Image.fromarray(np.array([[0, 256, 65535]], np.uint16)).save(tmp_path / f"a.{suffix}")
-    assert read_image(str(tmp_path / f"a.{suffix}"), "RGB")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+    assert read_image(str(tmp_path / f"a.{suffix}"))[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
 
 
 def test_16_bit_picture_that_would_be_black_is_refused(tmp_path: Path):
     Image.fromarray(np.array([[0, 255]], np.uint16)).save(tmp_path / "a.png")
     with pytest.raises(BadImageError, match=r"a\.png cannot be used: .*values end at 255.*save 8 bits\.$"):
-        read_image(str(tmp_path / "a.png"), "RGB")
+        read_image(str(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_picture_of_no_known_range_is_refused(tmp_path: Path, dtype: type):
     Image.fromarray(np.zeros((2, 2), dtype)).save(tmp_path / "a.tif")
     with pytest.raises(BadImageError, match="no known range: save 8 or 16 bits"):
-        read_image(str(tmp_path / "a.tif"), "RGB")
+        read_image(str(tmp_path / "a.tif"))
 
 
 def write_huge(path: Path, width: int, height: int) -> str:
@@ -207,26 +210,26 @@ def write_huge(path: Path, width: int, height: int) -> str:
 @pytest.mark.parametrize("size", [(10_000, 9_000), (60_000, 60_000)])  # Pillow warns of the first, refuses the second
 def test_absurdly_large_image_is_refused_with_the_variable_to_change(tmp_path: Path, size: tuple[int, int]):
     with pytest.raises(BadImageError, match=rf"cannot be used: it is too large .*raise .*{MAX_PIXELS_VARIABLE}\.$"):
-        read_image(write_huge(tmp_path / "a.png", *size), "RGB")
+        read_image(write_huge(tmp_path / "a.png", *size))
 
 
 @pytest.mark.parametrize("size", [(2048, 2731), (6000, 8000)])
 def test_sizes_of_mapillary_pass_the_limit(tmp_path: Path, size: tuple[int, int]):
     with pytest.raises(BadImageError, match="truncated"):
-        read_image(write_huge(tmp_path / "a.png", *size), "RGB")
+        read_image(write_huge(tmp_path / "a.png", *size))
 
 
 def test_limit_of_pixels_can_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # restored afterwards
     Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, "30")
-    assert read_image(str(tmp_path / "a.png"), "RGB").shape == (5, 6, 3)
+    assert read_image(str(tmp_path / "a.png")).shape == (5, 6, 3)
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, "29")
     with pytest.raises(BadImageError, match="6 x 5 pixels, 29 in all are allowed"):
-        read_image(str(tmp_path / "a.png"), "RGB")
+        read_image(str(tmp_path / "a.png"))
     monkeypatch.setenv(MAX_PIXELS_VARIABLE, "many")
     with pytest.raises(InputError, match=f"{MAX_PIXELS_VARIABLE} is 'many'"):
-        read_image(str(tmp_path / "a.png"), "RGB")
+        read_image(str(tmp_path / "a.png"))
 
 
 def test_label_that_fits_the_stored_pixels_of_a_turned_image_is_refused_with_the_reason(tmp_path: Path):
@@ -235,7 +238,7 @@ def test_label_that_fits_the_stored_pixels_of_a_turned_image_is_refused_with_the
     image_file, label_file = str(tmp_path / "a.jpg"), str(tmp_path / "a.png")
     Image.new("RGB", (12, 8)).save(image_file, exif=exif)
     Image.new("L", (12, 8)).save(label_file)
-    image, stored = read_image(image_file, "RGB"), read_label_map(label_file, 3, 255)
+    image, stored = read_image(image_file), read_label_map(label_file, 3, 255)
     message = r"stored as 12 x 8 with the EXIF orientation 6, .*remove the tag"
     with pytest.raises(BadImageError, match=message):
         check_same_size(image, image_file, stored, label_file)

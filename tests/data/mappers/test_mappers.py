@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as rle
 import pytest
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
@@ -346,6 +346,15 @@ class TestFromConfig:
         assert MaskFormerSemanticDatasetMapper(cfg, True).ignore_label == 255
         with pytest.raises(ValueError, match="InferenceMapper"):
             MaskFormerSemanticDatasetMapper(cfg, False)
+
+    @pytest.mark.parametrize("mapper_class", [MaskFormerSemanticDatasetMapper, MaskFormerInstanceDatasetMapper])
+    def test_configuration_without_our_keys_is_refused_with_the_key(
+        self, mapper_class: type, register_dataset: Callable
+    ) -> None:
+        cfg = get_cfg()
+        cfg.DATASETS.TRAIN = (register_dataset("tiny_train", []),)
+        with pytest.raises(InputError, match=r"no SINGLE_CATEGORY_MAX_AREA.*add_maskformer_config"):
+            mapper_class(cfg)
 
     def test_area_limit_is_refused_where_there_is_no_label_map(
         self, make_config: Callable[..., CfgNode], register_dataset: Callable

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ...files.reading import check_same_size, read_image, read_rgb
+from ...files.reading import check_same_size, read_picture, read_rgb
 from ..registration import read_categories
 from .files import Job, pair_files, write_image
 
@@ -30,7 +30,7 @@ def find_full(folder: Path) -> list[tuple[Path, Path]]:
 def prepare_full(job: Job) -> None:
     """Write one image and its label: sources image and ``_seg.png``, targets JPEG and TIFF."""
     (image_file, label_file), (image_target, label_target) = job.sources, job.targets
-    image, colours = read_image(str(image_file), "RGB"), read_rgb(str(label_file), "Label")
+    image, colours = np.asarray(read_picture(str(image_file))), read_rgb(str(label_file), "Label")
     check_same_size(image, str(image_file), colours, str(label_file))
     size = limit_short_side(image.shape[1], image.shape[0])
     label_map = decode_classes(colours)

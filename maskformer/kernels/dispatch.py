@@ -1,4 +1,4 @@
-"""Independent pieces of work on a CPU, each in a thread of its own.
+"""How work on a CPU is done: by compiled loops where they can be used, and independent pieces in threads of their own.
 
 PyTorch lets its threads share each operator and wait for each other at its end. Where operators take some 50
 microseconds, as in the pieces of the losses, waiting is half of the time; threads that each compute whole pieces do not
@@ -8,15 +8,55 @@ wait. docs/performance.md has the times.
 from __future__ import annotations
 
 import functools
+import importlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import TypeVar
 
 import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
+
+
+def find_kernels(*tensors: Tensor) -> ModuleType | None:
+    """The module of compiled loops, or None: the same is then computed by PyTorch's operators, which takes longer.
+
+    Args:
+        tensors: what is to be looped over.
+
+    Returns:
+        ``maskformer.kernels.loops`` if Numba is installed and all tensors are float32 on a CPU, in a place without
+        gradients.
+    """
+    return import_loops() if all(_suits(tensor) for tensor in tensors) else None
+
+
+def _suits(tensor: Tensor) -> bool:
+    wants_gradient = tensor.requires_grad and torch.is_grad_enabled()
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and not wants_gradient
+
+
+def import_loops() -> ModuleType | None:
+    """``maskformer.kernels.loops``, compiled; None, said once, if Numba is not installed."""
+    # At first use: importing Numba takes as long as a tenth of importing PyTorch, and not every run computes on a CPU.
+    return importlib.import_module("maskformer.kernels.loops") if _has_numba() else None
+
+
+@functools.cache
+def _has_numba() -> bool:
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        logger.warning("Losses and inference on a CPU take longer without Numba (%s): pip install numba", error)
+        return False
+    return True
 
 
 def for_each(work: Callable[[_Item], None], items: Sequence[_Item], device: torch.device) -> None:
