@@ -48,6 +48,9 @@ from .shapes import generate_shapes
 Scores = dict[str, dict[str, float | None]]  # percent, by kind of result and metric
 
 CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
+WEIGHTS = Path("model_final.pth")
+METRICS = Path("demo", "metrics.json")  # the scores on held-out images
+PAGE = Path("gallery", "index.html")  # written last
 NUM_PICTURES = 8  # rows of the gallery
 LOSS_WINDOW = 20  # iterations: the loss that is shown is their median
 SCORES = (("semantic", "sem_seg", "mIoU"), ("panoptic", "panoptic_seg", "PQ"), ("instance", "segm", "AP"))
@@ -61,6 +64,7 @@ class Demo:
 
     Attributes:
         cfg: with a real device, seed and output folder.
+        folder: where all results go.
         num_train: training images.
         num_val: held-out images.
         datasets: the folder of all datasets.
@@ -68,30 +72,11 @@ class Demo:
     """
 
     cfg: CfgNode
+    folder: Path
     num_train: int
     num_val: int
     datasets: Path
     console: TextIO
-
-    @property
-    def folder(self) -> Path:
-        """Where all results go."""
-        return Path(self.cfg.OUTPUT_DIR)
-
-    @property
-    def weights(self) -> Path:
-        """The trained model."""
-        return self.folder / "model_final.pth"
-
-    @property
-    def metrics(self) -> Path:
-        """The scores on held-out images."""
-        return self.folder / "demo" / "metrics.json"
-
-    @property
-    def page(self) -> Path:
-        """The gallery's page, written last."""
-        return self.folder / "gallery" / "index.html"
 
     def say(self, text: str) -> None:
         """Print a line on the console."""
@@ -119,17 +104,14 @@ def run(demo: Demo) -> None:
 
 def prepare_dataset(demo: Demo) -> None:
     """Draw the built-in dataset, unless it is there with the same number of images."""
-    lines: list[ProgressLine] = []
+    drawn: list[ProgressLine] = []
 
-    def progress(done: int, total: int) -> None:
-        if not lines:
-            lines.append(demo.progress("[1/4] Drawing the dataset", total=total, unit="images"))
-        lines[0].advance(done - lines[0].n)
+    def progress(jobs: Sequence[Any]) -> ProgressLine:
+        drawn.append(demo.progress("[1/4] Drawing the dataset", items=jobs, unit="images"))
+        return drawn[0]
 
     folder = generate_shapes(demo.datasets, num_train=demo.num_train, num_val=demo.num_val, progress=progress)
-    if lines:
-        lines[0].close()
-    else:
+    if not drawn:
         demo.say(f"[1/4] Reusing the dataset in {folder}")
     register_all(demo.datasets)
 
@@ -187,8 +169,8 @@ class ProgressHook(HookBase):
 
 def train(demo: Demo) -> None:
     """Train, or go on with an interrupted training; at Ctrl-C, the trainer saves first."""
-    if demo.weights.is_file():
-        demo.say(f"[2/4] Reusing the model {demo.weights}")
+    if (demo.folder / WEIGHTS).is_file():
+        demo.say(f"[2/4] Reusing the model {demo.folder / WEIGHTS}")
         return
     trainer = DemoTrainer(demo.cfg)
     trainer.resume_or_load(resume=True)
@@ -201,33 +183,29 @@ def train(demo: Demo) -> None:
 
 def evaluate(demo: Demo) -> Scores:
     """Measure the model on the held-out images and write ``metrics.json``."""
-    settings = _settings_hash(demo, of_training=False)
-    if _is_newer(demo.metrics, demo.weights):
-        content = json.loads(demo.metrics.read_text())
+    file, settings, dataset = demo.folder / METRICS, _settings_hash(demo, of_training=False), demo.cfg.DATASETS.TEST[0]
+    if _is_newer(file, demo.folder / WEIGHTS):
+        content = json.loads(file.read_text())
         if content["settings"] == settings:
-            demo.say(f"[3/4] Reusing the scores {demo.metrics}")
+            demo.say(f"[3/4] Reusing the scores {file}")
             return content["scores"]
-    loader = Trainer.build_test_loader(demo.cfg, demo.cfg.DATASETS.TEST[0])
-    evaluator = Trainer.build_evaluator(demo.cfg, demo.cfg.DATASETS.TEST[0])
+    loader, evaluator = Trainer.build_test_loader(demo.cfg, dataset), Trainer.build_evaluator(demo.cfg, dataset)
     batches = demo.progress("[3/4] Evaluating", items=loader, unit="images")
     measured = inference_on_dataset(_load_predictor(demo).model, batches, evaluator)
-    scores = {kind: {name: _or_none(score) for name, score in values.items()} for kind, values in measured.items()}
-    facts = {"dataset": demo.cfg.DATASETS.TEST[0], "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
-    content = {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": scores}
-    with unfinished(demo.metrics) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    scores = {  # JSON has no NaN
+        kind: {name: score if math.isfinite(score) else None for name, score in values.items()}
+        for kind, values in measured.items()
+    }
+    facts = {"dataset": dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER, "seed": demo.cfg.SEED}
+    with unfinished(file) as temporary:
+        temporary.write_text(json.dumps({**facts, "settings": settings, "scores": scores}, indent=1) + "\n")
     return scores
-
-
-def _or_none(score: float) -> float | None:
-    """JSON has no NaN."""
-    return score if math.isfinite(score) else None
 
 
 def _load_predictor(demo: Demo) -> Predictor:
     cfg = demo.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = str(demo.weights)
+    cfg.MODEL.WEIGHTS = str(demo.folder / WEIGHTS)
     return Predictor.from_config(cfg)
 
 
@@ -243,8 +221,9 @@ def main_scores(scores: Scores) -> list[tuple[str, str, float]]:
 
 def draw_gallery(demo: Demo, scores: Scores) -> None:
     """Draw some held-out images: a picture each, all in one, and a page."""
-    if _is_newer(demo.page, demo.metrics):
-        demo.say(f"[4/4] Reusing the gallery {demo.page}")
+    page = demo.folder / PAGE
+    if _is_newer(page, demo.folder / METRICS):
+        demo.say(f"[4/4] Reusing the gallery {page}")
         return
     segment = _load_predictor(demo)
     classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
@@ -252,16 +231,16 @@ def draw_gallery(demo: Demo, scores: Scores) -> None:
     rows = []
     for record in demo.progress("[4/4] Drawing the gallery", items=records, unit="images"):
         rows.append(gallery.join_row(gallery.make_row(record, segment, classes)))
-        write_picture(demo.page.with_name(Path(record["file_name"]).stem + ".png"), rows[-1])
-    write_picture(demo.page.with_name("gallery.png"), gallery.make_sheet(rows))
+        write_picture(page.with_name(Path(record["file_name"]).stem + ".png"), rows[-1])
+    write_picture(page.with_name("gallery.png"), gallery.make_sheet(rows))
     curve = gallery.draw_curve(gallery.read_losses(demo.folder / "metrics.json"))
-    write_picture(demo.page.with_name("loss.png"), curve)
+    write_picture(page.with_name("loss.png"), curve)
     summary = (
         f"Trained from scratch on {demo.num_train} drawn images for {demo.cfg.SOLVER.MAX_ITER} iterations; "
         f"measured on {demo.num_val} others, in percent."
     )
-    page = gallery.make_page("MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
-    demo.page.write_text(page, encoding="utf-8")
+    content = gallery.make_page("MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
+    page.write_text(content, encoding="utf-8")
 
 
 def report(demo: Demo, scores: Scores, seconds: float) -> None:
@@ -269,7 +248,8 @@ def report(demo: Demo, scores: Scores, seconds: float) -> None:
     demo.say(f"\nOn {demo.num_val} held-out images, in percent:")
     for task, metric, value in main_scores(scores):
         demo.say(f"  {task:<9} {metric:<5} {value:5.1f}")
-    demo.say(f"\nPictures: {demo.page}\nMetrics:  {demo.metrics}\nModel:    {demo.weights}")
+    for name, path in (("\nPictures:", PAGE), ("Metrics: ", METRICS), ("Model:   ", WEIGHTS)):
+        demo.say(f"{name} {demo.folder / path}")
     demo.say(f"Done in {ProgressLine.format_interval(seconds)}.")
 
 
@@ -291,15 +271,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
-    """Read the configuration, and prepare seed and logs.
-
-    Args:
-        args: what ``build_parser`` parsed.
-        console: where the progress line goes.
-
-    Raises:
-        InputError: a mistake in the arguments or the configuration.
-    """
+    """Read the configuration, and prepare seed and logs; an ``InputError`` names a mistake in them."""
     cfg = load_config(args.config_file, args.opts)
     cfg.OUTPUT_DIR, cfg.SEED = args.output_dir, args.seed
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
@@ -309,7 +281,7 @@ def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
         setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
     seed_all_rng(cfg.SEED)
     datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    return Demo(cfg, args.train_images, args.val_images, datasets, console)
+    return Demo(cfg, Path(cfg.OUTPUT_DIR), args.train_images, args.val_images, datasets, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from maskformer.demo.shapes import generate_shapes
+from maskformer.reports.console import ProgressLine
 from maskformer.structures import InputError
 
 
@@ -22,12 +23,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def show_progress(done: int, total: int) -> None:
-    """One line that is written over, every fifty images."""
-    if done % 50 == 0 or done == total:
-        print(f"\rdrawing shapes: {done} of {total} images", end="\n" if done == total else "", flush=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Generates the dataset, or finds that it is there; returns the exit code."""
     args = build_parser().parse_args(arguments)
@@ -38,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             num_val=args.val,
             image_size=tuple(args.size),
             seed=args.seed,
-            progress=show_progress,
+            progress=lambda jobs: ProgressLine("drawing shapes", items=jobs, unit="images", stream=sys.stdout),
         )
     except InputError as error:
         print(error, file=sys.stderr)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,7 @@ from pycocotools import mask as coco_mask
 
 from maskformer.data.datasets.shapes import CATEGORIES, THINGS
 from maskformer.demo.shapes import generate_shapes
-from maskformer.demo.shapes.scene import MIN_VISIBLE_PIXELS, Scene, overlap
-from maskformer.demo.shapes.sprites import Sprite, make_sprite
+from maskformer.demo.shapes.scene import MIN_VISIBLE_PIXELS, Scene, Sprite, make_sprite
 from maskformer.demo.shapes.writer import scene_of, segment_ids
 from maskformer.structures import InputError
 
@@ -72,22 +72,6 @@ def test_scene_depends_on_seed_split_and_index_only():
     assert np.array_equal(first.image, scene_of(3, "train", 5, SIZE).image)
     for other in (scene_of(4, "train", 5, SIZE), scene_of(3, "val", 5, SIZE), scene_of(3, "train", 6, SIZE)):
         assert not np.array_equal(first.image, other.image)
-
-
-@pytest.mark.parametrize(
-    ("top", "left", "scene_part", "canvas_part"),
-    [
-        (2, 3, (slice(2, 6), slice(3, 8)), (slice(0, 4), slice(0, 5))),
-        (-1, 7, (slice(0, 3), slice(7, 10)), (slice(1, 4), slice(0, 3))),
-    ],
-)
-def test_canvas_that_sticks_out_is_cut_on_the_side_where_it_does(top, left, scene_part, canvas_part):
-    assert overlap(top, left, (4, 5), (8, 10)) == ((..., *scene_part), (..., *canvas_part))
-
-
-def test_canvas_beside_the_scene_has_no_part_in_it():
-    scene_part, canvas_part = overlap(-9, 20, (4, 50), (8, 10))
-    assert np.zeros((8, 10))[scene_part].shape == np.zeros((4, 50))[canvas_part].shape == (0, 0)
 
 
 def test_every_segment_is_visible_and_every_pixel_has_one(scenes):
@@ -216,15 +200,15 @@ def test_more_images_leave_the_first_ones_as_they_were(folder, tmp_path):
     assert len([name for name in more if name.startswith("train/")]) == 4
 
 
-def test_progress_counts_every_image(tmp_path):
-    seen: list[tuple[int, int]] = []
-    generate(tmp_path, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+def test_progress_is_given_every_image(tmp_path):
+    seen: list[list[tuple[str, int]]] = []
+    generate(tmp_path, progress=lambda jobs: seen.append(jobs) or jobs)
+    assert seen == [[("train", 0), ("train", 1), ("train", 2), ("val", 0), ("val", 1)]]
 
 
 def test_second_call_draws_nothing(folder):
-    def fail(done: int, total: int) -> None:
-        raise AssertionError(f"drew {done} of {total}")
+    def fail(jobs: object) -> None:
+        raise AssertionError(f"drew {jobs}")
 
     assert generate(folder.parent, progress=fail) == folder
 
@@ -247,9 +231,9 @@ def test_other_parameters_replace_the_dataset(tmp_path):
 
 
 def test_interruption_keeps_the_old_dataset_and_the_next_call_recovers(tmp_path):
-    def interrupt(done: int, total: int) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+    def interrupt(jobs: list) -> Iterator:
+        yield from jobs[:2]
+        raise KeyboardInterrupt
 
     folder = generate(tmp_path)
     old = contents(folder)

@@ -12,7 +12,7 @@ def test_command_writes_the_dataset_and_says_where(tmp_path, capsys):
     manifest = json.loads((tmp_path / "shapes" / "shapes.json").read_text())
     assert (manifest["image_size"], manifest["seed"]) == ([64, 80], 3)
     output = capsys.readouterr().out
-    assert "3 of 3 images\n" in output
+    assert "drawing shapes: 3/3 [" in output
     assert output.endswith(f"the shapes dataset is in {tmp_path / 'shapes'}\n")
 
 

@@ -5,8 +5,6 @@ Pictures are planes first while they are drawn, (3, height, width) float32 RGB 0
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import cv2
 import numpy as np
 
@@ -28,17 +26,8 @@ _SANDS = ((222, 198, 150), (208, 178, 128), (228, 208, 172), (210, 182, 150))
 _FLOWERS = ((255, 255, 250), (255, 222, 80), (250, 150, 190), (190, 150, 240))
 
 
-def smooth_noise(rng: np.random.Generator, size: Size, cell: tuple[float, float]) -> np.ndarray:
-    """Make noise about as rough as ``cell``, of mean 0 and a deviation near 0.7.
-
-    Args:
-        rng: the source of randomness.
-        size: (height, width) in pixels.
-        cell: (height, width) in pixels of one patch of the noise.
-
-    Returns:
-        (height, width) float32.
-    """
+def _smooth_noise(rng: np.random.Generator, size: Size, cell: tuple[float, float]) -> np.ndarray:
+    """Make float32 noise in patches of about ``cell`` (height, width) pixels, of mean 0 and a deviation near 0.7."""
     grid = rng.standard_normal([int(np.ceil(s / c)) + 1 for s, c in zip(size, cell, strict=True)], dtype=np.float32)
     return cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -73,27 +62,27 @@ def _down(size: Size) -> np.ndarray:
     return np.broadcast_to(np.linspace(0, 1, size[0], dtype=np.float32)[:, None], size)
 
 
-def sky(rng: np.random.Generator, size: Size) -> np.ndarray:
+def _sky(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Paint a gradient with soft clouds."""
     top, horizon, cloud = (rgb(*color) for color in _SKIES[rng.integers(len(_SKIES))])
     clear = mix(top, horizon, _down(size))
-    density = sum(smooth_noise(rng, size, (10 * s, 22 * s)) * s for s in (1.0, 0.5, 0.25))
+    density = sum(_smooth_noise(rng, size, (10 * s, 22 * s)) * s for s in (1.0, 0.5, 0.25))
     return mix(clear, cloud, np.clip(density - rng.uniform(-0.1, 0.7), 0, 1) * np.float32(0.85))
 
 
-def water(rng: np.random.Generator, size: Size) -> np.ndarray:
+def _water(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Paint flat waves with glints."""
     color = _pick(rng, _WATERS)
-    waves = smooth_noise(rng, size, (2.6, 15)) + 0.6 * smooth_noise(rng, size, (1.7, 7))
+    waves = _smooth_noise(rng, size, (2.6, 15)) + 0.6 * _smooth_noise(rng, size, (1.7, 7))
     surface = mix(color * 1.2, color * 0.85, _down(size)) + 15 * waves
     return mix(surface, rgb(235, 245, 250), np.clip(waves - 1.1, 0, 0.7))
 
 
-def grass(rng: np.random.Generator, size: Size) -> np.ndarray:
+def _grass(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Paint upright blades, patches of light and dark, and now and then flowers."""
     color = _pick(rng, _GRASSES)
-    patches = smooth_noise(rng, size, (22, 30))
-    blades = smooth_noise(rng, size, (5.5, 1.4)) + 0.5 * smooth_noise(rng, size, (9, 2.5))
+    patches = _smooth_noise(rng, size, (22, 30))
+    blades = _smooth_noise(rng, size, (5.5, 1.4)) + 0.5 * _smooth_noise(rng, size, (9, 2.5))
     meadow = color * (1 + 0.1 * patches + 0.16 * blades)
     flowers = np.zeros(size, np.float32)
     for _ in range(int(size[0] * size[1] * rng.choice([0, 0.001, 0.002]))):
@@ -101,20 +90,15 @@ def grass(rng: np.random.Generator, size: Size) -> np.ndarray:
     return mix(meadow, rgb(*_FLOWERS[rng.integers(len(_FLOWERS))]), flowers)
 
 
-def sand(rng: np.random.Generator, size: Size) -> np.ndarray:
+def _sand(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Paint fine grains over bent ripples."""
     color = _pick(rng, _SANDS)
     y, x = np.ogrid[: size[0], : size[1]]
-    phase = (y + rng.uniform(-0.5, 0.5) * x).astype(np.float32) / rng.uniform(5, 8) + smooth_noise(rng, size, (20, 30))
+    phase = (y + rng.uniform(-0.5, 0.5) * x).astype(np.float32) / rng.uniform(5, 8) + _smooth_noise(rng, size, (20, 30))
     return color * (1 + 0.035 * np.sin(2 * np.pi * phase) + 0.04 * white_noise(rng, size))
 
 
-SURFACES: dict[str, Callable[[np.random.Generator, Size], np.ndarray]] = {
-    "sky": sky,
-    "water": water,
-    "grass": grass,
-    "sand": sand,
-}
+_SURFACES = {"sky": _sky, "water": _water, "grass": _grass, "sand": _sand}
 
 
 def _waves(rng: np.random.Generator, phase: np.ndarray) -> np.ndarray:
@@ -177,7 +161,7 @@ def draw_landscape(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np
     for name, coverage in _layers(rng, size):
         rows = np.flatnonzero(coverage.any(axis=1))
         part = slice(rows[0], rows[-1] + 1)  # paint no more than shows
-        surface = SURFACES[name](rng, (len(rows), size[1]))
+        surface = _SURFACES[name](rng, (len(rows), size[1]))
         canvas[:, part] = mix(canvas[:, part], surface, coverage[part])
         categories[coverage >= 0.5] = INDEX_OF[name]
     return canvas, categories

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,11 @@ MANIFEST = "shapes.json"
 FORMAT_VERSION = 2  # raise it whenever the pictures or the files change: what older versions wrote is then drawn anew
 _JPEG_QUALITY = 92
 
+_PICTURES = ("", "panoptic_", "sem_seg_")  # beginnings of the folders of a split
+
 Record = dict[str, Any]
+Job = tuple[str, int]  # split and index of an image
+Progress = Callable[[Sequence[Job]], Iterable[Job]]
 
 
 def scene_of(seed: int, split: str, index: int, image_size: tuple[int, int]) -> Scene:
@@ -58,17 +62,13 @@ def _segment_records(scene: Scene, ids: np.ndarray) -> tuple[list[Record], list[
     masks = np.ascontiguousarray(scene.segment_map.T) == np.arange(len(ids), dtype=np.uint8)[:, None, None]
     encoded = coco_mask.encode(masks.view(np.uint8).T)  # pycocotools takes (height, width, segments), columns first
     areas, boxes = coco_mask.area(encoded).tolist(), coco_mask.toBbox(encoded).astype(int).tolist()
-    common = [
-        {"category_id": dataset_id(category), "area": area, "bbox": box, "iscrowd": 0}
-        for category, area, box in zip(scene.categories, areas, boxes, strict=True)
-    ]
-    segments = [{"id": segment_id, **record} for segment_id, record in zip(ids.tolist(), common, strict=True)]
-    instances = [
-        {**record, "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
-        for category, record, rle in zip(scene.categories, common, encoded, strict=True)
-        if CATEGORIES[category].is_thing
-    ]
-    return segments, instances
+    segments, things = [], []
+    for category, segment_id, area, box, rle in zip(scene.categories, ids.tolist(), areas, boxes, encoded, strict=True):
+        record = {"category_id": dataset_id(category), "area": area, "bbox": box, "iscrowd": 0}
+        segments.append({"id": segment_id, **record})
+        if CATEGORIES[category].is_thing:
+            things.append({**record, "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}})
+    return segments, things
 
 
 def _write_pictures(folder: Path, split: str, stem: str, scene: Scene, ids: np.ndarray) -> None:
@@ -76,8 +76,7 @@ def _write_pictures(folder: Path, split: str, stem: str, scene: Scene, ids: np.n
     jpeg = _encode(".jpg", scene.image, cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY)
     (folder / split / f"{stem}.jpg").write_bytes(jpeg)
     colors = np.stack([ids, ids >> 8, ids >> 16], axis=1).astype(np.uint8)
-    tables = {"panoptic": colors, "sem_seg": np.array(scene.categories, np.uint8)}
-    for kind, table in tables.items():
+    for kind, table in (("panoptic", colors), ("sem_seg", np.array(scene.categories, np.uint8))):
         picture = table.take(scene.segment_map, axis=0)
         (folder / f"{kind}_{split}" / f"{stem}.png").write_bytes(_encode(".png", picture))
 
@@ -89,42 +88,29 @@ def _category_records(categories: tuple[Category, ...]) -> list[Record]:
     ]
 
 
-def _write_split(folder: Path, split: str, parameters: Record, step: Callable[[], None]) -> None:
-    """Draw and write all images of a split, then its JSON files; call ``step`` after each image."""
-    for kind in ("", "panoptic_", "sem_seg_"):
-        (folder / f"{kind}{split}").mkdir()
-    images: list[Record] = []
-    annotations: list[Record] = []
-    instances: list[Record] = []
+def _write_all(folder: Path, parameters: Record, progress: Progress) -> None:
+    """Draw the whole dataset into a new folder; JSON files follow the images, and the manifest comes last."""
+    for name in (*(f"{kind}{split}" for split in SPLITS for kind in _PICTURES), "annotations"):
+        (folder / name).mkdir(parents=True)
     height, width = parameters["image_size"]
-    for index in range(parameters[f"num_{split}"]):
+    images: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    annotations: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    instances: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for split, index in progress([(s, index) for s in SPLITS for index in range(parameters[f"num_{s}"])]):
         scene = scene_of(parameters["seed"], split, index, (height, width))
         stem, image_id, ids = f"{index:06d}", index + 1, segment_ids(scene.categories)
         _write_pictures(folder, split, stem, scene, ids)
         segments, things = _segment_records(scene, ids)
-        images.append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
-        annotations.append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments})
-        instances += [{"id": len(instances) + n, "image_id": image_id, **thing} for n, thing in enumerate(things, 1)]
-        step()
+        images[split].append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
+        annotations[split].append({"image_id": image_id, "file_name": f"{stem}.png", "segments_info": segments})
+        first_id = len(instances[split]) + 1
+        instances[split] += [{"id": n, "image_id": image_id, **thing} for n, thing in enumerate(things, first_id)]
     for name, records, categories in (("panoptic", annotations, CATEGORIES), ("instances", instances, THINGS)):
-        content = {"images": images, "annotations": records, "categories": _category_records(categories)}
-        (folder / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
-
-
-def _write_all(folder: Path, parameters: Record, progress: Callable[[int, int], None] | None) -> None:
-    """Write the whole dataset into a new folder; the manifest comes last."""
-    total, done = sum(parameters[f"num_{split}"] for split in SPLITS), 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
-    (folder / "annotations").mkdir(parents=True)
-    for split in SPLITS:
-        _write_split(folder, split, parameters, step)
-    (folder / MANIFEST).write_text(_manifest(parameters))
+        shared = {"categories": _category_records(categories)}
+        for split in SPLITS:
+            content = {"images": images[split], "annotations": records[split], **shared}
+            (folder / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
+    (folder / MANIFEST).write_text(json.dumps(parameters, indent=1))
 
 
 def _check(parameters: Record) -> None:
@@ -136,31 +122,17 @@ def _check(parameters: Record) -> None:
         raise InputError(f"shapes: image_size is {size}, expected {MIN_SIDE} or more each way; change image_size.")
 
 
-def _manifest(parameters: Record) -> str:
-    return json.dumps(parameters, indent=1)
-
-
 def _is_complete(folder: Path, parameters: Record) -> bool:
     """Tell whether a folder holds just what these parameters give: the same manifest, and no image or label missing."""
     if not folder.exists() or not any(folder.iterdir()):
         return False
     if not (folder / MANIFEST).is_file():
         raise InputError(f"{folder} exists without {MANIFEST}, so it is not ours to replace; move it or change root.")
-    if (folder / MANIFEST).read_text() != _manifest(parameters):
+    if (folder / MANIFEST).read_text() != json.dumps(parameters, indent=1):
         return False
-    counts = {f"{kind}{s}": parameters[f"num_{s}"] for s in SPLITS for kind in ("", "panoptic_", "sem_seg_")}
+    counts = {f"{kind}{s}": parameters[f"num_{s}"] for s in SPLITS for kind in _PICTURES}
     counts["annotations"] = 2 * len(SPLITS)
     return all(len(list((folder / name).glob("*.*"))) == count for name, count in counts.items())
-
-
-def _replace(folder: Path, written: Path) -> None:
-    """Put a finished folder in the place of an older one, if there is any."""
-    outdated = folder.with_name(f"{folder.name}.outdated")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if folder.exists():
-        folder.rename(outdated)
-    written.rename(folder)
-    shutil.rmtree(outdated, ignore_errors=True)
 
 
 def generate_shapes(
@@ -170,7 +142,7 @@ def generate_shapes(
     num_val: int = 200,
     image_size: tuple[int, int] = (128, 160),
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = iter,
 ) -> Path:
     """Write the dataset to ``root/shapes``, unless it is there already with the same parameters.
 
@@ -183,7 +155,7 @@ def generate_shapes(
         num_val: images held out.
         image_size: (height, width) in pixels.
         seed: 0 or more; other seeds give other scenes.
-        progress: called with the images done and the images in all, after each.
+        progress: gives the images that it gets to draw and shows how far they are; called if there is any to draw.
 
     Returns:
         The dataset's folder.
@@ -206,7 +178,12 @@ def generate_shapes(
             if partial.exists():
                 shutil.rmtree(partial)
             _write_all(partial, parameters, progress)
-            _replace(folder, partial)
+            outdated = folder.with_name(f"{FOLDER}.outdated")
+            shutil.rmtree(outdated, ignore_errors=True)
+            if folder.exists():
+                folder.rename(outdated)
+            partial.rename(folder)
+            shutil.rmtree(outdated, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error}); choose another folder with root.") from error
     return folder
