@@ -37,11 +37,6 @@ INK = "#282c34"
 PAGE_JPEG_QUALITY = 88
 
 
-def read_annotation(record: dict[str, Any]) -> PanopticResult:
-    """The annotated segments of a Detectron2 panoptic dataset dict."""
-    return PanopticResult(torch.tensor(read_segment_ids(record["pan_seg_file_name"])), record["segments_info"])
-
-
 def make_row(
     record: dict[str, Any], segment: Callable[[np.ndarray], dict[str, Any]], classes: ClassTable
 ) -> list[np.ndarray]:
@@ -61,7 +56,8 @@ def make_row(
         "instances": lambda: draw_instances(image, read_instances(output), classes, scale=SCALE),
     }
     results = [draw() if name in output else np.full_like(enlarged, 255) for name, draw in drawings.items()]
-    return [enlarged, draw_panoptic(image, read_annotation(record), classes, scale=SCALE), *results]
+    annotated = PanopticResult(torch.tensor(read_segment_ids(record["pan_seg_file_name"])), record["segments_info"])
+    return [enlarged, draw_panoptic(image, annotated, classes, scale=SCALE), *results]
 
 
 def join_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -72,19 +68,14 @@ def join_row(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 def make_sheet(rows: Sequence[np.ndarray]) -> np.ndarray:
     """All rows under one another, with headings."""
-    width = rows[0].shape[1]
-    gap = np.full((GAP, width, 3), BACKGROUND, dtype=np.uint8)
-    parts = [part for row in rows for part in (gap, row)][1:]
-    return np.concatenate([_headings(width), *parts], axis=0)
-
-
-def _headings(width: int) -> np.ndarray:
-    dpi = 100
+    width, dpi = rows[0].shape[1], 100
     figure = Figure(figsize=((width + 0.01) / dpi, (HEADING_HEIGHT + 0.01) / dpi), dpi=dpi)  # matplotlib truncates
     for index, heading in enumerate(HEADINGS):
         middle = (index + 0.5) / len(HEADINGS)
         figure.text(middle, 0.5, heading, color=INK, fontsize=19, ha="center", va="center")
-    return _to_picture(figure)
+    gap = np.full((GAP, width, 3), BACKGROUND, dtype=np.uint8)
+    parts = [part for row in rows for part in (gap, row)][1:]
+    return np.concatenate([_to_picture(figure), *parts], axis=0)
 
 
 def _to_picture(figure: Figure) -> np.ndarray:

@@ -41,11 +41,6 @@ class Source:
         """An image or a video, as the name's ending says; an unknown ending is tried as an image."""
         return cls(path, is_video=Path(path).suffix.lower() in VIDEO_SUFFIXES)
 
-    @classmethod
-    def of_camera(cls, index: int) -> Source:
-        """A camera by index."""
-        return cls(f"camera_{index}", is_video=True, camera=index)
-
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
     """The files that paths, folders and globs stand for, in order and each once; whoever reads them finds bad ones.
@@ -69,8 +64,8 @@ def _expand(pattern: str) -> list[str]:
         return [os.path.join(pattern, name) for name in names]
     if os.path.lexists(pattern):
         return [pattern]
-    found = glob.glob(pattern, recursive=True)
-    matches = sorted(path for path in found if _has_known_ending(os.path.basename(path)) or not os.path.isdir(path))
+    found = sorted(glob.glob(pattern, recursive=True))
+    matches = [path for path in found if _has_known_ending(os.path.basename(path)) or not os.path.isdir(path)]
     if not matches:
         raise InputError(
             f"No file matches the input {pattern}. Give images, folders, globs or videos; KEY VALUE options come last, "
@@ -117,50 +112,38 @@ def digest(path: str) -> str:
         raise BadImageError(f"{path} cannot be read: {error.strerror or error}. Restore it or leave it out.") from error
 
 
-@dataclass(frozen=True)
 class Video:
     """An open video file or camera; iterating gives (height,width,3) uint8 RGB frames, once.
 
     Attributes:
         frame_rate: frames a second.
         num_frames: as the file's header says; None for cameras and files that do not say.
+
+    Raises:
+        BadImageError: it cannot be opened.
     """
 
-    frame_rate: float
-    num_frames: int | None
-    capture: cv2.VideoCapture
-
-    @classmethod
-    def open(cls, source: Source) -> Video:
-        """Open a video file or a camera.
-
-        Raises:
-            BadImageError: it cannot be opened.
-        """
+    def __init__(self, source: Source):
         if source.camera is None:
             reading.refuse_what_is_no_file(source.name)
-            capture = cv2.VideoCapture(name_for_opencv(source.name))
+            self._capture = cv2.VideoCapture(name_for_opencv(source.name))
         else:
-            capture = cv2.VideoCapture(source.camera)
-        if not capture.isOpened():
+            self._capture = cv2.VideoCapture(source.camera)
+        if not self._capture.isOpened():
             raise BadImageError(f"{source.name} cannot be opened; expected a video file or the index of a camera.")
-        frame_rate = capture.get(cv2.CAP_PROP_FPS)
-        num_frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        return cls(
-            frame_rate=frame_rate if 0 < frame_rate < 1000 else DEFAULT_FRAME_RATE,  # NaN and 0 mean "unknown"
-            num_frames=num_frames if num_frames > 0 else None,
-            capture=capture,
-        )
+        frame_rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.frame_rate = frame_rate if 0 < frame_rate < 1000 else DEFAULT_FRAME_RATE  # NaN and 0 mean "unknown"
+        self.num_frames: int | None = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0) or None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         try:
             while True:
-                is_read, frame = self.capture.read()
+                is_read, frame = self._capture.read()
                 if not is_read:
                     return
                 yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # OpenCV's frames are BGR
         finally:
-            self.capture.release()
+            self._capture.release()
 
 
 def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
@@ -180,8 +163,16 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
             _output_in(output, source, is_alone=counts[source.is_video, Path(source.name).stem] == 1)
             for source in sources
         ]
+    elif len(sources) > 1:
+        raise InputError(f"--output {output} is a file, but there are {len(sources)} inputs: give a folder.")
     else:
-        outputs = [_only_output(output, sources)]
+        suffixes = WRITABLE_VIDEO_SUFFIXES if sources[0].is_video else IMAGE_SUFFIXES
+        if Path(output).suffix.lower() not in suffixes:
+            raise InputError(
+                f"--output {output} ends in {Path(output).suffix}; expected one of {' '.join(suffixes)} for "
+                f"{sources[0].name}, or a folder (end it with /)."
+            )
+        outputs = [Path(output)]
     _check_names(sources, outputs)
     return outputs
 
@@ -192,18 +183,6 @@ def _output_in(folder: str, source: Source, *, is_alone: bool) -> Path:
     suffix = name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"
     stem = name.stem if is_alone or not name.suffix else f"{name.stem}_{name.suffix[1:]}"
     return Path(folder, stem + (WRITABLE_VIDEO_SUFFIXES[0] if source.is_video else suffix))
-
-
-def _only_output(output: str, sources: Sequence[Source]) -> Path:
-    if len(sources) > 1:
-        raise InputError(f"--output {output} is a file, but there are {len(sources)} inputs: give a folder.")
-    suffixes = WRITABLE_VIDEO_SUFFIXES if sources[0].is_video else IMAGE_SUFFIXES
-    if Path(output).suffix.lower() not in suffixes:
-        raise InputError(
-            f"--output {output} ends in {Path(output).suffix}; expected one of {' '.join(suffixes)} for "
-            f"{sources[0].name}, or a folder (end it with /)."
-        )
-    return Path(output)
 
 
 def ids_path(output: Path, suffix: str) -> Path:

@@ -63,24 +63,15 @@ def encode_instances(instances: Instances, classes: ClassTable) -> IdMap:
     for index in np.argsort(scores, kind="stable").tolist():  # the best comes last and lies on top
         image[masks[index]] = index + 1
     is_overlapping = bool((masks.sum(axis=0) > 1).any())
-    segments = [
-        {
-            "id": index + 1,
-            "category_id": category,
-            "category_name": classes.names[category],
-            "score": score,
-            "area": int(mask.sum()),
-            **({"segmentation": _to_rle(mask)} if is_overlapping else {}),
-        }
-        for index, (category, score, mask) in enumerate(zip(categories, scores, masks, strict=True))
-    ]
+    segments = []
+    for index, (category, score, mask) in enumerate(zip(categories, scores, masks, strict=True)):
+        named = {"id": index + 1, "category_id": category, "category_name": classes.names[category]}
+        segments.append({**named, "score": score, "area": int(mask.sum())})
+        if is_overlapping:
+            rle = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
+            segments[-1]["segmentation"] = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
     encoding = "pixel value = segment id; where segments overlap, the one with the higher score"
     return IdMap(image, {"encoding": encoding, "void_id": 0, "overlapping": is_overlapping, "segments_info": segments})
-
-
-def _to_rle(mask: np.ndarray) -> dict[str, Any]:
-    rle = rle_codec.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 @dataclass(frozen=True)
@@ -138,12 +129,11 @@ def choose_task(cfg: CfgNode, name: str | None = None) -> Task:
     Raises:
         InputError: the model has it, or all of them, switched off.
     """
-    switches = cfg.MODEL.MASK_FORMER.TEST
-    if name is not None and not switches[TASKS[name].switch]:
-        raise InputError(f"--task {name}, but {_switch_key(TASKS[name])} is False; expected True, or another --task.")
     for task in TASKS.values():
-        if task.name == name or (name is None and switches[task.switch]):
+        if cfg.MODEL.MASK_FORMER.TEST[task.switch] and name in (task.name, None):
             return task
+    if name is not None:
+        raise InputError(f"--task {name}, but {_switch_key(TASKS[name])} is False; expected True, or another --task.")
     raise InputError(f"The model gives no result: one of {', '.join(map(_switch_key, TASKS.values()))} must be True.")
 
 

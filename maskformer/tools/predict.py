@@ -60,21 +60,16 @@ class Annotator:
         """What the JSON of one image says first, and by which another one in its place is told."""
         return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
 
-    def result(self, image: np.ndarray) -> Any:
-        """What the model gives of the task, on the CPU."""
-        return self.task.read(self.segment(image))
-
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
-        return self.task.draw(image, self.result(image), self.classes)
+        return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
 
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
-    facts, image = annotator.facts_of(source), read_picture(source.name)
-    result = annotator.result(image)
-    picture = annotator.task.draw(image, result, annotator.classes)
-    ids = annotator.task.encode(result, annotator.classes)
+    facts, image, task = annotator.facts_of(source), read_picture(source.name), annotator.task
+    result = task.read(annotator.segment(image))
+    picture, ids = task.draw(image, result, annotator.classes), task.encode(result, annotator.classes)
     forget_ids(output)
     write_picture(output, picture)
     write_ids(output, ids, facts, annotator.classes)
@@ -82,8 +77,7 @@ def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
 
 def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
     """Write a video with every frame drawn; Ctrl-C ends the recording of a camera."""
-    video = Video.open(source)
-    num_frames = 0
+    video, num_frames = Video(source), 0
     with (
         VideoFile(output, video.frame_rate) as file,
         ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
@@ -157,7 +151,7 @@ def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
         try:
             with _named(source):
                 if source.is_video:
-                    _show(map(annotator.picture, Video.open(source)), wait=1)
+                    _show(map(annotator.picture, Video(source)), wait=1)
                 else:
                     _show([annotator.picture(read_picture(source.name))], wait=0)
         except BadImageError as error:
@@ -200,9 +194,7 @@ def build_parser() -> argparse.ArgumentParser:
     inputs = parser.add_mutually_exclusive_group(required=True)
     inputs.add_argument("--input", nargs="+", metavar="PATH", help="images, videos, folders and globs")
     inputs.add_argument("--video-input", metavar="FILE", help="a video file, whatever its name ends in")
-    inputs.add_argument(
-        "--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="a camera, the first by default"
-    )
+    inputs.add_argument("--webcam", nargs="?", type=int, const=0, metavar="INDEX", help="by default the first camera")
     parser.add_argument("--output", metavar="PATH", help="file (for one input) or folder; else a window opens")
     parser.add_argument(
         "--resume",
@@ -258,7 +250,7 @@ def predict(args: argparse.Namespace) -> int:
         InputError: a mistake in the arguments.
     """
     if args.webcam is not None:
-        sources = [Source.of_camera(args.webcam)]
+        sources = [Source(f"camera_{args.webcam}", is_video=True, camera=args.webcam)]
     elif args.video_input is not None:
         sources = [Source(args.video_input, is_video=True)]
     else:

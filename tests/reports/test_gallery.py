@@ -26,12 +26,6 @@ def make_record(folder: Path) -> dict[str, Any]:
     return {**names, "segments_info": segments}
 
 
-def test_annotation_is_read_as_24_bit_ids(tmp_path: Path) -> None:
-    result = gallery.read_annotation(make_record(tmp_path))
-    assert result.segment_map[:8].unique().tolist() == [261]
-    assert result.segment_map[8:].unique().tolist() == [0]
-
-
 def test_row_has_a_picture_for_each_heading_and_blanks_for_missing_results(tmp_path: Path) -> None:
     scores = torch.zeros(2, 16, 20)
     scores[1] = 1

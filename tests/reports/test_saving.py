@@ -118,7 +118,7 @@ def test_video_comes_back_with_its_frames_in_order_and_its_colours(tmp_path: Pat
     with VideoFile(tmp_path / f"clip{suffix}", frame_rate=10) as file:
         for frame in colored_frames():
             file.write(frame)
-    video = Video.open(Source.of_file(str(file.path)))
+    video = Video(Source.of_file(str(file.path)))
     assert video.frame_rate == pytest.approx(10)
     assert video.num_frames == 3
     for read, written in zip(list(video), colored_frames(), strict=True):
@@ -134,7 +134,7 @@ def test_video_is_not_written_through_a_planted_link(tmp_path: Path) -> None:
     with VideoFile(folder / "clip.mp4", frame_rate=10) as file:
         file.write(colored_frames()[0])
     assert outside.read_text() == "theirs"
-    assert len(list(Video.open(Source.of_file(str(folder / "clip.mp4"))))) == 1
+    assert len(list(Video(Source.of_file(str(folder / "clip.mp4"))))) == 1
 
 
 def test_nothing_is_left_of_a_video_that_failed(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_missing_codec_falls_back_to_the_next_container(tmp_path: Path, monkeypa
     with VideoFile(tmp_path / "clip.mp4", frame_rate=10) as file:
         file.write(colored_frames()[0])
     assert file.path == tmp_path / "clip.avi"
-    assert len(list(Video.open(Source.of_file(str(file.path))))) == 1
+    assert len(list(Video(Source.of_file(str(file.path))))) == 1
 
 
 def test_no_codec_at_all_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

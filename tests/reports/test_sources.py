@@ -97,11 +97,13 @@ def test_picture_of_dangerous_size_is_named(tmp_path: Path, monkeypatch: pytest.
 def test_unreadable_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_bytes(b"no video")
     with pytest.raises(InputError, match=r"clip\.mp4 cannot be opened"):
-        Video.open(Source.of_file(str(tmp_path / "clip.mp4")))
+        Video(Source.of_file(str(tmp_path / "clip.mp4")))
 
 
 def test_outputs_in_a_folder_keep_the_name_and_ending() -> None:
-    sources = [Source.of_file(path) for path in ("in/a.jpg", "in/b.mov", "in/c.gif")] + [Source.of_camera(0)]
+    sources = [Source.of_file(path) for path in ("in/a.jpg", "in/b.mov", "in/c.gif")] + [
+        Source("camera_0", is_video=True, camera=0)
+    ]
     assert [str(path) for path in plan_outputs(sources, "out")] == [
         "out/a.jpg",
         "out/b.mp4",

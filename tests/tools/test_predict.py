@@ -411,7 +411,7 @@ def test_video_is_drawn_frame_by_frame(run: Run, images: Path) -> None:
             file.write(frame)
     out = images.parent / "out.mp4"
     assert run("--video-input", images / "clip.mp4", "--confidence-threshold", 1.0, "--output", out) == 0
-    video = Video.open(Source.of_file(str(out)))
+    video = Video(Source.of_file(str(out)))
     drawn = list(video)
     assert video.frame_rate == pytest.approx(5)
     assert len(drawn) == 3
