@@ -56,8 +56,10 @@ class ClassTable:
     def of(cls, classes: Classes | None, num_classes: int) -> ClassTable:
         """What a model knows of its K classes; numbers and made-up colours where it knows none."""
         names = tuple(f"class {index}" for index in range(num_classes)) if classes is None else classes.names
-        colors = None if classes is None else classes.colors
-        return cls(names, _made_up_colors(num_classes) if colors is None else _to_unit(colors))
+        if classes is None or classes.colors is None:
+            hues = (index * GOLDEN_RATIO % 1 for index in range(num_classes))
+            return cls(names, tuple(colorsys.hls_to_rgb(hue, 0.5, 0.7) for hue in hues))
+        return cls(names, tuple((red / 255, green / 255, blue / 255) for red, green, blue in classes.colors))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,14 +67,6 @@ class ClassTable:
     def label(self, index: int) -> str:
         """The first of a class's names: some datasets give several, parted by commas."""
         return self.names[index].split(",")[0]
-
-
-def _to_unit(colors: Sequence[Sequence[int]]) -> tuple[Color, ...]:
-    return tuple((red / 255, green / 255, blue / 255) for red, green, blue in colors)
-
-
-def _made_up_colors(count: int) -> tuple[Color, ...]:
-    return tuple(colorsys.hls_to_rgb(index * GOLDEN_RATIO % 1, 0.5, 0.7) for index in range(count))
 
 
 def draw_semantic(image: np.ndarray, class_map: np.ndarray, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
@@ -98,11 +92,14 @@ def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable
         scale: size of the picture over size of the image.
     """
     segment_map = result.segment_map.cpu().numpy()
-    stuff = [segment for segment in result.segments_info if not segment["isthing"]]
-    things = [segment for segment in result.segments_info if segment["isthing"]]
-    layers = [_stuff_layer(segment_map == segment["id"], classes, segment["category_id"]) for segment in stuff]
-    masks = [segment_map == segment["id"] for segment in things]
-    categories = [segment["category_id"] for segment in things]
+    layers, masks, categories = [], [], []
+    for segment in result.segments_info:
+        mask, category = segment_map == segment["id"], segment["category_id"]
+        if segment["isthing"]:
+            masks.append(mask)
+            categories.append(category)
+        else:
+            layers.append(_stuff_layer(mask, classes, category))
     layers += _thing_layers(masks, categories, [classes.label(category) for category in categories], classes)
     return _paint(image, layers, scale)
 
@@ -130,8 +127,17 @@ def _stuff_layer(mask: np.ndarray, classes: ClassTable, index: int) -> Layer:
 def _thing_layers(
     masks: list[np.ndarray], categories: list[int], labels: list[str], classes: ClassTable
 ) -> list[Layer]:
-    colors = _thing_colors([classes.colors[category] for category in categories])
-    return [Layer(mask, color, color, label) for mask, color, label in zip(masks, colors, labels, strict=True)]
+    """Turn the hue of every further thing of one colour, left and right of it in turn."""
+    seen: Counter[Color] = Counter()
+    layers = []
+    for mask, category, label in zip(masks, categories, labels, strict=True):
+        color = classes.colors[category]
+        turn = (seen[color] + 1) // 2 * (1 if seen[color] % 2 else -1)
+        seen[color] += 1
+        hue, lightness, saturation = colorsys.rgb_to_hls(*color)
+        varied = colorsys.hls_to_rgb((hue + turn * HUE_STEP) % 1, lightness, saturation)
+        layers.append(Layer(mask, varied, varied, label))
+    return layers
 
 
 def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int) -> np.ndarray:
@@ -147,8 +153,10 @@ def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int) -> np.ndarray
     figure, axes = visualizer.output.fig, visualizer.output.ax
     axes.set_position((0, 0, picture.shape[1] / figure.bbox.width, picture.shape[0] / figure.bbox.height))
     for layer in layers:
-        for outline in _outlines(layer.mask):
-            visualizer.draw_polygon(outline, layer.color, edge_color=layer.edge_color, alpha=0)
+        contours, _ = cv2.findContours(layer.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        for contour in contours:  # (points,1,2) x and y of pixels along the edges, those of holes included
+            if len(contour) > 2:
+                visualizer.draw_polygon(contour[:, 0] + 0.5, layer.color, edge_color=layer.edge_color, alpha=0)
     for layer in layers:
         _write_label(visualizer, layer)
     return visualizer.output.get_image()
@@ -160,12 +168,6 @@ def _enlarge(pixels: np.ndarray, scale: int) -> np.ndarray:
     return cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
 
 
-def _outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """(points,2) x and y of pixel centres along the edges, those of holes included."""
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    return [contour[:, 0] + 0.5 for contour in contours if len(contour) > 2]
-
-
 def _write_label(visualizer: Visualizer, layer: Layer) -> None:
     framed = np.pad(layer.mask, 1).astype(np.uint8)  # the picture's border is an edge too
     depth = cv2.distanceTransform(framed, cv2.DIST_L2, 5)[1:-1, 1:-1]
@@ -174,15 +176,3 @@ def _write_label(visualizer: Visualizer, layer: Layer) -> None:
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     lighter = tuple((1 + value) / 2 for value in layer.color)  # labels stand on black
     visualizer.draw_text(layer.label, (x, y - LABEL_HALF_HEIGHT), color=lighter)
-
-
-def _thing_colors(colors: Sequence[Color]) -> list[Color]:
-    """Turn the hue of every further thing of one colour, left and right of it in turn."""
-    seen: Counter[Color] = Counter()
-    varied = []
-    for color in colors:
-        turn = (seen[color] + 1) // 2 * (1 if seen[color] % 2 else -1)
-        seen[color] += 1
-        hue, lightness, saturation = colorsys.rgb_to_hls(*color)
-        varied.append(colorsys.hls_to_rgb((hue + turn * HUE_STEP) % 1, lightness, saturation))
-    return varied

@@ -75,7 +75,10 @@ def read_curve(path: Path, rank: int = 0) -> LossCurve:
     Raises:
         InputError: the file cannot be read, holds no losses, or none of that rank.
     """
-    lines = _read_lines(path)
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"Log {path} cannot be read: {error.strerror}. Expected a text file.") from error
     records = [record for record in map(parse_line, lines) if record is not None]
     if records:
         return _curve_of_records(path, records, rank)
@@ -87,14 +90,6 @@ def read_curve(path: Path, rank: int = 0) -> LossCurve:
         )
     iterations, losses = zip(*entries, strict=True)
     return LossCurve(path, np.array(iterations), np.array(losses, dtype=float), span=METRICS_SPAN)
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return list(file)
-    except OSError as error:
-        raise InputError(f"Log {path} cannot be read: {error.strerror}. Expected a text file.") from error
 
 
 def _curve_of_records(path: Path, records: list[TcappdllRecord], rank: int) -> LossCurve:
@@ -159,7 +154,7 @@ def pair(sdaa: LossCurve, cuda: LossCurve) -> LossPairs:
     Raises:
         InputError: they have no iteration in common.
     """
-    of_sdaa, of_cuda = ({int(i): loss for i, loss in zip(c.iterations, c.losses)} for c in (sdaa, cuda))
+    of_sdaa, of_cuda = (dict(zip(c.iterations.tolist(), c.losses)) for c in (sdaa, cuda))
     common = sorted(of_sdaa.keys() & of_cuda.keys())
     if not common:
         raise InputError(

@@ -2,18 +2,26 @@
 
 The vendor's takes signed means over the pairs that both logs have, and drops pairs with a NaN. So a loss that
 collapses, noise that alternates and lines that are missing all pass. The strict one looks at the size of every
-difference and at every stretch of the run.
+difference, at every stretch of the run, at losses that are not there and at runs that were started differently.
 
 Letters in the sentences: s is a loss with SDAA, c the one with CUDA, which is the reference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
-from .curves import LossPairs
+from maskformer.structures import InputError
+
+from .curves import LossCurve, LossPairs
+
+SETTING_KEYS = ("SEED", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "DATASETS.TRAIN")
 
 RELATIVE_LIMIT = 0.05
 ABSOLUTE_LIMIT = 0.0002
@@ -62,29 +70,43 @@ def apply_vendor_rule(pairs: LossPairs) -> VendorReport:
         return VendorReport(float(np.mean(difference / told.cuda)), float(np.mean(difference)))
 
 
+def _limit(default: float, option: str, meaning: str) -> Any:
+    """A limit, the option of ``compare_loss`` that sets it, and its help with what was measured."""
+    return field(default=default, metadata={"option": option, "help": f"{meaning} (default: %(default)s)"})
+
+
 @dataclass(frozen=True)
 class Thresholds:
-    """Limits of the strict verdict, as fractions; the reasons for the defaults are in the help of ``compare_loss``.
+    """Limits of the strict verdict, as fractions; the epilog of ``compare_loss`` says what "same" and "order" are."""
 
-    Attributes:
-        first: most that the first losses may differ by.
-        bias: most that the signed mean of the differences may be, on either side.
-        mean: most that the mean size of a difference may be.
-        p95: most that the 95th percentile of the sizes may be.
-        window: losses in a stretch of the run.
-        window_error: most that the means of any stretch may differ by.
-        variation: least ratio of the steps' standard deviations in any stretch, the smaller over the larger.
-        correlation: least correlation of the steps from loss to loss; 0 switches it off.
-    """
-
-    first: float = 0.02
-    bias: float = 0.05
-    mean: float = 0.10
-    p95: float = 0.30
-    window: int = 50
-    window_error: float = 0.10
-    variation: float = 0.25
-    correlation: float = 0.4
+    first: float = _limit(
+        0.02,
+        "--first-tolerance",
+        "difference of the first losses; same 0.000001, half precision rounds by 0.0005, order 0.028",
+    )
+    bias: float = _limit(
+        0.05, "--bias-tolerance", "signed mean of the differences, on either side: the vendor's limit; same 0.013"
+    )
+    mean: float = _limit(0.10, "--mean-tolerance", "mean size of the differences; same 0.05, order 0.13")
+    p95: float = _limit(0.30, "--p95-tolerance", "95th percentile of their sizes; same 0.18, order 0.36")
+    window: int = _limit(
+        50, "--window", "losses in a stretch; in a shorter one noise remains, in a longer one a failure hides"
+    )
+    window_error: float = _limit(
+        0.10, "--window-tolerance", "difference of the mean losses of any stretch; same 0.03, order 0.07"
+    )
+    variation: float = _limit(
+        0.25,
+        "--min-variation",
+        "ratio of the standard deviations of the steps from loss to loss, the smaller over the larger, in any stretch; "
+        "same 0.8, a constant loss 0",
+    )
+    correlation: float = _limit(
+        0.4,
+        "--min-correlation",
+        "correlation of the steps from loss to loss, which batches of the same order cause; same 0.87, order 0.04; "
+        "looked at where the limit is three standard deviations of chance (86 losses for the default); 0 is never",
+    )
 
 
 @dataclass
@@ -114,12 +136,6 @@ class StrictVerdict:
         """Adds what was measured; a failure says what may be its cause first."""
         (self.measured if passed else self.reasons).append(sentence if passed else cause + sentence)
 
-    def extend(self, other: StrictVerdict) -> None:
-        """Adds another verdict's findings."""
-        self.reasons += other.reasons
-        self.measured += other.measured
-        self.unchecked += other.unchecked
-
     def lines(self) -> list[str]:
         """The verdict, and a line a finding."""
         named = (("reason", self.reasons), ("measured", self.measured), ("not checked", self.unchecked))
@@ -127,25 +143,24 @@ class StrictVerdict:
         return [head, *(f"  {name}: {finding}" for name, findings in named for finding in findings)]
 
 
-def check_losses(pairs: LossPairs, span: int, limits: Thresholds) -> StrictVerdict:
+def check_losses(pairs: LossPairs, span: int, limits: Thresholds, verdict: StrictVerdict) -> None:
     """How far the losses of two aligned curves are apart.
 
     Args:
         pairs: what both logs have.
         span: iterations that one loss is the median of.
         limits: what is allowed.
+        verdict: findings are added.
     """
     usable = pairs.select(np.isfinite(pairs.sdaa) & np.isfinite(pairs.cuda) & (pairs.cuda != 0))
-    verdict = StrictVerdict()
     if not len(usable):
         verdict.reasons.append("there is no pair of finite losses with a reference other than 0")
-        return verdict
+        return
     if span > 1:
         verdict.unchecked.append(f"the first batch: a loss of metrics.json is the median of {span} iterations")
     with np.errstate(all="ignore"):  # what overflows is NaN or infinite, and fails
         for check in (_check_first, _check_sizes, _check_windows, _check_variation, _check_order):
             check(usable, limits, verdict)
-    return verdict
 
 
 def _check_first(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
@@ -244,3 +259,91 @@ def _check_order(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -
     correlation = float(np.corrcoef(sdaa, cuda)[0, 1]) if sdaa.std() > 0 else 0.0
     sentence = f"correlation of the steps from loss to loss: {correlation:.2f} (at least {limits.correlation})"
     verdict.note(correlation >= limits.correlation, sentence, "different seed or data order: ")
+
+
+def check_logs(sdaa: LossCurve, cuda: LossCurve) -> Iterator[str]:
+    """Yields what is wrong with the logs as they are: losses that are not finite, not there or there twice."""
+    for name, curve in (("SDAA", sdaa), ("CUDA", cuda)):
+        yield from _check_one_log(name, curve)
+    ends = int(sdaa.iterations.max()), int(cuda.iterations.max())
+    if ends[0] != ends[1]:
+        yield f"different length: SDAA ends at iteration {ends[0]}, CUDA at {ends[1]}"
+
+
+def _check_one_log(name: str, curve: LossCurve) -> Iterator[str]:
+    wrong = ~np.isfinite(curve.losses)
+    if wrong.any():
+        first = curve.iterations[wrong][0]
+        yield f"{name}: {wrong.sum()} of {len(wrong)} losses are NaN or infinite, the first at iteration {first}"
+    iterations, counts = np.unique(curve.iterations, return_counts=True)
+    if (counts > 1).any():
+        twice = iterations[counts > 1]
+        yield f"{name}: {len(twice)} iterations are there more than once, the first is {twice[0]} (a resumed run?)"
+    distances = np.diff(iterations)
+    if curve.span > 1 and len(distances) and distances[-1] < curve.step:
+        distances = distances[:-1]  # Detectron2 also writes the last iteration
+    gaps = np.flatnonzero(distances != curve.step)
+    if len(gaps):
+        start, end = iterations[gaps[0]], iterations[gaps[0] + 1]
+        yield (
+            f"{name}: {len(gaps)} gaps where iterations are missing, the first between {start} and {end} "
+            f"(there is a loss every {curve.step})"
+        )
+
+
+def check_presence(sdaa: LossCurve, cuda: LossCurve) -> Iterator[str]:
+    """Yields the iterations that only one of two aligned curves has, up to where the shorter one ends."""
+    end = min(sdaa.iterations.max(), cuda.iterations.max())
+    for name, one, other in (("SDAA", sdaa, cuda), ("CUDA", cuda, sdaa)):
+        missing = np.setdiff1d(other.iterations[other.iterations <= end], one.iterations)
+        if len(missing):
+            yield f"{name}: {len(missing)} iterations of the other log are missing, the first is {missing[0]}"
+
+
+def check_settings(sdaa: Path, cuda: Path) -> StrictVerdict:
+    """Whether both runs were started alike, as far as the ``config.yaml`` that Detectron2 writes beside a log tells.
+
+    Args:
+        sdaa: the SDAA log.
+        cuda: the CUDA log.
+
+    Raises:
+        InputError: a ``config.yaml`` holds something else than keys and values.
+    """
+    verdict = StrictVerdict()
+    paths = sdaa.parent / "config.yaml", cuda.parent / "config.yaml"
+    shared = paths[0].resolve() == paths[1].resolve()
+    of_sdaa = _read_settings(paths[0], verdict)
+    of_cuda = of_sdaa if shared else _read_settings(paths[1], verdict)
+    if of_sdaa is None or of_cuda is None:
+        return verdict
+    if shared:
+        verdict.unchecked.append(f"seed and settings: both logs are beside one {paths[0]}, which is of one run")
+    for key in SETTING_KEYS:
+        if of_sdaa[key] != of_cuda[key]:
+            verdict.reasons.append(f"different {key}: {of_sdaa[key]} with SDAA, {of_cuda[key]} with CUDA")
+    return verdict
+
+
+def _read_settings(path: Path, verdict: StrictVerdict) -> dict[str, Any] | None:
+    """The values of SETTING_KEYS, None without a file; a seed that says nothing goes into the verdict."""
+    if not path.is_file():
+        verdict.unchecked.append(f"seed and settings: there is no {path}")
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not the plain YAML that Detectron2 writes beside a log: {reason}.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no keys and values; expected what Detectron2 writes beside a log.")
+    settings = {key: _look_up(content, key) for key in SETTING_KEYS}
+    if not isinstance(settings["SEED"], int) or settings["SEED"] < 0:
+        verdict.reasons.append(f"SEED is not set in {path}, so the two runs cannot be compared")
+    return settings
+
+
+def _look_up(content: Any, key: str) -> Any:
+    for name in key.split("."):
+        content = content.get(name) if isinstance(content, dict) else None
+    return content

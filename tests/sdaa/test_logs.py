@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from loss_cases import make_curve, write_settings
 
-from maskformer.sdaa.logs import check_logs, check_presence, check_settings
-from maskformer.sdaa.verdict import StrictVerdict
+from maskformer.sdaa.verdict import StrictVerdict, check_logs, check_presence, check_settings
 from maskformer.structures import InputError
 
 WHOLE = make_curve([1.0] * 6)

@@ -14,7 +14,9 @@ LIMITS = Thresholds()
 
 
 def judge(sdaa: np.ndarray, cuda: np.ndarray, limits: Thresholds = LIMITS, span: int = 1) -> StrictVerdict:
-    return check_losses(pair_losses(sdaa, cuda), span, limits)
+    verdict = StrictVerdict()
+    check_losses(pair_losses(sdaa, cuda), span, limits, verdict)
+    return verdict
 
 
 def assert_only_reason(verdict: StrictVerdict, *beginnings: str) -> None:
