@@ -8,14 +8,8 @@ from detectron2.config import CfgNode
 
 from maskformer.structures import Classes, InputError
 
-# DEPTH -> blocks a stage, kind of block
-_RESNETS = {
-    18: ([2, 2, 2, 2], "basic"),
-    34: ([3, 4, 6, 3], "basic"),
-    50: ([3, 4, 6, 3], "bottleneck"),
-    101: ([3, 4, 23, 3], "bottleneck"),
-    152: ([3, 8, 36, 3], "bottleneck"),
-}
+# DEPTH -> blocks a stage
+_RESNETS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
@@ -44,12 +38,15 @@ def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
             "INPUT.FORMAT": "RGB",
         },
     )
+    backbones = {"build_resnet_backbone": _describe_resnet, "D2SwinTransformer": _describe_swin}
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in backbones:
+        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's MaskFormer has only {', '.join(backbones)}.")
     names = dict(enumerate(_class_names(cfg, classes)))
-    backbone = _describe_backbone(cfg)
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
-        "backbone_config": backbone,
+        "backbone_config": backbones[name](cfg),
         "decoder_config": {
             "model_type": "detr",
             "d_model": node.HIDDEN_DIM,
@@ -58,9 +55,7 @@ def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
             "decoder_attention_heads": node.NHEADS,
             "encoder_attention_heads": node.NHEADS,
             "decoder_ffn_dim": node.DIM_FEEDFORWARD,
-            "dropout": node.DROPOUT,
-            "attention_dropout": node.DROPOUT,
-            "activation_dropout": node.DROPOUT,
+            **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), node.DROPOUT),
             "use_timm_backbone": False,
             # Never built; without it some versions ask the hub for their default.
             "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
@@ -115,26 +110,17 @@ def _class_names(cfg: CfgNode, classes: Classes | None) -> list[str]:
     ]
 
 
-def _describe_backbone(cfg: CfgNode) -> dict[str, Any]:
-    backbones = {"build_resnet_backbone": _describe_resnet, "D2SwinTransformer": _describe_swin}
-    name = cfg.MODEL.BACKBONE.NAME
-    if name not in backbones:
-        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's MaskFormer has only {', '.join(backbones)}.")
-    return backbones[name](cfg)
-
-
 def _describe_resnet(cfg: CfgNode) -> dict[str, Any]:
     node = cfg.MODEL.RESNETS
-    depths, kind = _RESNETS[node.DEPTH]
-    width = node.RES2_OUT_CHANNELS
-    if kind == "bottleneck":
+    width, is_basic = node.RES2_OUT_CHANNELS, node.DEPTH < 50
+    if not is_basic:
         needed = {"STRIDE_IN_1X1": False, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": width // 4}
         _require(cfg, {f"MODEL.RESNETS.{key}": value for key, value in needed.items()})
     _require(cfg, {"MODEL.RESNETS.STEM_TYPE": "basic", "MODEL.RESNETS.RES5_DILATION": 1})
     return {
         "model_type": "resnet",
-        "layer_type": kind,
-        "depths": depths,
+        "layer_type": "basic" if is_basic else "bottleneck",
+        "depths": _RESNETS[node.DEPTH],
         "embedding_size": node.STEM_OUT_CHANNELS,
         "hidden_sizes": [width * 2**stage for stage in range(4)],
         "hidden_act": "relu",

@@ -25,7 +25,7 @@ from maskformer.data.files.reading import read_segment_ids
 from maskformer.structures import PanopticResult
 
 from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
-from .sources import read_picture
+from .media import read_picture
 from .tasks import read_instances, read_panoptic, read_semantic
 
 SCALE = 3  # of the pictures, over the images

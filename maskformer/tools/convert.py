@@ -39,9 +39,7 @@ SUFFIXES = (".safetensors", ".pth")
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m maskformer.tools.convert", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m maskformer.tools.convert", description=__doc__.split("\n")[0])
     parser.add_argument("source", help="weights of any known layout, or a folder that save_pretrained wrote")
     parser.add_argument("out", help=".safetensors or .pth; with --to hugging-face a folder")
     parser.add_argument("--to", choices=("detectron2", "hugging-face"), default="detectron2")
@@ -66,7 +64,12 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         InputError: the source cannot be read or does not fit, or the model has no counterpart there.
     """
     path = find_weights_file(source)
-    _check_output(path, out, to)
+    if to == "hugging-face" and out.is_file():
+        raise InputError(f"{out} is a file; with --to hugging-face OUT is a folder.")
+    if to == "detectron2" and out.suffix not in SUFFIXES:
+        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(SUFFIXES)}.")
+    if os.path.realpath(path) in (os.path.realpath(out), os.path.realpath(out / "model.safetensors")):
+        raise InputError(f"OUT {out} would overwrite SOURCE; choose another name.")
     if to == "hugging-face" and cfg is None:
         raise InputError("Hugging Face's format describes the model too: give its --config-file.")
     if not os.path.isfile(path):
@@ -87,15 +90,6 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     else:
         report += _write_hugging_face(out, conversion.state, cfg, model.classes)
     return [*report, f"Written: {out}"]
-
-
-def _check_output(path: str, out: Path, to: str) -> None:
-    if to == "hugging-face" and out.is_file():
-        raise InputError(f"{out} is a file; with --to hugging-face OUT is a folder.")
-    if to == "detectron2" and out.suffix not in SUFFIXES:
-        raise InputError(f"OUT is {out}; expected a name that ends in {' or '.join(SUFFIXES)}.")
-    if os.path.realpath(path) in (os.path.realpath(out), os.path.realpath(out / "model.safetensors")):
-        raise InputError(f"OUT {out} would overwrite SOURCE; choose another name.")
 
 
 def _check_against_model(path: str, conversion: Conversion, model: nn.Module, *, complete: bool) -> list[str]:

@@ -28,8 +28,19 @@ from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.saving import VideoFile, forget_ids, has_ids, write_ids, write_picture
-from maskformer.reports.sources import Source, Video, digest, find_sources, plan_outputs, read_picture
+from maskformer.reports.media import (
+    Source,
+    Video,
+    VideoFile,
+    digest,
+    find_sources,
+    forget_ids,
+    has_ids,
+    plan_outputs,
+    read_picture,
+    write_ids,
+    write_picture,
+)
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.structures import BadImageError, InputError, printable

@@ -14,8 +14,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.saving import VideoFile, write_ids, write_picture
-from maskformer.reports.sources import Source, Video
+from maskformer.reports.media import Source, Video, VideoFile, write_ids, write_picture
 from maskformer.reports.tasks import encode_instances, encode_panoptic, encode_semantic
 from maskformer.structures import BadImageError, InputError, PanopticResult
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskformer.reports.sources import Source, Video, find_sources, ids_path, plan_outputs, read_picture
+from maskformer.reports.media import Source, Video, find_sources, ids_path, plan_outputs, read_picture
 from maskformer.structures import InputError
 
 

@@ -19,9 +19,8 @@ from PIL import Image
 
 from maskformer.config import load_config
 from maskformer.predictor import Predictor
-from maskformer.reports import sources
-from maskformer.reports.saving import VideoFile
-from maskformer.reports.sources import Source, Video
+from maskformer.reports import media
+from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.structures import Classes, InputError
 from maskformer.tools import predict
 
@@ -248,7 +247,7 @@ def test_a_picture_without_memory_for_it_is_left_out(
     def read(path: str) -> np.ndarray:
         if path.endswith("a.png"):
             raise MemoryError
-        return sources.read_picture(path)
+        return media.read_picture(path)
 
     monkeypatch.setattr(predict, "read_picture", read)
     assert run("--input", images, "--output", images.parent / "out") == 1
@@ -274,7 +273,7 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(path: str) -> np.ndarray:
         read.append(Path(path).name)
-        return sources.read_picture(path)
+        return media.read_picture(path)
 
     monkeypatch.setattr(predict, "read_picture", counting)
     return read

@@ -1,25 +1,40 @@
-"""What to read and where to write: input patterns, pictures, video frames, names of outputs."""
+"""Images, videos and raw id maps: what to read and where to write, and both; a written file is whole or not there."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
+import io
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from maskformer.data.files import reading
+from maskformer.files import folder_beside, unfinished
 from maskformer.structures import BadImageError, InputError
+
+from .drawing import ClassTable
+from .tasks import IdMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 WRITABLE_VIDEO_SUFFIXES = (".mp4", ".avi")
 DEFAULT_FRAME_RATE = 25.0  # frames a second, where a file or a camera does not say
+JPEG_QUALITY = 92
+# A name that this file alone cannot have (too long, no text, a folder's), or a picture that its format cannot hold.
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL, errno.EISDIR, None)
+# Tried in this order, the ending asked for first: which codecs exist depends on how OpenCV was built.
+VIDEO_CODECS = ((".mp4", "mp4v"), (".avi", "XVID"), (".avi", "MJPG"))
 
 
 @dataclass(frozen=True)
@@ -202,3 +217,122 @@ def _check_names(sources: Sequence[Source], outputs: Sequence[Path]) -> None:
                 )
             if os.path.realpath(written) in read:
                 raise InputError(f"--output {written} would overwrite an input: give another file or folder.")
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an RGB, grey or 16-bit picture in the format that the name ends in; folders are created.
+
+    Raises:
+        BadImageError: this one cannot be written: its name, or the format's limits.
+        InputError: no file can be written there.
+    """
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {"quality": JPEG_QUALITY} if suffix in (".jpg", ".jpeg", ".webp") else {}
+    content = io.BytesIO()
+    with _explained(path):
+        Image.fromarray(picture).save(content, format=Image.registered_extensions()[suffix], **options)
+    _write(path, content.getvalue())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or as it was, whenever the process or the machine stops."""
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(path, flush=True) as temporary:
+            temporary.write_bytes(content)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # the latter of a format's limits
+        kind = BadImageError if getattr(error, "errno", None) in _OF_ONE_FILE else InputError
+        raise kind(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Check --output.") from error
+
+
+def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: ClassTable) -> None:
+    """Write ``NAME_ids.png`` and then ``NAME_ids.json`` beside a picture.
+
+    Args:
+        picture_path: the picture that belongs to them.
+        ids: the encoded result.
+        facts: task, model, dataset and so on; they come first in the JSON.
+        classes: K names.
+    """
+    write_picture(ids_path(picture_path, ".png"), ids.image)
+    height, width = ids.image.shape[:2]
+    named = [{"id": index, "name": name} for index, name in enumerate(classes.names)]
+    content = {**facts, "height": height, "width": width, **ids.meaning, "classes": named}
+    _write(ids_path(picture_path, ".json"), (json.dumps(content, indent=1) + "\n").encode())
+
+
+def has_ids(picture_path: Path, facts: dict[str, Any]) -> bool:
+    """Whether ``write_ids`` wrote a picture's ids with these facts, or more, and both are there."""
+    try:
+        content = json.loads(ids_path(picture_path, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_same = isinstance(content, dict) and all(content.get(key) == value for key, value in facts.items())
+    return is_same and picture_path.is_file() and ids_path(picture_path, ".png").is_file()
+
+
+def forget_ids(picture_path: Path) -> None:
+    """Remove ``NAME_ids.json``, before what belongs to it is written anew; raises ``InputError`` where it cannot."""
+    path = ids_path(picture_path, ".json")
+    with _explained(path):
+        path.unlink(missing_ok=True)
+
+
+class VideoFile:
+    """A video that is written frame by frame, in the first codec that this OpenCV has. Use it in a ``with`` block.
+
+    The file has its name once the block ends without an error.
+
+    Args:
+        path: .mp4 or .avi; ``path`` says later which of them it became.
+        frame_rate: frames a second.
+    """
+
+    def __init__(self, path: Path, frame_rate: float):
+        self.path = path
+        self._frame_rate = frame_rate
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append an RGB frame; all frames have the size of the first.
+
+        Raises:
+            BadImageError: no codec works for it.
+            InputError: the file cannot be written.
+        """
+        if self._writer is None:
+            self._writer = self._open(*frame.shape[:2])
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))  # OpenCV's frames are BGR
+
+    def _open(self, height: int, width: int) -> cv2.VideoWriter:
+        name_for_opencv(self.path)
+        with _explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = folder_beside(self.path)
+        for suffix, codec in sorted(VIDEO_CODECS, key=lambda pair: pair[0] != self.path.suffix.lower()):
+            path = self.path.with_suffix(suffix)
+            aside = Path(self._folder.name, path.name)
+            writer = cv2.VideoWriter(str(aside), cv2.VideoWriter.fourcc(*codec), self._frame_rate, (width, height))
+            if writer.isOpened():
+                self.path, self._aside = path, aside
+                return writer
+        self._folder.cleanup()
+        codecs = ", ".join(codec for _, codec in VIDEO_CODECS)
+        raise BadImageError(f"{self.path} cannot be written: check --output, or this OpenCV has no codec of {codecs}.")
+
+    def __enter__(self) -> VideoFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if self._writer is None:
+            return
+        self._writer.release()
+        with _explained(self.path), self._folder:
+            if kind is None:
+                self._aside.replace(self.path)
