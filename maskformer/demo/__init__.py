@@ -1,1 +1,1 @@
-"""The built-in dataset of shapes, and ``make demo``."""
+"""The built-in dataset of shapes, which ``make demo`` trains on."""

@@ -86,12 +86,8 @@ def _to_picture(figure: Figure) -> np.ndarray:
 
 def read_losses(log: Path) -> list[tuple[int, float]]:
     """(iteration, total loss) from Detectron2's ``metrics.json``; of an iteration told twice, the last."""
-    losses = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if "total_loss" in entry:
-            losses[entry["iteration"]] = entry["total_loss"]
-    return sorted(losses.items())
+    entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
+    return sorted({entry["iteration"]: entry["total_loss"] for entry in entries if "total_loss" in entry}.items())
 
 
 def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:

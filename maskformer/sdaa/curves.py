@@ -97,23 +97,15 @@ def _curve_of_records(path: Path, records: list[TcappdllRecord], rank: int) -> L
     if not of_rank:
         ranks = ", ".join(map(str, sorted({record.rank for record in records})))
         raise InputError(f"{path} holds no TCAPPDLL line of rank {rank}, only of rank {ranks}; change --rank.")
-    epochs = np.array([record.epoch for record in of_rank])
-    curve = LossCurve(path, np.array([r.iteration for r in of_rank]), np.array([r.loss for r in of_rank], dtype=float))
-    return replace(curve, iterations=_count_through(epochs, curve))
-
-
-def _count_through(epochs: np.ndarray, curve: LossCurve) -> np.ndarray:
-    """Iterations counted through the run, also where the log begins anew with every epoch.
-
-    It begins anew if every epoch has the first epoch's first number; as that one then ends, so do the others.
-    """
-    iterations = curve.iterations
+    epochs, iterations = (np.array([getattr(record, name) for record in of_rank]) for name in ("epoch", "iteration"))
+    curve = LossCurve(path, iterations, np.array([record.loss for record in of_rank], dtype=float))
     names = np.unique(epochs)
     firsts = {int(iterations[epochs == epoch].min()) for epoch in names}
     if len(names) == 1 or len(firsts) > 1:
-        return iterations
+        return curve
+    # The log begins anew with every epoch, whose first number is always the same: count through the run.
     epoch_length = iterations.max() - iterations.min() + curve.step
-    return (epochs - names[0]) * epoch_length + iterations
+    return replace(curve, iterations=(epochs - names[0]) * epoch_length + iterations)
 
 
 def _parse_metrics(lines: Iterable[str]) -> Iterator[tuple[int, float]]:

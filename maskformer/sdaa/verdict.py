@@ -205,11 +205,7 @@ def smooth(values: np.ndarray, length: int) -> np.ndarray:
 
 
 def _take_steps(pairs: LossPairs) -> tuple[np.ndarray, np.ndarray]:
-    """From each loss to the next, over the reference's level around it: without the trend, with the batches' noise.
-
-    Returns:
-        (N-1,) of SDAA, (N-1,) of CUDA.
-    """
+    """(N-1,) of SDAA and of CUDA: from each loss to the next, over the level around it, so without the trend."""
     level = smooth(np.abs(pairs.cuda), MIN_WINDOW)[:-1]
     return np.diff(pairs.sdaa) / level, np.diff(pairs.cuda) / level
 
@@ -311,21 +307,21 @@ def check_settings(sdaa: Path, cuda: Path) -> StrictVerdict:
         InputError: a ``config.yaml`` holds something else than keys and values.
     """
     verdict = StrictVerdict()
-    paths = sdaa.parent / "config.yaml", cuda.parent / "config.yaml"
+    paths = [log.parent / "config.yaml" for log in (sdaa, cuda)]
     shared = paths[0].resolve() == paths[1].resolve()
-    of_sdaa = _read_settings(paths[0], verdict)
-    of_cuda = of_sdaa if shared else _read_settings(paths[1], verdict)
-    if of_sdaa is None or of_cuda is None:
+    settings = [_read_settings(path, verdict) for path in (paths[:1] if shared else paths)]
+    if None in settings:
         return verdict
     if shared:
         verdict.unchecked.append(f"seed and settings: both logs are beside one {paths[0]}, which is of one run")
-    for key in SETTING_KEYS:
-        if of_sdaa[key] != of_cuda[key]:
-            verdict.reasons.append(f"different {key}: {of_sdaa[key]} with SDAA, {of_cuda[key]} with CUDA")
+        return verdict
+    for key, (of_sdaa, of_cuda) in zip(SETTING_KEYS, zip(*settings, strict=True), strict=True):
+        if of_sdaa != of_cuda:
+            verdict.reasons.append(f"different {key}: {of_sdaa} with SDAA, {of_cuda} with CUDA")
     return verdict
 
 
-def _read_settings(path: Path, verdict: StrictVerdict) -> dict[str, Any] | None:
+def _read_settings(path: Path, verdict: StrictVerdict) -> list[Any] | None:
     """The values of SETTING_KEYS, None without a file; a seed that says nothing goes into the verdict."""
     if not path.is_file():
         verdict.unchecked.append(f"seed and settings: there is no {path}")
@@ -337,8 +333,9 @@ def _read_settings(path: Path, verdict: StrictVerdict) -> dict[str, Any] | None:
         raise InputError(f"{path} is not the plain YAML that Detectron2 writes beside a log: {reason}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no keys and values; expected what Detectron2 writes beside a log.")
-    settings = {key: _look_up(content, key) for key in SETTING_KEYS}
-    if not isinstance(settings["SEED"], int) or settings["SEED"] < 0:
+    settings = [_look_up(content, key) for key in SETTING_KEYS]
+    seed = settings[0]
+    if not isinstance(seed, int) or seed < 0:
         verdict.reasons.append(f"SEED is not set in {path}, so the two runs cannot be compared")
     return settings
 

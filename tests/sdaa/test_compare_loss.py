@@ -12,8 +12,8 @@ import pytest
 from loss_cases import add_device_noise, make_losses, write_metrics, write_settings, write_tcappdll
 from PIL import Image
 
-from maskformer.sdaa.compare_loss import build_parser, main
 from maskformer.sdaa.verdict import Thresholds
+from maskformer.tools.compare_loss import build_parser, main
 
 CUDA = make_losses()
 HONEST = add_device_noise(CUDA)

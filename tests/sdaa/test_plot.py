@@ -11,9 +11,9 @@ from loss_cases import make_losses, pair_losses
 from matplotlib.axes import Axes
 from PIL import Image
 
-from maskformer.sdaa.compare_loss import CUDA_COLOR, draw_comparison, save_figure
 from maskformer.sdaa.verdict import Thresholds
 from maskformer.structures import InputError
+from maskformer.tools.compare_loss import CUDA_COLOR, draw_comparison, save_figure
 
 
 def draw(sdaa: np.ndarray, cuda: np.ndarray, **limits: float) -> list[Axes]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase
 
-from maskformer.demo import demo
+from maskformer.tools import demo
 
 Arguments = Callable[..., list[str]]
 KEYS = {
