@@ -24,9 +24,9 @@ from PIL import Image
 from maskformer.data.files.reading import read_segment_ids
 from maskformer.structures import PanopticResult
 
-from .drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from .drawing import ClassTable, draw_panoptic
 from .media import read_picture
-from .tasks import read_instances, read_panoptic, read_semantic
+from .tasks import TASKS
 
 SCALE = 3  # of the pictures, over the images
 GAP = 8  # pixels between pictures
@@ -50,12 +50,11 @@ def make_row(
     image = read_picture(record["file_name"])
     output = segment(image)
     enlarged = cv2.resize(image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
-    drawings = {
-        "panoptic_seg": lambda: draw_panoptic(image, read_panoptic(output), classes, scale=SCALE),
-        "sem_seg": lambda: draw_semantic(image, read_semantic(output), classes, scale=SCALE),
-        "instances": lambda: draw_instances(image, read_instances(output), classes, scale=SCALE),
-    }
-    results = [draw() if name in output else np.full_like(enlarged, 255) for name, draw in drawings.items()]
+    results = []
+    for task in map(TASKS.__getitem__, HEADINGS[2:]):
+        is_there = task.key in output
+        drawn = task.draw(image, task.read(output), classes, scale=SCALE) if is_there else np.full_like(enlarged, 255)
+        results.append(drawn)
     annotated = PanopticResult(torch.tensor(read_segment_ids(record["pan_seg_file_name"])), record["segments_info"])
     return [enlarged, draw_panoptic(image, annotated, classes, scale=SCALE), *results]
 

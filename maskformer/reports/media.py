@@ -174,10 +174,13 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
     """
     if os.path.isdir(output) or output.endswith(("/", os.sep)) or not Path(output).suffix:
         counts = Counter((source.is_video, Path(source.name).stem) for source in sources)
-        outputs = [
-            _output_in(output, source, is_alone=counts[source.is_video, Path(source.name).stem] == 1)
-            for source in sources
-        ]
+        outputs = []
+        for source in sources:
+            name = Path(source.name)
+            is_alone = counts[source.is_video, name.stem] == 1
+            stem = name.stem if is_alone or not name.suffix else f"{name.stem}_{name.suffix[1:]}"
+            image_suffix = name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"
+            outputs.append(Path(output, stem + (WRITABLE_VIDEO_SUFFIXES[0] if source.is_video else image_suffix)))
     elif len(sources) > 1:
         raise InputError(f"--output {output} is a file, but there are {len(sources)} inputs: give a folder.")
     else:
@@ -190,14 +193,6 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
         outputs = [Path(output)]
     _check_names(sources, outputs)
     return outputs
-
-
-def _output_in(folder: str, source: Source, *, is_alone: bool) -> Path:
-    """Where a source is drawn; the name of one that is not alone with its stem has its ending too."""
-    name = Path(source.name)
-    suffix = name.suffix if name.suffix.lower() in IMAGE_SUFFIXES else ".png"
-    stem = name.stem if is_alone or not name.suffix else f"{name.stem}_{name.suffix[1:]}"
-    return Path(folder, stem + (WRITABLE_VIDEO_SUFFIXES[0] if source.is_video else suffix))
 
 
 def ids_path(output: Path, suffix: str) -> Path:
@@ -251,37 +246,39 @@ def _explained(path: Path) -> Iterator[None]:
         raise kind(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}. Check --output.") from error
 
 
-def write_ids(picture_path: Path, ids: IdMap, facts: dict[str, Any], classes: ClassTable) -> None:
-    """Write ``NAME_ids.png`` and then ``NAME_ids.json`` beside a picture.
+def write_result(path: Path, picture: np.ndarray, ids: IdMap, facts: dict[str, Any], classes: ClassTable) -> None:
+    """Write a picture, ``NAME_ids.png`` and last ``NAME_ids.json``, which says that the others are complete.
 
     Args:
-        picture_path: the picture that belongs to them.
+        path: of the picture; the ids lie beside it.
+        picture: (height,width,3) uint8 RGB.
         ids: the encoded result.
         facts: task, model, dataset and so on; they come first in the JSON.
         classes: K names.
+
+    Raises:
+        BadImageError: the picture cannot be written: its name, or the format's limits.
+        InputError: no file can be written there.
     """
-    write_picture(ids_path(picture_path, ".png"), ids.image)
+    json_file = ids_path(path, ".json")
+    with _explained(json_file):
+        json_file.unlink(missing_ok=True)
+    write_picture(path, picture)
+    write_picture(ids_path(path, ".png"), ids.image)
     height, width = ids.image.shape[:2]
     named = [{"id": index, "name": name} for index, name in enumerate(classes.names)]
     content = {**facts, "height": height, "width": width, **ids.meaning, "classes": named}
-    _write(ids_path(picture_path, ".json"), (json.dumps(content, indent=1) + "\n").encode())
+    _write(json_file, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def has_ids(picture_path: Path, facts: dict[str, Any]) -> bool:
-    """Whether ``write_ids`` wrote a picture's ids with these facts, or more, and both are there."""
+    """Whether ``write_result`` wrote a picture's ids with these facts, or more, and both are there."""
     try:
         content = json.loads(ids_path(picture_path, ".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     is_same = isinstance(content, dict) and all(content.get(key) == value for key, value in facts.items())
     return is_same and picture_path.is_file() and ids_path(picture_path, ".png").is_file()
-
-
-def forget_ids(picture_path: Path) -> None:
-    """Remove ``NAME_ids.json``, before what belongs to it is written anew; raises ``InputError`` where it cannot."""
-    path = ids_path(picture_path, ".json")
-    with _explained(path):
-        path.unlink(missing_ok=True)
 
 
 class VideoFile:

@@ -80,17 +80,22 @@ class Task:
 
     Attributes:
         name: as on the command line.
-        switch: which of MODEL.MASK_FORMER.TEST's keys makes the model give this result.
+        key: of the result in the model's output.
         read: the model's output for one image -> the result, on the CPU.
         draw: (RGB image, result, classes) -> RGB picture.
         encode: (result, classes) -> raw ids.
     """
 
     name: str
-    switch: str
+    key: str
     read: Callable[[dict[str, Any]], Any]
     draw: Callable[..., np.ndarray]
     encode: Callable[[Any, ClassTable], IdMap]
+
+    @property
+    def switch(self) -> str:
+        """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
+        return f"{self.name.upper()}_ON"
 
 
 def read_semantic(output: dict[str, Any]) -> np.ndarray:
@@ -116,9 +121,9 @@ def read_instances(output: dict[str, Any], threshold: float = INSTANCE_THRESHOLD
 TASKS = {
     task.name: task
     for task in (
-        Task("panoptic", "PANOPTIC_ON", read_panoptic, draw_panoptic, encode_panoptic),
-        Task("instance", "INSTANCE_ON", read_instances, draw_instances, encode_instances),
-        Task("semantic", "SEMANTIC_ON", read_semantic, draw_semantic, encode_semantic),
+        Task("panoptic", "panoptic_seg", read_panoptic, draw_panoptic, encode_panoptic),
+        Task("instance", "instances", read_instances, draw_instances, encode_instances),
+        Task("semantic", "sem_seg", read_semantic, draw_semantic, encode_semantic),
     )
 }
 

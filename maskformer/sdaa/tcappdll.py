@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 MARKER = "TCAPPDLL"
 _TIME_FORMAT = "%Y-%m-%d %H:%M:%S.%f"
@@ -66,14 +67,8 @@ def parse_line(line: str) -> TcappdllRecord | None:
     if match is None:
         return None
     try:
-        return TcappdllRecord(
-            epoch=int(match["epoch"]),
-            iteration=int(match["iteration"]),
-            rank=int(match["rank"]),
-            loss=float(match["loss"]),
-            images_per_second=float(match["images_per_second"]),
-            total_time=float(match["total_time"]),
-            time=datetime.strptime(match["time"], _TIME_FORMAT),
-        )
+        numbers: dict[str, Any] = {name: int(match[name]) for name in ("epoch", "iteration", "rank")}
+        numbers |= {name: float(match[name]) for name in ("loss", "images_per_second", "total_time")}
+        return TcappdllRecord(**numbers, time=datetime.strptime(match["time"], _TIME_FORMAT))
     except ValueError:  # a number or a date that is none
         return None

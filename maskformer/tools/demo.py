@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import CallbackHook, EvalHook
 from detectron2.evaluation import inference_on_dataset
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -66,7 +66,6 @@ class Demo:
         folder: where all results go.
         num_train: training images.
         num_val: held-out images.
-        datasets: the folder of all datasets.
         console: where the progress line goes.
     """
 
@@ -74,7 +73,6 @@ class Demo:
     folder: Path
     num_train: int
     num_val: int
-    datasets: Path
     console: TextIO
 
     def say(self, text: str) -> None:
@@ -109,10 +107,11 @@ def prepare_dataset(demo: Demo) -> None:
         drawn.append(demo.progress("[1/4] Drawing the dataset", items=jobs, unit="images"))
         return drawn[0]
 
-    folder = generate_shapes(demo.datasets, num_train=demo.num_train, num_val=demo.num_val, progress=progress)
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    folder = generate_shapes(root, num_train=demo.num_train, num_val=demo.num_val, progress=progress)
     if not drawn:
         demo.say(f"[1/4] Reusing the dataset in {folder}")
-    register_all(demo.datasets)
+    register_all(root)
 
 
 def _settings_hash(demo: Demo, *, of_training: bool) -> str:
@@ -154,18 +153,6 @@ class DemoTrainer(Trainer):
         return [hook for hook in super().build_hooks() if not isinstance(hook, EvalHook)]
 
 
-class ProgressHook(HookBase):
-    """Shows iteration and loss on a progress line, which counts iterations."""
-
-    def __init__(self, line: ProgressLine):
-        self._line = line
-
-    def after_step(self) -> None:
-        """Update the line."""
-        losses = self.trainer.storage.histories().get("total_loss")
-        self._line.advance(note=f"loss {losses.median(LOSS_WINDOW):.2f}" if losses else "")
-
-
 def train(demo: Demo) -> None:
     """Train, or go on with an interrupted training; at Ctrl-C, the trainer saves first."""
     if (demo.folder / WEIGHTS).is_file():
@@ -176,7 +163,12 @@ def train(demo: Demo) -> None:
     where = f" on {demo.cfg.MODEL.DEVICE}" + (f" (from iteration {trainer.start_iter})" if trainer.start_iter else "")
     steps = {"total": demo.cfg.SOLVER.MAX_ITER, "start": trainer.start_iter, "unit": "iterations"}
     with demo.progress(f"[2/4] Training{where}", **steps) as line:
-        trainer.register_hooks([ProgressHook(line)])
+
+        def show(_: Trainer) -> None:
+            losses = trainer.storage.histories().get("total_loss")
+            line.advance(note=f"loss {losses.median(LOSS_WINDOW):.2f}" if losses else "")
+
+        trainer.register_hooks([CallbackHook(after_step=show)])
         trainer.train()
 
 
@@ -279,8 +271,7 @@ def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
         logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
     seed_all_rng(cfg.SEED)
-    datasets = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    return Demo(cfg, Path(cfg.OUTPUT_DIR), args.train_images, args.val_images, datasets, console)
+    return Demo(cfg, Path(cfg.OUTPUT_DIR), args.train_images, args.val_images, console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -72,7 +72,13 @@ def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:
     if "sem_seg_file_name" not in entries[0]:
         raise InputError(f"Dataset {dataset_name} holds no semantic labels; change --dataset-name.")
     records = {record["file_name"]: record["sem_seg_file_name"] for record in entries}
-    _check_images(regions, records, dataset_name)
+    missing, foreign = sorted(records.keys() - regions.keys()), sorted(regions.keys() - records.keys())
+    if missing or foreign:
+        which = f"no prediction for {missing[0]}" if missing else f"one for {foreign[0]}, which is not in it"
+        raise InputError(
+            f"{dataset_name} has {len(records)} images, the predictions are of {len(regions)}, with {which}: change "
+            "--dataset-name or --json-file, or set DETECTRON2_DATASETS to the folder of the evaluation."
+        )
     metadata = MetadataCatalog.get(dataset_name)
     num_classes, ignore_label = len(require(metadata, "stuff_classes")), ignore_label_of(metadata)
     contiguous_ids = {number: index for index, number in dataset_ids(dataset_name, num_classes).items()}
@@ -106,16 +112,6 @@ def _draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguo
             )
         segment_map[mask_util.decode(region["segmentation"]).astype(bool)] = contiguous_ids[category] + 1
     return segment_map
-
-
-def _check_images(regions: Regions, records: dict[str, str], dataset_name: str) -> None:
-    missing, foreign = sorted(records.keys() - regions.keys()), sorted(regions.keys() - records.keys())
-    if missing or foreign:
-        which = f"no prediction for {missing[0]}" if missing else f"one for {foreign[0]}, which is not in it"
-        raise InputError(
-            f"{dataset_name} has {len(records)} images, the predictions are of {len(regions)}, with {which}: change "
-            "--dataset-name or --json-file, or set DETECTRON2_DATASETS to the folder of the evaluation."
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:

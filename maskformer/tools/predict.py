@@ -26,21 +26,10 @@ from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
+from maskformer.reports import media
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.media import (
-    Source,
-    Video,
-    VideoFile,
-    digest,
-    find_sources,
-    forget_ids,
-    has_ids,
-    plan_outputs,
-    read_picture,
-    write_ids,
-    write_picture,
-)
+from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.structures import BadImageError, InputError, printable
@@ -69,7 +58,7 @@ class Annotator:
 
     def facts_of(self, source: Source) -> dict[str, Any]:
         """What the JSON of one image says first, and by which another one in its place is told."""
-        return {"image": source.name, "image_digest": digest(source.name), "task": self.task.name, **self.facts}
+        return {"image": source.name, "image_digest": media.digest(source.name), "task": self.task.name, **self.facts}
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
@@ -78,12 +67,10 @@ class Annotator:
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
-    facts, image, task = annotator.facts_of(source), read_picture(source.name), annotator.task
+    facts, image, task = annotator.facts_of(source), media.read_picture(source.name), annotator.task
     result = task.read(annotator.segment(image))
     picture, ids = task.draw(image, result, annotator.classes), task.encode(result, annotator.classes)
-    forget_ids(output)
-    write_picture(output, picture)
-    write_ids(output, ids, facts, annotator.classes)
+    media.write_result(output, picture, ids, facts, annotator.classes)
 
 
 def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
@@ -123,7 +110,7 @@ def _annotate_all(
                 with _named(source):
                     if source.is_video:
                         _annotate_video(source, output, annotator, quiet=len(sources) > 1)
-                    elif resume and has_ids(output, annotator.facts_of(source)):
+                    elif resume and media.has_ids(output, annotator.facts_of(source)):
                         num_before += 1
                     else:
                         _annotate_image(source, output, annotator)
@@ -164,7 +151,7 @@ def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
                 if source.is_video:
                     _show(map(annotator.picture, Video(source)), wait=1)
                 else:
-                    _show([annotator.picture(read_picture(source.name))], wait=0)
+                    _show([annotator.picture(media.read_picture(source.name))], wait=0)
         except BadImageError as error:
             _warn(f"left out: {error}")
             exit_code = EXIT_SOME_LEFT_OUT
@@ -265,11 +252,11 @@ def predict(args: argparse.Namespace) -> int:
     elif args.video_input is not None:
         sources = [Source(args.video_input, is_video=True)]
     else:
-        sources = find_sources(args.input)
+        sources = media.find_sources(args.input)
     if args.output is None:
         open_window()
         return _show_all(sources, _build_annotator(args))
-    outputs = plan_outputs(sources, args.output)
+    outputs = media.plan_outputs(sources, args.output)
     return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
 
 

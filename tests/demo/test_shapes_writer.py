@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from maskformer.data.datasets.shapes import CATEGORIES, THINGS
 from maskformer.demo.shapes import generate_shapes
 from maskformer.demo.shapes.scene import MIN_VISIBLE_PIXELS, Scene, Sprite, make_sprite
-from maskformer.demo.shapes.writer import scene_of, segment_ids
+from maskformer.demo.shapes.writer import scene_of
 from maskformer.structures import InputError
 
 SIZE = (64, 96)
@@ -176,12 +176,14 @@ def test_categories_count_from_one_with_things_first(folder):
     assert read_json(folder, "instances_val.json")["categories"] == panoptic[:5]
 
 
-def test_segment_ids_are_distinct_and_start_from_the_category_colour():
-    ids = segment_ids((0, 0, 0, 5))
-    red, green, blue = CATEGORIES[0].color
-    assert ids[0] == red + 256 * green + 65536 * blue
-    assert len(set(ids.tolist())) == 4
-    assert (ids[:3] & 0xFFFF == ids[0] & 0xFFFF).all()
+def test_segment_ids_are_distinct_and_near_to_the_category_colour(folder):
+    colors = {category["id"]: category["color"] for category in read_json(folder, "panoptic_train.json")["categories"]}
+    for annotation in read_json(folder, "panoptic_train.json")["annotations"]:
+        ids = [segment["id"] for segment in annotation["segments_info"]]
+        assert len(set(ids)) == len(ids) and 0 not in ids
+        for segment in annotation["segments_info"]:
+            red, green, _ = colors[segment["category_id"]]
+            assert segment["id"] & 0xFFFF == red + 256 * green
 
 
 # When it is written

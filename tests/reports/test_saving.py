@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from maskformer.reports.drawing import ClassTable
-from maskformer.reports.media import Source, Video, VideoFile, write_ids, write_picture
+from maskformer.reports.media import Source, Video, VideoFile, write_picture, write_result
 from maskformer.reports.tasks import encode_instances, encode_panoptic, encode_semantic
 from maskformer.structures import BadImageError, InputError, PanopticResult
 
@@ -89,7 +89,9 @@ def test_no_instances_give_an_empty_map() -> None:
 
 def test_json_names_the_id_space(tmp_path: Path) -> None:
     ids = encode_semantic(np.array([[0, 1, 1]]), classes(2))
-    write_ids(tmp_path / "street.jpg", ids, {"task": "semantic", "dataset": "ours"}, classes(2))
+    write_result(
+        tmp_path / "street.jpg", np.zeros((1, 3, 3), np.uint8), ids, {"task": "semantic", "dataset": "ours"}, classes(2)
+    )
     assert json.loads((tmp_path / "street_ids.json").read_text()) == {
         "task": "semantic",
         "dataset": "ours",

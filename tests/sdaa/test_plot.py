@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from loss_cases import make_losses, pair_losses
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from maskformer.sdaa.verdict import Thresholds
@@ -66,7 +67,7 @@ def test_picture_shows_the_curves(tmp_path: Path) -> None:
 
 
 def test_picture_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
-    figure = draw_comparison(pair_losses([1.0], [1.0]), Thresholds(), "both")
+    figure = Figure(figsize=(1, 1))
     path = tmp_path / "missing" / "a.png"
     with pytest.raises(InputError) as caught:
         save_figure(figure, path)

@@ -20,7 +20,7 @@ from PIL import Image
 from maskformer.config import load_config
 from maskformer.predictor import Predictor
 from maskformer.reports import media
-from maskformer.reports.media import Source, Video, VideoFile
+from maskformer.reports.media import Source, Video, VideoFile, read_picture
 from maskformer.structures import Classes, InputError
 from maskformer.tools import predict
 
@@ -247,9 +247,9 @@ def test_a_picture_without_memory_for_it_is_left_out(
     def read(path: str) -> np.ndarray:
         if path.endswith("a.png"):
             raise MemoryError
-        return media.read_picture(path)
+        return read_picture(path)
 
-    monkeypatch.setattr(predict, "read_picture", read)
+    monkeypatch.setattr(media, "read_picture", read)
     assert run("--input", images, "--output", images.parent / "out") == 1
     assert "a.png needs more memory than there is" in capsys.readouterr().err
 
@@ -273,9 +273,9 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counting(path: str) -> np.ndarray:
         read.append(Path(path).name)
-        return media.read_picture(path)
+        return read_picture(path)
 
-    monkeypatch.setattr(predict, "read_picture", counting)
+    monkeypatch.setattr(media, "read_picture", counting)
     return read
 
 

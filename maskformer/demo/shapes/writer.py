@@ -34,15 +34,8 @@ def scene_of(seed: int, split: str, index: int, image_size: tuple[int, int]) -> 
     return draw_scene(np.random.default_rng([seed, SPLITS.index(split), index]), image_size)
 
 
-def segment_ids(categories: tuple[int, ...]) -> np.ndarray:
-    """Choose distinct 24-bit ids for segments, whose bytes R, G, B are near to the colours of their categories.
-
-    Args:
-        categories: the category index of each segment.
-
-    Returns:
-        (segments,) uint32, R + 256 G + 65536 B, never 0.
-    """
+def _segment_ids(categories: tuple[int, ...]) -> np.ndarray:
+    """Choose distinct uint32 ids R + 256 G + 65536 B, never 0, near to the colours of the segments' categories."""
     ids: list[int] = []
     for category in categories:
         red, green, blue = CATEGORIES[category].color
@@ -98,7 +91,7 @@ def _write_all(folder: Path, parameters: Record, progress: Progress) -> None:
     instances: dict[str, list[Record]] = {split: [] for split in SPLITS}
     for split, index in progress([(s, index) for s in SPLITS for index in range(parameters[f"num_{s}"])]):
         scene = scene_of(parameters["seed"], split, index, (height, width))
-        stem, image_id, ids = f"{index:06d}", index + 1, segment_ids(scene.categories)
+        stem, image_id, ids = f"{index:06d}", index + 1, _segment_ids(scene.categories)
         _write_pictures(folder, split, stem, scene, ids)
         segments, things = _segment_records(scene, ids)
         images[split].append({"id": image_id, "file_name": f"{stem}.jpg", "height": height, "width": width})
