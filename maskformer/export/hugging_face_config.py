@@ -42,7 +42,10 @@ def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
     name = cfg.MODEL.BACKBONE.NAME
     if name not in backbones:
         raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's MaskFormer has only {', '.join(backbones)}.")
-    names = dict(enumerate(_class_names(cfg, classes)))
+    if classes is None:
+        names = {index: f"LABEL_{index}" for index in range(head.NUM_CLASSES)}
+    else:  # names are keys there: of equal ones, the later get their number
+        names = {i: f"{name} ({i})" if name in classes.names[:i] else name for i, name in enumerate(classes.names)}
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
@@ -99,15 +102,6 @@ def _require(cfg: CfgNode, values: dict[str, Any]) -> None:
                 f"{key} is {value!r}, but Hugging Face's MaskFormer has only {needed!r}: such a model stays here "
                 "(--to detectron2)."
             )
-
-
-def _class_names(cfg: CfgNode, classes: Classes | None) -> list[str]:
-    if classes is None:
-        return [f"LABEL_{index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
-    # Names are keys there: of equal ones, the later get their number.
-    return [
-        name if name not in classes.names[:index] else f"{name} ({index})" for index, name in enumerate(classes.names)
-    ]
 
 
 def _describe_resnet(cfg: CfgNode) -> dict[str, Any]:

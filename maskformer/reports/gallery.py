@@ -24,9 +24,8 @@ from PIL import Image
 from maskformer.data.files.reading import read_segment_ids
 from maskformer.structures import PanopticResult
 
-from .drawing import ClassTable, draw_panoptic
 from .media import read_picture
-from .tasks import TASKS
+from .tasks import TASKS, ClassTable, draw_panoptic
 
 SCALE = 3  # of the pictures, over the images
 GAP = 8  # pixels between pictures

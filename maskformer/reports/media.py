@@ -23,8 +23,7 @@ from maskformer.data.files import reading
 from maskformer.files import folder_beside, unfinished
 from maskformer.structures import BadImageError, InputError
 
-from .drawing import ClassTable
-from .tasks import IdMap
+from .tasks import ClassTable, IdMap
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -191,20 +190,10 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
                 f"{sources[0].name}, or a folder (end it with /)."
             )
         outputs = [Path(output)]
-    _check_names(sources, outputs)
-    return outputs
-
-
-def ids_path(output: Path, suffix: str) -> Path:
-    """Where the raw ids of a picture go: ``NAME_ids.png``, ``NAME_ids.json`` beside it."""
-    return output.with_name(f"{output.stem}_ids{suffix}")
-
-
-def _check_names(sources: Sequence[Source], outputs: Sequence[Path]) -> None:
     read = {os.path.realpath(source.name) for source in sources}
     first_of: dict[Path, Source] = {}
-    for source, output in zip(sources, outputs, strict=True):
-        for written in [output] if source.is_video else [output, ids_path(output, ".png")]:
+    for source, planned in zip(sources, outputs, strict=True):
+        for written in [planned] if source.is_video else [planned, ids_path(planned, ".png")]:
             first = first_of.setdefault(written, source)
             if first is not source:
                 raise InputError(
@@ -212,6 +201,12 @@ def _check_names(sources: Sequence[Source], outputs: Sequence[Path]) -> None:
                 )
             if os.path.realpath(written) in read:
                 raise InputError(f"--output {written} would overwrite an input: give another file or folder.")
+    return outputs
+
+
+def ids_path(output: Path, suffix: str) -> Path:
+    """Where the raw ids of a picture go: ``NAME_ids.png``, ``NAME_ids.json`` beside it."""
+    return output.with_name(f"{output.stem}_ids{suffix}")
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

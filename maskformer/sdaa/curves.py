@@ -115,23 +115,20 @@ def _parse_metrics(lines: Iterable[str]) -> Iterator[tuple[int, float]]:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("iteration"), int):
-            loss = entry.get("total_loss")
-            if isinstance(loss, int | float):
-                yield entry["iteration"], float(loss)
+        match entry:
+            case {"iteration": int(iteration), "total_loss": int(loss) | float(loss)}:
+                yield iteration, float(loss)
 
 
 def align(sdaa: LossCurve, cuda: LossCurve) -> tuple[LossCurve, LossCurve]:
     """Both curves as medians over the same number of iterations, so that their losses can be compared."""
-    if sdaa.span < cuda.span:
-        return _take_medians(sdaa, cuda), cuda
-    if cuda.span < sdaa.span:
-        return sdaa, _take_medians(cuda, sdaa)
-    return sdaa, cuda
+    return _take_medians(sdaa, cuda), _take_medians(cuda, sdaa)
 
 
 def _take_medians(curve: LossCurve, coarse: LossCurve) -> LossCurve:
-    """The curve at the coarse curve's iterations: the median of the ``coarse.span`` iterations up to each of them."""
+    """The curve at a coarser one's iterations: the median of the ``coarse.span`` iterations up to each of them."""
+    if curve.span >= coarse.span:
+        return curve
     iterations = np.unique(coarse.iterations[np.isin(coarse.iterations, curve.iterations)])
     order = np.argsort(curve.iterations, kind="stable")
     starts = np.searchsorted(curve.iterations, iterations - coarse.span, side="right", sorter=order)

@@ -22,18 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from maskformer.sdaa import verdict
 from maskformer.sdaa.curves import LossPairs, align, pair, read_curve
-from maskformer.sdaa.verdict import (
-    MIN_WINDOW,
-    Thresholds,
-    apply_vendor_rule,
-    check_logs,
-    check_losses,
-    check_presence,
-    check_settings,
-    mean_windows,
-    smooth,
-)
+from maskformer.sdaa.verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
 from maskformer.structures import InputError
 
 DESCRIPTION = """\
@@ -90,14 +81,17 @@ def _compare(args: argparse.Namespace) -> int:
     logs = read_curve(args.sdaa_log, args.rank), read_curve(args.cuda_log, args.rank)
     aligned = align(*logs)
     pairs = pair(*aligned)
-    vendor = apply_vendor_rule(pairs)
-    strict = check_settings(args.sdaa_log, args.cuda_log)
-    strict.reasons += [*check_logs(*logs), *check_presence(*aligned)]
-    check_losses(pairs, aligned[0].span, limits, strict)
+    vendor = verdict.apply_vendor_rule(pairs)
+    strict = verdict.check_settings(args.sdaa_log, args.cuda_log)
+    strict.reasons += [*verdict.check_logs(*logs), *verdict.check_presence(*aligned)]
+    verdict.check_losses(pairs, aligned[0].span, limits, strict)
     print("\n".join([*vendor.lines(), "", *strict.lines()]))
     words = ["pass" if passed else "fail" for passed in (vendor.passed, strict.passed)]
     title = f"Training loss on SDAA and on CUDA. Vendor's rule: {words[0]}, strict verdict: {words[1]}"
-    save_figure(draw_comparison(pairs, limits, title), args.output)
+    try:
+        draw_comparison(pairs, limits, title).savefig(args.output, format="png")
+    except OSError as error:
+        raise InputError(f"Picture {args.output} cannot be written: {error.strerror}; change --output.") from error
     print(f"picture: {args.output}")
     return 0 if vendor.passed and strict.passed else 1
 
@@ -170,14 +164,6 @@ def _draw_difference(axes: Axes, pairs: LossPairs, limits: Thresholds) -> None:
     largest = min(np.abs(raw).max(), 3 * np.percentile(np.abs(raw), 95))  # a lone spike may leave the picture
     top = 1.2 * max(limits.window_error, largest)
     axes.set_ylim(-top, 1.4 * top)  # room for the legend
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG; raises ``InputError`` where it cannot."""
-    try:
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise InputError(f"Picture {path} cannot be written: {error.strerror}; change --output.") from error
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from maskformer.files import unfinished
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery
 from maskformer.reports.console import ProgressLine, console_to_log
-from maskformer.reports.drawing import ClassTable
 from maskformer.reports.media import write_picture
+from maskformer.reports.tasks import ClassTable
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
 from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError

@@ -46,13 +46,10 @@ def _read_predictions(path: str) -> Regions:
 
 
 def _is_region(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("file_name"), str)
-        and isinstance(entry.get("category_id"), int)
-        and isinstance(entry.get("segmentation"), dict)
-        and isinstance(entry["segmentation"].get("size"), list)
-    )
+    match entry:
+        case {"file_name": str(), "category_id": int(), "segmentation": {"size": list()}}:
+            return True
+    return False
 
 
 def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:

@@ -26,11 +26,10 @@ from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
-from maskformer.reports import media
+from maskformer.reports import media, tasks
 from maskformer.reports.console import ProgressLine
-from maskformer.reports.drawing import ClassTable
 from maskformer.reports.media import Source, Video, VideoFile
-from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, Task, choose_task, give_only, with_threshold
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.structures import BadImageError, InputError, printable
 
@@ -219,11 +218,11 @@ def _build_annotator(args: argparse.Namespace) -> Annotator:
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
-    task = choose_task(cfg, args.task)
+    task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
-        task = with_threshold(task, cfg, args.confidence_threshold)
+        task = tasks.with_threshold(task, cfg, args.confidence_threshold)
     register_datasets(cfg)
-    give_only(task, cfg)
+    tasks.give_only(task, cfg)
     predictor = Predictor.from_config(cfg)
     dataset = cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else ""
     if predictor.classes is None:

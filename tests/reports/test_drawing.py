@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
-from maskformer.reports.drawing import ClassTable, draw_instances, draw_panoptic, draw_semantic
+from maskformer.reports.tasks import ClassTable, draw_instances, draw_panoptic, draw_semantic
 from maskformer.structures import Classes, PanopticResult
 
 GREY = np.full((60, 80, 3), 128, dtype=np.uint8)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from maskformer.reports import gallery
-from maskformer.reports.drawing import ClassTable
+from maskformer.reports.tasks import ClassTable
 
 CLASSES = ClassTable(names=("ball", "grass"), colors=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 

@@ -13,9 +13,8 @@ from detectron2.structures import Instances
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from maskformer.reports.drawing import ClassTable
 from maskformer.reports.media import Source, Video, VideoFile, write_picture, write_result
-from maskformer.reports.tasks import encode_instances, encode_panoptic, encode_semantic
+from maskformer.reports.tasks import ClassTable, encode_instances, encode_panoptic, encode_semantic
 from maskformer.structures import BadImageError, InputError, PanopticResult
 
 

@@ -176,14 +176,6 @@ def _overlap(top: int, left: int, shape: Size, size: Size) -> tuple[Index, Index
     return (..., *scene), (..., *canvas)
 
 
-def _place(sprite: Sprite, segment_map: np.ndarray, segment: int) -> np.ndarray:
-    """Put a sprite on top of a segment map, as segment ``segment`` of a new map."""
-    scene, canvas = _overlap(sprite.top, sprite.left, sprite.coverage.shape, segment_map.shape)
-    placed = segment_map.copy()
-    placed[scene][sprite.coverage[canvas] >= 0.5] = segment
-    return placed
-
-
 def _needed(pixels: int) -> float:
     """Give the fewest pixels that must stay visible of a segment of so many."""
     return max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * pixels)
@@ -198,8 +190,10 @@ def _arrange(rng: np.random.Generator, segment_map: np.ndarray) -> tuple[list[Sp
         for _ in range(_TRIES):
             center = (rng.uniform(0.06, 0.94) * width, (level + rng.uniform(-0.04, 0.04)) * height)
             sprite = make_sprite(rng, center, radius=rng.uniform(0.11, 0.21) * min(height, width))
-            placed = _place(sprite, segment_map, len(needed))
-            now_needed = [*needed, _needed(int(np.count_nonzero(sprite.coverage >= 0.5)))]
+            scene, canvas = _overlap(sprite.top, sprite.left, sprite.coverage.shape, segment_map.shape)
+            body, placed = sprite.coverage >= 0.5, segment_map.copy()
+            placed[scene][body[canvas]] = len(needed)
+            now_needed = [*needed, _needed(int(np.count_nonzero(body)))]
             visible = np.bincount(placed.ravel(), minlength=len(now_needed))
             if (visible >= now_needed).all():
                 sprites.append(sprite)
