@@ -41,12 +41,12 @@ class ProgressLine(tqdm):
         stream: TextIO | None = None,
     ):
         stream = sys.stderr if stream is None else stream
-        shape: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.1}
-        if not stream.isatty():
-            shape = {"bar_format": "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"}
-            shape["mininterval"] = 10.0
-        shape.update(file=stream, unit=f" {unit}", initial=start, disable=quiet, miniters=1)
-        super().__init__(items, printable(title), total, **shape)
+        plain = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        form: dict[str, Any] = (
+            {"dynamic_ncols": True} if stream.isatty() else {"bar_format": plain, "mininterval": 10.0}
+        )
+        form.update(file=stream, unit=f" {unit}", initial=start, disable=quiet, miniters=1)
+        super().__init__(items, printable(title), total, **form)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count units that have just been done, with a word about them, such as the loss."""

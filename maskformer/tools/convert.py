@@ -33,7 +33,6 @@ from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import Classes, InputError, printable
 
-StateDict = dict[str, torch.Tensor]
 SUFFIXES = (".safetensors", ".pth")
 
 
@@ -112,7 +111,7 @@ def _summary(names: Iterable[str]) -> str:
     return ", ".join(f"{beginning} ({count})" for beginning, count in counts.items()) or "none"
 
 
-def _write_state(out: Path, state: StateDict, classes: Classes | None = None) -> None:
+def _write_state(out: Path, state: dict[str, torch.Tensor], classes: Classes | None = None) -> None:
     with _whole(out) as path:
         if out.suffix == ".pth":
             torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
@@ -133,7 +132,9 @@ def _whole(out: Path) -> Iterator[Path]:
         raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
 
 
-def _write_hugging_face(folder: Path, state: StateDict, cfg: CfgNode, classes: Classes | None) -> list[str]:
+def _write_hugging_face(
+    folder: Path, state: dict[str, torch.Tensor], cfg: CfgNode, classes: Classes | None
+) -> list[str]:
     description, preprocessing = describe_model(cfg, classes), describe_preprocessing(cfg)  # refuses what has no place
     renamed, without_place = to_hugging_face(state)
     _write_state(folder / "model.safetensors", renamed)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import HookBase
 
+from maskformer.reports import gallery
 from maskformer.tools import demo
 
 Arguments = Callable[..., list[str]]
@@ -63,6 +64,7 @@ def run(words: list[str], datasets: Path) -> str:
     console = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(datasets))
+        patch.setattr(gallery, "SCALE", 1)  # for speed
         demo.run(demo.build_demo(demo.build_parser().parse_args(words), console))
     return console.getvalue()
 
@@ -124,9 +126,10 @@ def test_other_held_out_images_and_test_settings_measure_and_draw_anew_without_t
 
 @pytest.mark.usefixtures("_datasets")
 def test_interrupted_training_goes_on_where_it_stopped(
-    arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    monkeypatch.setattr(demo, "draw_gallery", lambda *_: None)  # for speed
     assert interrupt(arguments(out), iteration=1) == 130
     assert capfd.readouterr().err == "Interrupted; the same command goes on where this one stopped.\n"
 
