@@ -260,31 +260,27 @@ def _check_order(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -
 def check_logs(sdaa: LossCurve, cuda: LossCurve) -> Iterator[str]:
     """Yields what is wrong with the logs as they are: losses that are not finite, not there or there twice."""
     for name, curve in (("SDAA", sdaa), ("CUDA", cuda)):
-        yield from _check_one_log(name, curve)
+        wrong = ~np.isfinite(curve.losses)
+        if wrong.any():
+            first = curve.iterations[wrong][0]
+            yield f"{name}: {wrong.sum()} of {len(wrong)} losses are NaN or infinite, the first at iteration {first}"
+        iterations, counts = np.unique(curve.iterations, return_counts=True)
+        twice = iterations[counts > 1]
+        if len(twice):
+            yield f"{name}: {len(twice)} iterations are there more than once, the first is {twice[0]} (a resumed run?)"
+        distances = np.diff(iterations)
+        if curve.span > 1 and len(distances) and distances[-1] < curve.step:
+            distances = distances[:-1]  # Detectron2 also writes the last iteration
+        gaps = np.flatnonzero(distances != curve.step)
+        if len(gaps):
+            start, end = iterations[gaps[0]], iterations[gaps[0] + 1]
+            yield (
+                f"{name}: {len(gaps)} gaps where iterations are missing, the first between {start} and {end} "
+                f"(there is a loss every {curve.step})"
+            )
     ends = int(sdaa.iterations.max()), int(cuda.iterations.max())
     if ends[0] != ends[1]:
         yield f"different length: SDAA ends at iteration {ends[0]}, CUDA at {ends[1]}"
-
-
-def _check_one_log(name: str, curve: LossCurve) -> Iterator[str]:
-    wrong = ~np.isfinite(curve.losses)
-    if wrong.any():
-        first = curve.iterations[wrong][0]
-        yield f"{name}: {wrong.sum()} of {len(wrong)} losses are NaN or infinite, the first at iteration {first}"
-    iterations, counts = np.unique(curve.iterations, return_counts=True)
-    if (counts > 1).any():
-        twice = iterations[counts > 1]
-        yield f"{name}: {len(twice)} iterations are there more than once, the first is {twice[0]} (a resumed run?)"
-    distances = np.diff(iterations)
-    if curve.span > 1 and len(distances) and distances[-1] < curve.step:
-        distances = distances[:-1]  # Detectron2 also writes the last iteration
-    gaps = np.flatnonzero(distances != curve.step)
-    if len(gaps):
-        start, end = iterations[gaps[0]], iterations[gaps[0] + 1]
-        yield (
-            f"{name}: {len(gaps)} gaps where iterations are missing, the first between {start} and {end} "
-            f"(there is a loss every {curve.step})"
-        )
 
 
 def check_presence(sdaa: LossCurve, cuda: LossCurve) -> Iterator[str]:

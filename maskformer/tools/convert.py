@@ -21,9 +21,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from safetensors.torch import save_file
-from torch import nn
 
-from maskformer.checkpoint import Checkpointer, Conversion, convert_weights, find_weights_file, read_weights
+from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, read_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.checkpoint.reading import CLASSES_METADATA
 from maskformer.config import load_config
@@ -83,27 +82,22 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     if cfg is not None:
         model = build_model(cfg)
         know_classes(model, cfg)
-        report += _check_against_model(path, conversion, model, complete=to == "hugging-face")
+        Checkpointer(model).load(path)
+        expected, given = model.state_dict().keys(), conversion.state.keys()
+        needed = [name for name, _ in model.named_parameters() if name not in given]
+        if to == "hugging-face" and needed:
+            raise InputError(
+                f"SOURCE {path} is no whole model, as Hugging Face's format needs: it lacks {_summary(needed)}."
+            )
+        report += [
+            f"Missing, which the model has and the file has not: {_summary(expected - given)}",
+            f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
+        ]
     if to == "detectron2" or cfg is None:
         _write_state(out, conversion.state, classes)
     else:
         report += _write_hugging_face(out, conversion.state, cfg, model.classes)
     return [*report, f"Written: {out}"]
-
-
-def _check_against_model(path: str, conversion: Conversion, model: nn.Module, *, complete: bool) -> list[str]:
-    expected = model.state_dict().keys()
-    Checkpointer(model).load(path)
-    missing = expected - conversion.state.keys()
-    needed = [name for name, _ in model.named_parameters() if name in missing]
-    if complete and needed:
-        raise InputError(
-            f"SOURCE {path} is no whole model, as Hugging Face's format needs: it lacks {_summary(needed)}."
-        )
-    return [
-        f"Missing, which the model has and the file has not: {_summary(missing)}",
-        f"Unexpected, which the file has and the model has not: {_summary(conversion.state.keys() - expected)}",
-    ]
 
 
 def _summary(names: Iterable[str]) -> str:

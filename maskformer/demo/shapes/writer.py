@@ -86,9 +86,7 @@ def _write_all(folder: Path, parameters: Record, progress: Progress) -> None:
     for name in (*(f"{kind}{split}" for split in SPLITS for kind in _PICTURES), "annotations"):
         (folder / name).mkdir(parents=True)
     height, width = parameters["image_size"]
-    images: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    annotations: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    instances: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    images, annotations, instances = ({split: list[Record]() for split in SPLITS} for _ in range(3))
     for split, index in progress([(s, index) for s in SPLITS for index in range(parameters[f"num_{s}"])]):
         scene = scene_of(parameters["seed"], split, index, (height, width))
         stem, image_id, ids = f"{index:06d}", index + 1, _segment_ids(scene.categories)
@@ -99,9 +97,9 @@ def _write_all(folder: Path, parameters: Record, progress: Progress) -> None:
         first_id = len(instances[split]) + 1
         instances[split] += [{"id": n, "image_id": image_id, **thing} for n, thing in enumerate(things, first_id)]
     for name, records, categories in (("panoptic", annotations, CATEGORIES), ("instances", instances, THINGS)):
-        shared = {"categories": _category_records(categories)}
         for split in SPLITS:
-            content = {"images": images[split], "annotations": records[split], **shared}
+            content = {"images": images[split], "annotations": records[split]}
+            content["categories"] = _category_records(categories)
             (folder / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
     (folder / MANIFEST).write_text(json.dumps(parameters, indent=1))
 
