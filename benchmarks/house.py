@@ -7,6 +7,7 @@ functions that no screen shows whole.
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import os
 import re
@@ -25,11 +26,7 @@ _PUBLIC = {"_exit", "_replace"}  # os._exit and namedtuple's, which are document
 
 # "file: attribute" -> why no public name does it. It only shrinks.
 FOREIGN_PRIVATE_ATTRIBUTES: dict[str, str] = {
-    "maskformer/modeling/backbones/frozen_norm.py: __class__": "Detectron2 builds its own convolutions, by class",
-    "maskformer/modeling/backbones/frozen_norm.py: _version": "nothing else tells that a buffer was written to",
-    "maskformer/modeling/backbones/residual.py: __class__": "Detectron2 builds its own blocks, by class",
     "maskformer/runs/failures.py: _on_queue_feeder_error": "without it a full /dev/shm lets a training wait for ever",
-    "maskformer/tools/analyze.py: _cdata": "storages on the meta device have no other address",
 }
 
 _TINY = {
@@ -51,6 +48,7 @@ _TINY = {
 }
 
 
+@functools.cache
 def trees() -> dict[Path, ast.Module]:
     """The parsed sources of the package, by path."""
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}

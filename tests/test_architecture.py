@@ -198,7 +198,6 @@ def test_private_attributes_of_other_libraries_stand_in_the_table():
     assert len(FOREIGN_PRIVATE_ATTRIBUTES) <= 8
 
 
-@pytest.mark.xfail(reason="losses and inference have one each", strict=True)
 def test_nothing_is_handed_over_in_context_variables():
     assert not find_context_variables()
 

@@ -93,16 +93,6 @@ class Demo:
         """The gallery's page, written last."""
         return self.folder / "gallery" / "index.html"
 
-    @property
-    def training_record(self) -> Path:
-        """Says with which settings the model was, or is being, trained."""
-        return self.folder / "demo" / "training.txt"
-
-    @property
-    def val_dataset(self) -> str:
-        """The name of the held-out images."""
-        return self.cfg.DATASETS.TEST[0]
-
     def say(self, text: str) -> None:
         """Print a line on the console."""
         print(text, file=self.console, flush=True)
@@ -161,7 +151,7 @@ def _settings_hash(demo: Demo, *, of_training: bool) -> str:
 def set_aside_other_training(demo: Demo) -> None:
     """Move the results of other settings into a subfolder, so that nothing is mixed and nothing is lost."""
     settings = _settings_hash(demo, of_training=True)
-    record = demo.training_record
+    record = demo.folder / "demo" / "training.txt"  # with which settings the model was, or is being, trained
     if record.is_file() and record.read_text() == settings:
         return
     old = [path for pattern in LEFTOVERS for path in demo.folder.glob(pattern)]
@@ -217,12 +207,12 @@ def evaluate(demo: Demo) -> Scores:
         if content["settings"] == settings:
             demo.say(f"[3/4] Reusing the scores {demo.metrics}")
             return content["scores"]
-    loader = Trainer.build_test_loader(demo.cfg, demo.val_dataset)
-    evaluator = Trainer.build_evaluator(demo.cfg, demo.val_dataset)
+    loader = Trainer.build_test_loader(demo.cfg, demo.cfg.DATASETS.TEST[0])
+    evaluator = Trainer.build_evaluator(demo.cfg, demo.cfg.DATASETS.TEST[0])
     batches = demo.progress("[3/4] Evaluating", items=loader, unit="images")
     measured = inference_on_dataset(_load_predictor(demo).model, batches, evaluator)
     scores = {kind: {name: _or_none(score) for name, score in values.items()} for kind, values in measured.items()}
-    facts = {"dataset": demo.val_dataset, "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
+    facts = {"dataset": demo.cfg.DATASETS.TEST[0], "images": demo.num_val, "iterations": demo.cfg.SOLVER.MAX_ITER}
     content = {**facts, "seed": demo.cfg.SEED, "settings": settings, "scores": scores}
     with unfinished(demo.metrics) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
@@ -258,7 +248,7 @@ def draw_gallery(demo: Demo, scores: Scores) -> None:
         return
     segment = _load_predictor(demo)
     classes = ClassTable.of(segment.classes, demo.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-    records = DatasetCatalog.get(demo.val_dataset)[:NUM_PICTURES]
+    records = DatasetCatalog.get(demo.cfg.DATASETS.TEST[0])[:NUM_PICTURES]
     rows = []
     for record in demo.progress("[4/4] Drawing the gallery", items=records, unit="images"):
         rows.append(gallery.join_row(gallery.make_row(record, segment, classes)))

@@ -108,8 +108,11 @@ class StrictVerdict:
 
     def judge(self, name: str, value: float, limit: float) -> None:
         """Compares the size of a measured fraction with its limit."""
-        sentence = f"{name}: {value:.2%} (limit {limit:.2%})"
-        (self.measured if abs(value) <= limit else self.reasons).append(sentence)  # NaN is a reason
+        self.note(abs(value) <= limit, f"{name}: {value:.2%} (limit {limit:.2%})")  # NaN is a reason
+
+    def note(self, passed: bool, sentence: str, cause: str = "") -> None:
+        """Adds what was measured; a failure says what may be its cause first."""
+        (self.measured if passed else self.reasons).append(sentence if passed else cause + sentence)
 
     def extend(self, other: StrictVerdict) -> None:
         """Adds another verdict's findings."""
@@ -152,10 +155,7 @@ def _check_first(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -
         f"first losses (iteration {pairs.iterations[0]}): {sdaa:.6g} and {cuda:.6g}, {error:.2%} apart "
         f"(limit {limits.first:.2%})"
     )
-    if error <= limits.first:
-        verdict.measured.append(sentence)
-    else:
-        verdict.reasons.append(f"different seed, weights or data order: {sentence}")
+    verdict.note(error <= limits.first, sentence, "different seed, weights or data order: ")
 
 
 def _check_sizes(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -> None:
@@ -217,7 +217,7 @@ def _check_variation(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdic
         f"{pairs.iterations[worst + length]}: {sdaa[worst]:.2%} with SDAA, {cuda[worst]:.2%} with CUDA "
         f"(ratio at least {limits.variation})"
     )
-    (verdict.measured if ratio[worst] >= limits.variation else verdict.reasons).append(sentence)
+    verdict.note(ratio[worst] >= limits.variation, sentence)
 
 
 def _deviate_windows(values: np.ndarray, length: int) -> np.ndarray:
@@ -243,7 +243,4 @@ def _check_order(pairs: LossPairs, limits: Thresholds, verdict: StrictVerdict) -
         return
     correlation = float(np.corrcoef(sdaa, cuda)[0, 1]) if sdaa.std() > 0 else 0.0
     sentence = f"correlation of the steps from loss to loss: {correlation:.2f} (at least {limits.correlation})"
-    if correlation >= limits.correlation:
-        verdict.measured.append(sentence)
-    else:
-        verdict.reasons.append(f"different seed or data order: {sentence}")
+    verdict.note(correlation >= limits.correlation, sentence, "different seed or data order: ")

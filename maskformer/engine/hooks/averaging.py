@@ -21,7 +21,7 @@ from maskformer.checkpoint.checkpointer import model_content
 from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
 
-from ..optimizer import NORM_MODULES
+from ..non_finite import running_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,11 @@ def share_state(model: nn.Module) -> None:
     everything else, rank 0's is taken, which is what checkpoints hold.
 
     Args:
-        model: its floating-point buffers in ``NORM_MODULES`` are the statistics.
+        model: its ``running_statistics`` become means, the counts of batches left out.
     """
     if comm.get_world_size() == 1:
         return
-    norms = [module for module in model.modules() if isinstance(module, NORM_MODULES)]
-    statistics = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False) if buffer.is_floating_point()}
+    statistics = {id(buffer) for buffer in running_statistics(model) if buffer.is_floating_point()}
     for tensor in (*model.parameters(), *model.buffers()):
         # Process groups ask for contiguous tensors, and gloo has no booleans.
         sent = tensor.int() if tensor.dtype == torch.bool else tensor.detach()
