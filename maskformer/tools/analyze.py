@@ -1,9 +1,10 @@
 """Counts a model: ``python -m maskformer.tools.analyze --config-file FILE [--size 512 512]``.
 
 Parameters, multiply-adds and what is kept for a backward pass (without dropout), for one image, in total and by
-module. The network is the one of the paper, which training and export run; inference multiplies the last convolution's
-filters with the mask embeddings first where that is less. The network runs on PyTorch's meta device: that takes seconds and no memory, and gives the same numbers
-everywhere. Published "FLOPs" of segmentation models are multiply-adds.
+module. It is the network of the paper, which training runs and export takes; the model's own prediction multiplies
+the last convolution's filters with the mask embeddings first, where that is less arithmetic. The network runs on
+PyTorch's meta device: that takes seconds and no memory, and gives the same numbers everywhere. Published "FLOPs" of
+segmentation models are multiply-adds.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config import load_config
-from maskformer.modeling import MaskFormerHead
 from maskformer.structures import InputError
 
 FLOPS_OF_A_MULTIPLY_ADD = 2
@@ -54,8 +54,6 @@ class Network(nn.Module):
         super().__init__()
         self.backbone: nn.Module = model.backbone  # type: ignore[assignment]
         self.sem_seg_head: nn.Module = model.sem_seg_head  # type: ignore[assignment]
-        if isinstance(self.sem_seg_head, MaskFormerHead):  # what prediction runs, with composed mask filters
-            self.sem_seg_head.forward = self.sem_seg_head.predict
 
     def forward(self, images: Tensor) -> object:
         """Run both; images are (B,3,H,W)."""
