@@ -9,11 +9,16 @@ from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.structures import InputError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the report; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m maskformer.tools.device", description=__doc__.split(":")[0])
     parser.add_argument("--device", default="auto", help="as MODEL.DEVICE (default: %(default)s)")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the report; returns the exit code."""
+    args = build_parser().parse_args(arguments)
     try:
         accelerator = Accelerator(resolve_device(args.device))
         lines = accelerator.describe()

@@ -111,15 +111,20 @@ def _draw_regions(regions: list[dict[str, Any]], size: tuple[int, int], contiguo
     return segment_map
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints the scores; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m maskformer.tools.evaluate_pq_for_semantic", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--json-file", required=True, metavar="FILE", help="sem_seg_predictions.json")
     parser.add_argument("--dataset-name", default="ade20k_sem_seg_val", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--config-file", default="", metavar="FILE", help="whose DATASETS.OWN describes the dataset")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the scores; returns the exit code."""
+    args = build_parser().parse_args(arguments)
     try:
         register_missing(load_config(args.config_file).DATASETS.OWN)
         scores = evaluate(_read_predictions(args.json_file), args.dataset_name)

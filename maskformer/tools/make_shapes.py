@@ -11,8 +11,8 @@ from maskformer.reports.console import ProgressLine
 from maskformer.structures import InputError
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Generates the dataset, or finds that it is there; returns the exit code."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m maskformer.tools.make_shapes", description=__doc__.split(":")[0])
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help="folder of all datasets (default: %(default)s)")
@@ -20,7 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--val", type=int, default=200, help="held-out images (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(128, 160), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Generates the dataset, or finds that it is there; returns the exit code."""
+    args = build_parser().parse_args(arguments)
     try:
         folder = generate_shapes(
             args.root,
