@@ -87,17 +87,7 @@ class RunState(HookBase):
             if self.trainer.start_iter:
                 logger.warning("The checkpoint is of an earlier version: images and random numbers start anew.")
             return
-        self._restore_random_states(state["random"])
-        restore_metrics(self.trainer.storage, state["metrics"])
-        self._restore_writers(state["writers"])
-        self.trainer.finish_iteration(state["saved_by"])
-
-    def _restore_writers(self, states: Mapping[str, dict[str, Any]]) -> None:
-        for name in self.writers.keys() & states.keys():
-            self.writers[name].load_state_dict(states[name])
-
-    def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
-        world_size, rank = comm.get_world_size(), comm.get_rank()
+        states, world_size, rank = state["random"], comm.get_world_size(), comm.get_rank()
         if len(states) != world_size:
             logger.warning(
                 "The run that is resumed had %d processes, this one has %d: the images of each step stay the same, but "
@@ -106,6 +96,13 @@ class RunState(HookBase):
             )  # fmt: skip
         if rank < len(states):
             set_random_states(states[rank], self.accelerator)
+        restore_metrics(self.trainer.storage, state["metrics"])
+        self._restore_writers(state["writers"])
+        self.trainer.finish_iteration(state["saved_by"])
+
+    def _restore_writers(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for name in self.writers.keys() & states.keys():
+            self.writers[name].load_state_dict(states[name])
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Any]:
@@ -115,8 +112,7 @@ def random_states(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "python": (version, torch.tensor(numbers), gauss),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "device": accelerator.random_state(),
+        **accelerator.random_states(),
     }
 
 
@@ -126,9 +122,7 @@ def set_random_states(states: Mapping[str, Any], accelerator: Accelerator) -> No
     random.setstate((version, tuple(numbers.tolist()), gauss))
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["device"] is not None:
-        accelerator.set_random_state(states["device"])
+    accelerator.set_random_states(states)
 
 
 def stored_metrics(storage: EventStorage) -> dict[str, Any]:

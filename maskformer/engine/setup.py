@@ -6,11 +6,11 @@ import argparse
 import logging
 import os
 import platform
-import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -23,7 +23,7 @@ from maskformer.config.own_datasets import read_own_datasets
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.own import register_own
 from maskformer.runs.failures import end_workers_that_cannot_deliver, input_error_sentence, report, run_error_sentence
-from maskformer.runs.launch import ask_cublas_to_be_deterministic, keep_freed_memory, run_in_processes
+from maskformer.runs.launch import compute_deterministically, keep_freed_memory, run_in_processes
 from maskformer.runs.output_folder import keep_logging, lock_output_folder
 from maskformer.runs.signals import REQUESTS, Interrupted
 from maskformer.structures import ESCAPING, InputError, RunError
@@ -57,15 +57,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    accelerator = Accelerator(cfg.MODEL.DEVICE)
-    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
-    if not args.eval_only and accelerator.type == "cpu":  # large pictures would leave gaps that smaller ones cannot use
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    if not args.eval_only and cfg.MODEL.DEVICE == "cpu":  # large pictures would leave gaps that smaller ones cannot use
         keep_freed_memory()
     if cfg.SOLVER.DETERMINISTIC:
-        ask_cublas_to_be_deterministic()
-        accelerator.be_deterministic()
-        logging.captureWarnings(True)  # PyTorch warns of an operation that has no deterministic form here
-        warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)
+        compute_deterministically()
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
@@ -174,6 +176,10 @@ def keep_freed_memory() -> None:
         set_option(-1, -1)  # M_TRIM_THRESHOLD: none is given back
 
 
-def ask_cublas_to_be_deterministic() -> None:
-    """It heeds a variable, before its first product; one that is set stays."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def compute_deterministically() -> None:
+    """Compute the same bits each time; an operation that has no such form on the device warns at each use."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS heeds it before its first product
+    torch.backends.cudnn.benchmark = False  # it chooses by the clock
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)
