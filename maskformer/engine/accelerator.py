@@ -157,13 +157,11 @@ class Accelerator:
 
     def select(self, local_rank: int = 0) -> None:
         """Make the device current in this process: the one that the name says, else that of the process's rank."""
-        if (set_device := self._function("set_device")) is not None:
-            set_device(local_rank if self.device.index is None else self.device.index)
+        self._call("set_device", local_rank if self.device.index is None else self.device.index)
 
     def synchronize(self) -> None:
         """Wait until all work is done that was given to the device."""
-        if self.type != "cpu" and (synchronize := self._function("synchronize")) is not None:
-            synchronize()
+        self._call("synchronize")
 
     def memory(self) -> Memory:
         """Memory in use now, and the most since ``reset_peak_memory``."""
@@ -177,13 +175,11 @@ class Accelerator:
     def reset_peak_memory(self) -> None:
         """Start a new measurement of the peak. The CPU's is that of the process's whole life."""
         self._peak_seen = 0
-        if (reset := self._function("reset_peak_memory_stats")) is not None:
-            reset()
+        self._call("reset_peak_memory_stats")
 
     def release_unused_memory(self) -> None:
         """Give back what PyTorch keeps of the device's memory for later."""
-        if (empty_cache := self._function("empty_cache")) is not None:
-            empty_cache()
+        self._call("empty_cache")
 
     @property
     def reads_pinned_memory(self) -> bool:
@@ -195,15 +191,14 @@ class Accelerator:
 
         The latter is None for a device that has none besides the host's, or does not tell.
         """
-        get_state = None if self.type == "cpu" else self._function("get_rng_state")
-        return {"torch": torch.get_rng_state(), "device": None if get_state is None else get_state().cpu()}
+        of_device = self._call("get_rng_state")
+        return {"torch": torch.get_rng_state(), "device": None if of_device is None else of_device.cpu()}
 
     def set_random_states(self, states: Mapping[str, Any]) -> None:
         """Go on from what ``random_states`` gave."""
         torch.set_rng_state(states["torch"])
-        set_state = None if self.type == "cpu" else self._function("set_rng_state")
-        if set_state is not None and states["device"] is not None:
-            set_state(states["device"])
+        if states["device"] is not None:
+            self._call("set_rng_state", states["device"])
 
     def half_precision(self, name: str = "auto") -> torch.dtype:
         """The type that ``autocast`` computes products in.
@@ -269,6 +264,11 @@ class Accelerator:
 
     def _function(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._module, name, None)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        """What a function of the device's module gives; None where it has no such function, as the CPU."""
+        function = self._function(name)
+        return None if function is None else function(*args)
 
     def _computes_in(self, dtype: torch.dtype) -> bool:
         """Whether ``autocast`` takes a type: PyTorch's only warns of one that it does not, and leaves float32."""

@@ -20,12 +20,11 @@ from maskformer.files import write_text
 
 from .accelerator import Accelerator
 from .hooks.reports import all_bad_images
-from .hooks.writers import MetricsWriter, TcappdllWriter
+from .hooks.writers import ResumableWriter
 
 logger = logging.getLogger(__name__)
 
 START_FILE = "run_start.json"
-ResumableWriter = MetricsWriter | TcappdllWriter
 STORED_VALUES = 20  # of each metric: what Detectron2's writers take medians of
 
 
@@ -49,11 +48,10 @@ class RunState(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all processes; each of them has to ask."""
+        loader = self.loader
         return {
             "random": comm.gather(random_states(self.accelerator)),
-            "loader": {}
-            if self.loader is None
-            else {**self.loader.state_dict(), "bad_images": all_bad_images(self.loader)},
+            "loader": {} if loader is None else {**loader.state_dict(), "bad_images": all_bad_images(loader)},
             "metrics": stored_metrics(self.trainer.storage) if has_event_storage() else {},
             "writers": {name: writer.state_dict() for name, writer in self.writers.items()},
             "saved_by": getattr(self.trainer, "running_hook", ""),
