@@ -152,20 +152,18 @@ def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_t
     """Scale all gradients together, before each step, so that the norm over every parameter is at most ``max_norm``."""
 
     def clip(*_: Any) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        nn.utils.clip_grad_norm_(_parameters_of(optimizer), max_norm, norm_type)
 
     optimizer.register_step_pre_hook(clip)
 
 
-def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients that there are, in the order of their parameters."""
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def total_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
-    """The norm over all values of all gradients: a scalar."""
+def gradient_norm(optimizer: torch.optim.Optimizer, norm_type: float = 2.0) -> Tensor:
+    """The norm over all values of all gradients that there are: a scalar."""
+    gradients = [parameter.grad for parameter in _parameters_of(optimizer) if parameter.grad is not None]
     if hasattr(nn.utils, "get_total_norm"):  # PyTorch 2.6 and newer
         return nn.utils.get_total_norm(gradients, norm_type)
     return torch.stack([gradient.norm(norm_type) for gradient in gradients]).norm(norm_type)

@@ -25,7 +25,7 @@ from maskformer.structures import InputError, RunError, SegmentMasks
 from .accelerator import Accelerator
 from .hooks.averaging import share_state
 from .non_finite import describe_everywhere, find_finite, find_non_finite_state, find_origin, running_statistics
-from .optimizer import gradients_of, total_norm
+from .optimizer import gradient_norm
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class StepTrainer(SimpleTrainer):
         losses = self._backward(batch)
         self.after_backward()
         # Under a loss scaler, gradients that overflow are its business, and squares that do are not.
-        norm = total_norm(gradients_of(self.optimizer), math.inf if self.scaler.is_enabled() else 2.0)
+        norm = gradient_norm(self.optimizer, math.inf if self.scaler.is_enabled() else 2.0)
         finite = find_finite(losses.values(), self._statistics, norm)
         # One transfer to the host, where Detectron2 would make one for each loss.
         *values, losses_are_finite, gradients_are = torch.stack([*(x.float() for x in losses.values()), *finite]).cpu()

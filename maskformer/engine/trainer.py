@@ -167,10 +167,12 @@ class Trainer(DefaultTrainer):
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
             RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
         """
-        with REQUESTS.listening(), REQUESTS.left_to(self.stop_flag):
+        with REQUESTS.listening():
+            REQUESTS.stop_flag = self.stop_flag
             try:  # DefaultTrainer's own ends the process without a word where TEST.EXPECTED_RESULTS are not met
                 super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
             finally:
+                REQUESTS.stop_flag = None
                 self._trainer.release_data()
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
             return None

@@ -26,8 +26,7 @@ EXIT_TERMINATED = 143  # and for SIGTERM
 _GO_ON = "What was saved is kept; go on with --resume."
 # How allocators say it: the devices' (PyTorch's words), the CPU's, oneDNN's, the C++ library's, cuBLAS's.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|std::bad_alloc|"
-    r"_ALLOC_FAILED",
+    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|bad_alloc|_ALLOC_FAILED",
     re.IGNORECASE,
 )
 # A data worker that ends while it hands an image over breaks the connection before PyTorch notices that it has ended.

@@ -43,13 +43,14 @@ class Requests:
     Attributes:
         stop_signal: the first signal that asked it to stop; 0: none.
         save: whether a checkpoint was asked for.
+        stop_flag: of the training that this process is in: it acts on signals, which are only noted; None: none.
     """
 
     def __init__(self) -> None:
         self.stop_signal = 0
         self.save = False
         self._stop_time = 0.0
-        self._stop_flag: StopFlag | None = None  # of the training that this process is in
+        self.stop_flag: StopFlag | None = None
         self._timer: threading.Timer | None = None
         self._listener = 0  # id of the process that listens: data workers inherit its handlers, and ignore signals
 
@@ -68,18 +69,9 @@ class Requests:
             if self._timer is not None:
                 self._timer.cancel()
 
-    @contextlib.contextmanager
-    def left_to(self, stop_flag: StopFlag) -> Iterator[None]:
-        """In the ``with`` block, a training, a signal is only noted: the flag of its processes acts on it."""
-        self._stop_flag = stop_flag
-        try:
-            yield
-        finally:
-            self._stop_flag = None
-
     def stoppable(self, loader: Any) -> Any:
         """A loader for evaluation that a signal stops in all processes alike, if this is within a training."""
-        return loader if self._stop_flag is None else StoppableLoader(shield_workers(loader), self._stop_flag)
+        return loader if self.stop_flag is None else StoppableLoader(shield_workers(loader), self.stop_flag)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if os.getpid() != self._listener:
@@ -98,7 +90,7 @@ class Requests:
             self._timer = threading.Timer(STOP_SECONDS, _end_with, [128 + number])
             self._timer.daemon = True
             self._timer.start()
-        if self._stop_flag is None:
+        if self.stop_flag is None:
             raise Interrupted(self.stop_signal)
 
 

@@ -49,7 +49,7 @@ class ResumableWriter(EventWriter):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there: drop later lines that are written again, and those that were cut short."""
-        self._last_iteration = state["last_iteration" if "last_iteration" in state else "last_write"]  # until 0.1
+        self._last_iteration = state.get("last_write", state.get("last_iteration"))  # the former: earlier versions
         if not os.path.isfile(self._path):
             return
         with open(self._path, "r+b") as file:
