@@ -49,7 +49,7 @@ class ResumableWriter(EventWriter):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there: drop later lines that are written again, and those that were cut short."""
-        self._last_iteration = state.get("last_write", state.get("last_iteration"))  # the former: earlier versions
+        self._last_iteration = state.get("last_write", state.get("last_iteration", -1))  # its earlier name
         if not os.path.isfile(self._path):
             return
         with open(self._path, "r+b") as file:
