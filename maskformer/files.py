@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -23,7 +23,6 @@ import torch
 CHECKSUM_SUFFIX = ".sha256"
 PARTIAL_SUFFIX = ".partial"  # of the folders that a killed process leaves
 _BEGINNING = 32  # characters of the target's name in theirs, for whoever finds one
-_CHUNK = 2**20  # bytes
 
 
 class CheckpointWriteError(OSError):
@@ -108,17 +107,19 @@ def save_checkpoint(content: Any, path: str) -> None:
     Raises:
         CheckpointWriteError: the disk refused; the earlier file and its checksum are as they were.
     """
-    checksums = path + CHECKSUM_SUFFIX
+    name, checksums = os.path.basename(path), path + CHECKSUM_SUFFIX
     with _explained(path):
         try:
             with unfinished(Path(path), flush=True) as temporary:
                 digest = _save(content, temporary)
-                _replace_text(checksums, _format_checksums(path, [*_checksums_before(path), digest]))
+                # Of the file that is replaced, also of one that was written without a checksum beside it.
+                before = (sorted(_read_checksums(path)) or [_hash_file(path)]) if os.path.exists(path) else []
+                _replace_text(checksums, "".join(f"{each}  {name}\n" for each in dict.fromkeys([*before, digest])))
         except OSError:
             if not os.path.exists(path):
                 _remove(checksums)
             raise
-        _replace_text(checksums, _format_checksums(path, [digest]))
+        _replace_text(checksums, f"{digest}  {name}\n")
 
 
 def _save(content: Any, path: Path) -> str:
@@ -148,9 +149,6 @@ def find_damage(path: str) -> str | None:
     """What is wrong with a checkpoint file: the end of a sentence; None if it is as it was written.
 
     A file without a checksum beside it (of an earlier version, or of other software) is not judged.
-
-    Args:
-        path: of the checkpoint.
     """
     if not os.path.isfile(path):
         return "does not exist"
@@ -196,17 +194,6 @@ def _replace_text(path: str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _format_checksums(path: str, digests: Iterable[str]) -> str:
-    return "".join(f"{digest}  {os.path.basename(path)}\n" for digest in dict.fromkeys(digests))
-
-
-def _checksums_before(path: str) -> list[str]:
-    """Of the file that is to be replaced, also of one that was written without a checksum beside it."""
-    if not os.path.exists(path):
-        return []
-    return sorted(_read_checksums(path)) or [_hash_file(path)]
-
-
 def _read_checksums(path: str) -> set[str]:
     try:
         with open(path + CHECKSUM_SUFFIX, encoding="ascii", errors="replace") as file:
@@ -218,7 +205,7 @@ def _read_checksums(path: str) -> set[str]:
 def _hash_file(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
+        while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -125,14 +125,7 @@ def repeat_step(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer
 def build_plain_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW as Detectron2's recipes make it: a group for each parameter; gradients clipped over the whole model."""
     solver = cfg.SOLVER
-    groups = parameter_groups(
-        model,
-        base_lr=solver.BASE_LR,
-        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
-    )
+    groups = parameter_groups(model, solver, base_lr=solver.BASE_LR)
     single = [{**group, "params": [parameter]} for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(single, lr=solver.BASE_LR)
     parameters = [group["params"][0] for group in single]

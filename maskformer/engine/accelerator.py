@@ -14,7 +14,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import ModuleType
@@ -77,7 +77,13 @@ def resolve_device(name: str) -> str:
     if name == "cpu":
         return name
     device_type, _, index = name.partition(":")
-    if not _is_known(device_type) or (":" in name and not index.isdigit()):
+    try:
+        is_known = device_type in ACCELERATORS or (
+            torch.device(device_type).type == device_type and _module(device_type) is not None
+        )
+    except RuntimeError:
+        is_known = False
+    if not is_known or (":" in name and not index.isdigit()):
         valid = ", ".join(["auto", "cpu", *ACCELERATORS])
         raise InputError(
             f"MODEL.DEVICE is {name!r}, expected one of {valid}, or a device type that an imported package has "
@@ -85,9 +91,10 @@ def resolve_device(name: str) -> str:
         )
     count = device_count(device_type)
     if count == 0:
-        raise InputError(
-            f"MODEL.DEVICE is {name!r}, but {_what_is_missing(device_type)}; set MODEL.DEVICE to auto or cpu."
-        )
+        package = ACCELERATORS.get(device_type, Vendor()).package
+        is_missing = package is not None and importlib.util.find_spec(package) is None
+        reason = f"its package {package} is not installed" if is_missing else "no such device is available"
+        raise InputError(f"MODEL.DEVICE is {name!r}, but {reason}; set MODEL.DEVICE to auto or cpu.")
     if index and int(index) >= count:
         raise InputError(f"MODEL.DEVICE is {name!r}, but this machine has {count} such devices, counted from 0.")
     return name
@@ -150,13 +157,11 @@ class Accelerator:
 
     def select(self, local_rank: int = 0) -> None:
         """Make the device current in this process: the one that the name says, else that of the process's rank."""
-        if (set_device := self._function("set_device")) is not None:
-            set_device(local_rank if self.device.index is None else self.device.index)
+        self._call("set_device", local_rank if self.device.index is None else self.device.index)
 
     def synchronize(self) -> None:
         """Wait until all work is done that was given to the device."""
-        if self.type != "cpu" and (synchronize := self._function("synchronize")) is not None:
-            synchronize()
+        self._call("synchronize")
 
     def memory(self) -> Memory:
         """Memory in use now, and the most since ``reset_peak_memory``."""
@@ -170,37 +175,30 @@ class Accelerator:
     def reset_peak_memory(self) -> None:
         """Start a new measurement of the peak. The CPU's is that of the process's whole life."""
         self._peak_seen = 0
-        if (reset := self._function("reset_peak_memory_stats")) is not None:
-            reset()
+        self._call("reset_peak_memory_stats")
 
     def release_unused_memory(self) -> None:
         """Give back what PyTorch keeps of the device's memory for later."""
-        if (empty_cache := self._function("empty_cache")) is not None:
-            empty_cache()
+        self._call("empty_cache")
 
     @property
     def reads_pinned_memory(self) -> bool:
         """Whether copies from pinned memory to the device are its own work, for which the host need not wait."""
         return self.type == "cuda"
 
-    def search_convolutions(self, enabled: bool) -> None:
-        """Have cuDNN try its convolutions and keep the fastest; it pays where images have few sizes."""
-        torch.backends.cudnn.benchmark = enabled
+    def random_states(self) -> dict[str, torch.Tensor | None]:
+        """What the next random numbers of the host ("torch") and of the device ("device") follow from.
 
-    def be_deterministic(self) -> None:
-        """Compute the same bits each time; an operation that has no such form on this device warns at each use."""
-        torch.backends.cudnn.benchmark = False  # it chooses by the clock
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        The latter is None for a device that has none besides the host's, or does not tell.
+        """
+        of_device = self._call("get_rng_state")
+        return {"torch": torch.get_rng_state(), "device": None if of_device is None else of_device.cpu()}
 
-    def random_state(self) -> torch.Tensor | None:
-        """The state of the device's random generator; None: it has none besides the host's, or does not tell."""
-        get_state = None if self.type == "cpu" else self._function("get_rng_state")
-        return None if get_state is None else get_state().cpu()
-
-    def set_random_state(self, state: torch.Tensor) -> None:
-        """Go on from what ``random_state`` gave."""
-        if self.type != "cpu" and (set_state := self._function("set_rng_state")) is not None:
-            set_state(state)
+    def set_random_states(self, states: Mapping[str, Any]) -> None:
+        """Go on from what ``random_states`` gave."""
+        torch.set_rng_state(states["torch"])
+        if states["device"] is not None:
+            self._call("set_rng_state", states["device"])
 
     def half_precision(self, name: str = "auto") -> torch.dtype:
         """The type that ``autocast`` computes products in.
@@ -253,32 +251,24 @@ class Accelerator:
     def describe(self) -> dict[str, str]:
         """What a report on a run should say of the device: name, count, versions, environment variables."""
         vendor = ACCELERATORS.get(self.type, Vendor())
+        name = (self._function("get_device_name") or platform.processor)() or platform.machine()
         versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
         if vendor.package is not None:
-            package = sys.modules.get(vendor.package)
-            versions[vendor.package] = str(getattr(package, "__version__", "unknown"))
-        variables = {
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(COMMON_VARIABLES + vendor.variables)
-        }
-        return {
-            "device": f"{self.device} ({self._device_name()})",
-            "devices here": str(device_count(self.type)),
-            **versions,
-            **self._product_settings(),
-            **variables,
-        }
-
-    def _product_settings(self) -> dict[str, str]:
-        """How float32 products are computed, where that is a choice."""
-        if self.type != "cuda":
-            return {}
-        convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
-        return {"float32 products": f"{torch.get_float32_matmul_precision()}, convolutions in {convolutions}"}
+            versions[vendor.package] = str(getattr(sys.modules.get(vendor.package), "__version__", "unknown"))
+        lines = {"device": f"{self.device} ({name})", "devices here": str(device_count(self.type)), **versions}
+        if self.type == "cuda":
+            convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+            lines["float32 products"] = f"{torch.get_float32_matmul_precision()}, convolutions in {convolutions}"
+        beginnings = COMMON_VARIABLES + vendor.variables
+        return {**lines, **{name: os.environ[name] for name in sorted(os.environ) if name.startswith(beginnings)}}
 
     def _function(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._module, name, None)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        """What a function of the device's module gives; None where it has no such function, as the CPU."""
+        function = self._function(name)
+        return None if function is None else function(*args)
 
     def _computes_in(self, dtype: torch.dtype) -> bool:
         """Whether ``autocast`` takes a type: PyTorch's only warns of one that it does not, and leaves float32."""
@@ -290,23 +280,10 @@ class Accelerator:
         is_supported = self._function("is_bf16_supported")
         return supported is not None if is_supported is None else bool(is_supported())
 
-    def _device_name(self) -> str:
-        get_name = self._function("get_device_name")
-        return (platform.processor() or platform.machine()) if get_name is None else get_name()
-
 
 def _module(device_type: str) -> ModuleType | None:
     """``torch.cuda``, ``torch.sdaa`` and so on; None for the CPU, whose module of that name is none of these."""
     return None if device_type == "cpu" else getattr(torch, device_type, None)
-
-
-def _is_known(device_type: str) -> bool:
-    if device_type in ACCELERATORS:
-        return True
-    try:
-        return torch.device(device_type).type == device_type and _module(device_type) is not None
-    except RuntimeError:
-        return False
 
 
 def _find_accelerator() -> str | None:
@@ -329,15 +306,6 @@ def _import_vendor_package(device_type: str) -> None:
             f"The package {package} of the device {device_type} is installed, but cannot be imported ({error}). Mend "
             "or uninstall it, or set MODEL.DEVICE to cpu."
         ) from error
-
-
-def _what_is_missing(device_type: str) -> str:
-    package = ACCELERATORS.get(device_type, Vendor()).package
-    if package is not None and importlib.util.find_spec(package) is None:
-        return f"its package {package} is not installed"
-    if not hasattr(torch, device_type):
-        return f"this PyTorch ({torch.__version__}) does not know it"
-    return "no such device is available"
 
 
 def _first_that_works(generic: Callable[[], Any], vendor: Callable[[], Any]) -> Any:

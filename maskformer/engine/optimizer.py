@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from maskformer.structures import InputError
 
 NORM_MODULES = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,  # Detectron2's NaiveSyncBatchNorm is one of these
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,  # Detectron2's NaiveSyncBatchNorm is one of these
+    nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm,
     nn.LocalResponseNorm,
-)
+)  # fmt: skip
 logger = logging.getLogger(__name__)
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")  # Swin's; they never decay
 
@@ -37,19 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model: its parameters that require a gradient are optimised.
     """
     solver = cfg.SOLVER
-    groups = parameter_groups(
-        model,
-        base_lr=scaled_learning_rate(
-            solver.BASE_LR,
-            rule=solver.LR_SCALING,
-            batch_size=solver.IMS_PER_BATCH,
-            reference_batch_size=solver.LR_REFERENCE_BATCH,
-        ),
-        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
-        weight_decay=solver.WEIGHT_DECAY,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
-    )
+    groups = parameter_groups(model, solver, base_lr=_scaled_learning_rate(solver))
     if solver.OPTIMIZER == "SGD":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
             groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
@@ -68,46 +49,30 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def scaled_learning_rate(base_lr: float, *, rule: str, batch_size: int, reference_batch_size: int) -> float:
-    """The learning rate for a batch of another size than the one it was chosen for.
-
-    Args:
-        base_lr: chosen for ``reference_batch_size``.
-        rule: "none", "linear" (arXiv 1706.02677, section 2.1) or "sqrt" (arXiv 1404.5997, section 5).
-        batch_size: images a step, over all processes.
-        reference_batch_size: likewise.
-    """
+def _scaled_learning_rate(solver: CfgNode) -> float:
+    """BASE_LR for IMS_PER_BATCH images: linear (arXiv 1706.02677, section 2.1) or sqrt (arXiv 1404.5997, section 5)."""
+    rule, batch_size, reference_batch_size = solver.LR_SCALING, solver.IMS_PER_BATCH, solver.LR_REFERENCE_BATCH
     if rule == "none":
-        return base_lr
+        return solver.BASE_LR
     ratio = batch_size / reference_batch_size
-    lr = base_lr * (ratio if rule == "linear" else math.sqrt(ratio))
+    lr = solver.BASE_LR * (ratio if rule == "linear" else math.sqrt(ratio))
     logger.info(
         "Learning rate %g, chosen for %d images a step, becomes %g for %d (SOLVER.LR_SCALING is %s)",
-        base_lr, reference_batch_size, lr, batch_size, rule,
+        solver.BASE_LR, reference_batch_size, lr, batch_size, rule,
     )  # fmt: skip
     return lr
 
 
-def parameter_groups(
-    model: nn.Module,
-    *,
-    base_lr: float,
-    backbone_multiplier: float,
-    weight_decay: float,
-    weight_decay_norm: float,
-    weight_decay_embed: float,
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, solver: CfgNode, *, base_lr: float) -> list[dict[str, Any]]:
     """Sort the trainable parameters into one group for each pair of learning rate and weight decay.
 
     Few groups matter: an optimiser updates a whole group in one sweep.
 
     Args:
         model: a parameter that several of its modules share is taken once.
+        solver: ``backbone`` learns at ``base_lr`` times BACKBONE_MULTIPLIER; WEIGHT_DECAY_NORM is of normalisation
+            layers, WEIGHT_DECAY_EMBED of ``nn.Embedding``, WEIGHT_DECAY of everything else.
         base_lr: learning rate outside ``backbone``.
-        backbone_multiplier: ``backbone`` learns at ``base_lr`` times this.
-        weight_decay: of everything that is not listed below.
-        weight_decay_norm: of normalisation layers.
-        weight_decay_embed: of ``nn.Embedding``.
 
     Returns:
         Dicts ``params``, ``lr``, ``weight_decay``, in the order of first appearance.
@@ -115,15 +80,15 @@ def parameter_groups(
 
     def decay(module: nn.Module, parameter_name: str) -> float:
         if isinstance(module, NORM_MODULES):
-            return weight_decay_norm
+            return solver.WEIGHT_DECAY_NORM
         if isinstance(module, nn.Embedding):
-            return weight_decay_embed
-        return 0.0 if parameter_name in POSITION_TABLES else weight_decay
+            return solver.WEIGHT_DECAY_EMBED
+        return 0.0 if parameter_name in POSITION_TABLES else solver.WEIGHT_DECAY
 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
-        lr = base_lr * (backbone_multiplier if module_name.split(".")[0] == "backbone" else 1.0)
+        lr = base_lr * (solver.BACKBONE_MULTIPLIER if module_name.split(".")[0] == "backbone" else 1.0)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
@@ -174,12 +139,7 @@ def configured_schedule(scheduler: Any) -> dict[str, Any]:
 
 
 def go_on_as_configured(scheduler: Any, configured: dict[str, Any]) -> None:
-    """After a checkpoint was loaded, follow the configured schedule from the checkpoint's iteration.
-
-    Args:
-        scheduler: with what the checkpoint brought; its optimiser, too.
-        configured: what ``configured_schedule`` gave before.
-    """
+    """After a checkpoint was loaded, go on from its iteration with what ``configured_schedule`` gave before."""
     saved = scheduler.state_dict()
     for key in (key for key in configured if saved[key] != configured[key]):
         logger.info("The resumed run's %s changes from %s to %s, as configured.", key, saved[key], configured[key])
@@ -192,23 +152,18 @@ def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_t
     """Scale all gradients together, before each step, so that the norm over every parameter is at most ``max_norm``."""
 
     def clip(*_: Any) -> None:
-        nn.utils.clip_grad_norm_(parameters_of(optimizer), max_norm, norm_type)
+        nn.utils.clip_grad_norm_(_parameters_of(optimizer), max_norm, norm_type)
 
     optimizer.register_step_pre_hook(clip)
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters of all groups, in order."""
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def gradients_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The gradients that there are, in the order of their parameters."""
-    return [parameter.grad for parameter in parameters_of(optimizer) if parameter.grad is not None]
-
-
-def total_norm(gradients: list[Tensor], norm_type: float = 2.0) -> Tensor:
-    """The norm over all values of all gradients: a scalar."""
+def gradient_norm(optimizer: torch.optim.Optimizer, norm_type: float = 2.0) -> Tensor:
+    """The norm over all values of all gradients that there are: a scalar."""
+    gradients = [parameter.grad for parameter in _parameters_of(optimizer) if parameter.grad is not None]
     if hasattr(nn.utils, "get_total_norm"):  # PyTorch 2.6 and newer
         return nn.utils.get_total_norm(gradients, norm_type)
     return torch.stack([gradient.norm(norm_type) for gradient in gradients]).norm(norm_type)

@@ -20,12 +20,11 @@ from maskformer.files import write_text
 
 from .accelerator import Accelerator
 from .hooks.reports import all_bad_images
-from .hooks.writers import MetricsWriter, TcappdllWriter
+from .hooks.writers import ResumableWriter
 
 logger = logging.getLogger(__name__)
 
 START_FILE = "run_start.json"
-ResumableWriter = MetricsWriter | TcappdllWriter
 STORED_VALUES = 20  # of each metric: what Detectron2's writers take medians of
 
 
@@ -49,11 +48,10 @@ class RunState(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all processes; each of them has to ask."""
+        loader = self.loader
         return {
             "random": comm.gather(random_states(self.accelerator)),
-            "loader": {}
-            if self.loader is None
-            else {**self.loader.state_dict(), "bad_images": all_bad_images(self.loader)},
+            "loader": {} if loader is None else {**loader.state_dict(), "bad_images": all_bad_images(loader)},
             "metrics": stored_metrics(self.trainer.storage) if has_event_storage() else {},
             "writers": {name: writer.state_dict() for name, writer in self.writers.items()},
             "saved_by": getattr(self.trainer, "running_hook", ""),
@@ -87,17 +85,7 @@ class RunState(HookBase):
             if self.trainer.start_iter:
                 logger.warning("The checkpoint is of an earlier version: images and random numbers start anew.")
             return
-        self._restore_random_states(state["random"])
-        restore_metrics(self.trainer.storage, state["metrics"])
-        self._restore_writers(state["writers"])
-        self.trainer.finish_iteration(state["saved_by"])
-
-    def _restore_writers(self, states: Mapping[str, dict[str, Any]]) -> None:
-        for name in self.writers.keys() & states.keys():
-            self.writers[name].load_state_dict(states[name])
-
-    def _restore_random_states(self, states: list[dict[str, Any]]) -> None:
-        world_size, rank = comm.get_world_size(), comm.get_rank()
+        states, world_size, rank = state["random"], comm.get_world_size(), comm.get_rank()
         if len(states) != world_size:
             logger.warning(
                 "The run that is resumed had %d processes, this one has %d: the images of each step stay the same, but "
@@ -106,6 +94,13 @@ class RunState(HookBase):
             )  # fmt: skip
         if rank < len(states):
             set_random_states(states[rank], self.accelerator)
+        restore_metrics(self.trainer.storage, state["metrics"])
+        self._restore_writers(state["writers"])
+        self.trainer.finish_iteration(state["saved_by"])
+
+    def _restore_writers(self, states: Mapping[str, dict[str, Any]]) -> None:
+        for name in self.writers.keys() & states.keys():
+            self.writers[name].load_state_dict(states[name])
 
 
 def random_states(accelerator: Accelerator) -> dict[str, Any]:
@@ -115,8 +110,7 @@ def random_states(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "python": (version, torch.tensor(numbers), gauss),
         "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-        "device": accelerator.random_state(),
+        **accelerator.random_states(),
     }
 
 
@@ -126,9 +120,7 @@ def set_random_states(states: Mapping[str, Any], accelerator: Accelerator) -> No
     random.setstate((version, tuple(numbers.tolist()), gauss))
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    if states["device"] is not None:
-        accelerator.set_random_state(states["device"])
+    accelerator.set_random_states(states)
 
 
 def stored_metrics(storage: EventStorage) -> dict[str, Any]:

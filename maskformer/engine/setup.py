@@ -6,27 +6,26 @@ import argparse
 import logging
 import os
 import platform
-import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from maskformer.checkpoint import refuse_unknown_weights
 from maskformer.config import load_config
 from maskformer.config.own_datasets import read_own_datasets
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.own import register_own
-from maskformer.runs.failures import end_workers_that_cannot_deliver, input_error_sentence, report, run_error_sentence
-from maskformer.runs.launch import ask_cublas_to_be_deterministic, keep_freed_memory, run_in_processes
+from maskformer.runs.failures import end_workers_that_cannot_deliver, find_sentence, report
+from maskformer.runs.launch import compute_deterministically, keep_freed_memory, run_in_processes
 from maskformer.runs.output_folder import keep_logging, lock_output_folder
-from maskformer.runs.signals import REQUESTS, Interrupted
-from maskformer.structures import ESCAPING, InputError, RunError
+from maskformer.runs.signals import REQUESTS
+from maskformer.structures import ESCAPING
 
 from .accelerator import Accelerator, resolve_device
 
@@ -34,7 +33,6 @@ _LOGGERS = ("fvcore", "detectron2", "maskformer")
 _REPORTED_PACKAGES = (
     "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
 )  # fmt: skip
-_KNOWN_ENDINGS = InputError, RunError, ProcessRaisedException, ProcessExitedException, Interrupted, KeyboardInterrupt
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -57,18 +55,16 @@ def setup(args: argparse.Namespace) -> CfgNode:
     register_datasets(cfg)
     _start_logs(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
-    accelerator = Accelerator(cfg.MODEL.DEVICE)
-    accelerator.search_convolutions(cfg.CUDNN_BENCHMARK and not args.eval_only)
-    if not args.eval_only and accelerator.type == "cpu":  # large pictures would leave gaps that smaller ones cannot use
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    if not args.eval_only and cfg.MODEL.DEVICE == "cpu":  # large pictures would leave gaps that smaller ones cannot use
         keep_freed_memory()
     if cfg.SOLVER.DETERMINISTIC:
-        ask_cublas_to_be_deterministic()
-        accelerator.be_deterministic()
-        logging.captureWarnings(True)  # PyTorch warns of an operation that has no deterministic form here
-        warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)
+        compute_deterministically()
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_unexplained)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(
+        lambda record: record.exc_info is None or find_sentence(record.exc_info[1]) is None
+    )
     return cfg
 
 
@@ -100,17 +96,11 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         with REQUESTS.listening():
             device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
             run_in_processes(main, args, Accelerator(device))
-    except _KNOWN_ENDINGS as error:
-        exit_code = report(error)
-        if exit_code is None:
+    except BaseException as error:
+        if (exit_code := report(error)) is None:
             raise
         return exit_code
     return 0
-
-
-def _is_unexplained(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or (input_error_sentence(error) is None and run_error_sentence(error) is None)
 
 
 def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -126,16 +116,10 @@ def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
     keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), names)
     logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
-    logger.info("Packages: %s", ", ".join(f"{name} {_installed_version(name)}" for name in _REPORTED_PACKAGES))
+    installed = {str(each.name).lower(): each.version for each in metadata.distributions()}
+    logger.info("Packages: %s", ", ".join(f"{name} {installed.get(name, 'absent')}" for name in _REPORTED_PACKAGES))
     logger.info("Arguments: %s", args)
     logger.info("Configuration:\n%s", cfg.dump())
     if comm.is_main_process():
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
-
-
-def _installed_version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"

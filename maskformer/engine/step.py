@@ -24,15 +24,8 @@ from maskformer.structures import InputError, RunError, SegmentMasks
 
 from .accelerator import Accelerator
 from .hooks.averaging import share_state
-from .non_finite import (
-    NonFiniteSteps,
-    find_finite,
-    find_non_finite_state,
-    find_origin,
-    restore,
-    running_statistics,
-)
-from .optimizer import gradients_of, total_norm
+from .non_finite import describe_everywhere, find_finite, find_non_finite_state, find_origin, running_statistics
+from .optimizer import gradient_norm
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +64,8 @@ class StepTrainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.scaler = accelerator.gradient_scaler(half_precision)
         self.skipped_steps = 0
-        self.bad_steps = NonFiniteSteps(most_bad_steps)
+        self.bad_steps = {"total": 0, "in_a_row": 0}
+        self.most_bad_steps = most_bad_steps
         self._batches: Iterator[Batch] | None = None  # begun with the first step: a resumed run moves the loader before
         self._statistics = running_statistics(model)
 
@@ -101,27 +95,31 @@ class StepTrainer(SimpleTrainer):
             ) from error
 
     def _compute_and_update(self, batch: Batch, data_time: float) -> None:
-        random_state, statistics = _random_state(self.accelerator), [buffer.clone() for buffer in self._statistics]
+        random_states, statistics = self.accelerator.random_states(), [buffer.clone() for buffer in self._statistics]
         self.optimizer.zero_grad()
         losses = self._backward(batch)
         self.after_backward()
         # Under a loss scaler, gradients that overflow are its business, and squares that do are not.
-        norm = total_norm(gradients_of(self.optimizer), math.inf if self.scaler.is_enabled() else 2.0)
+        norm = gradient_norm(self.optimizer, math.inf if self.scaler.is_enabled() else 2.0)
         finite = find_finite(losses.values(), self._statistics, norm)
         # One transfer to the host, where Detectron2 would make one for each loss.
         *values, losses_are_finite, gradients_are = torch.stack([*(x.float() for x in losses.values()), *finite]).cpu()
         losses = dict(zip(losses, values))
         if losses_are_finite and (gradients_are or self.scaler.is_enabled()):
-            self.bad_steps.note_finite()
+            self.bad_steps["in_a_row"] = 0
             self.write_metrics(losses, data_time, self.iter)
             self._update(is_overflow=not gradients_are)
         else:
-            restore(self._statistics, statistics)
-            self._note_non_finite_step(batch, losses, random_state)
-            restore(self._statistics, statistics)  # the search for the origin has moved them, too
-        get_event_storage().put_scalar("bad_steps", self.bad_steps.total, smoothing_hint=False)
+            self._restore_statistics(statistics)
+            self._note_non_finite_step(self._find_origin(batch, random_states), batch, losses)
+            self._restore_statistics(statistics)  # the search for the origin has moved them, too
+        get_event_storage().put_scalar("bad_steps", self.bad_steps["total"], smoothing_hint=False)
 
-    def _note_non_finite_step(self, batch: Batch, losses: dict[str, Tensor], random_state: Any) -> None:
+    def _restore_statistics(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self._statistics, values, strict=True):
+            buffer.copy_(value)
+
+    def _find_origin(self, batch: Batch, random_states: dict[str, Any]) -> str:
         """Compute the step again to see where it goes wrong, with the random numbers that it had."""
         parts = split_batch(batch, self.accumulation_steps)
 
@@ -130,14 +128,30 @@ class StepTrainer(SimpleTrainer):
                 with self._count_masks(parts), self.accelerator.autocast(self.half_precision):
                     self._own_model()(part)
 
-        now = _random_state(self.accelerator)
-        _set_random_state(self.accelerator, random_state)
+        now = self.accelerator.random_states()
+        self.accelerator.set_random_states(random_states)
         origin = find_origin(self._own_model(), forward)
-        _set_random_state(self.accelerator, now)
+        self.accelerator.set_random_states(now)
+        return origin
+
+    def _note_non_finite_step(self, origin: str, batch: Batch, losses: dict[str, Tensor]) -> None:
+        """Count and log a step that all processes skip, or stop if it was the last one that is borne."""
         files = [str(example["file_name"]) for example in batch if "file_name" in example]
-        names = [name for name, loss in losses.items() if not loss.isfinite()]
+        described = describe_everywhere(files, [name for name, loss in losses.items() if not loss.isfinite()], origin)
+        in_a_row, total = (count + 1 for count in (self.bad_steps["in_a_row"], self.bad_steps["total"]))
+        self.bad_steps = {"total": total, "in_a_row": in_a_row}
         learning_rate = max(group["lr"] for group in self.optimizer.param_groups)
-        self.bad_steps.note_non_finite(self.iter, learning_rate, files, names, origin)
+        logger.warning(
+            "Iteration %d: numbers are not finite, the step is skipped (%d in a row, %d so far). Learning rate %g; %s",
+            self.iter, in_a_row, total, learning_rate, described,
+        )  # fmt: skip
+        if in_a_row >= self.most_bad_steps:
+            raise RunError(
+                f"Training stopped at iteration {self.iter}: {in_a_row} steps in a row (SOLVER.MAX_BAD_STEPS) had "
+                f"numbers that are not finite. Learning rate {learning_rate:g}; {described}. None of them touched the "
+                "weights, and the last checkpoint is from before. Lower SOLVER.BASE_LR, enable SOLVER.CLIP_GRADIENTS, "
+                "set SOLVER.AMP.PRECISION to bfloat16 if it is float16, or take other MODEL.WEIGHTS."
+            )
 
     def _own_model(self) -> nn.Module:
         return self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
@@ -171,8 +185,7 @@ class StepTrainer(SimpleTrainer):
         if len(parts) == 1:
             return contextlib.nullcontext()
         masks = sum(len(example["instances"]) for part in parts for example in part if "instances" in example)
-        model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-        return masks_per_batch(getattr(model, "criterion", None), masks / len(parts))
+        return masks_per_batch(getattr(self._own_model(), "criterion", None), masks / len(parts))
 
     def _update(self, *, is_overflow: bool) -> None:
         """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead."""
@@ -187,9 +200,8 @@ class StepTrainer(SimpleTrainer):
             self.skipped_steps += 1
             logger.info(
                 "Iteration %d: float16 gradients overflowed; the step is skipped (%d so far), the loss scale halved",
-                self.iter,
-                self.skipped_steps,
-            )
+                self.iter, self.skipped_steps,
+            )  # fmt: skip
         storage.put_scalar("skipped_steps", self.skipped_steps, smoothing_hint=False)
         if not is_overflow and self.iter % SCALE_PERIOD != 0:
             return
@@ -203,9 +215,7 @@ class StepTrainer(SimpleTrainer):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Detectron2's, with the scaler's state under the name that ``AMPTrainer`` gives it.
-
-        It is asked for in all processes when a checkpoint is saved; they have the same model from then on.
+        """Detectron2's, asked for in all processes, which have the same model from then on.
 
         Raises:
             RunError: a weight, a statistic or the optimiser's state is not finite. So it is never saved.
@@ -217,18 +227,15 @@ class StepTrainer(SimpleTrainer):
                 f"Nothing is saved after iteration {self.iter}: {name} is not finite. The last checkpoint is from "
                 "before; lower SOLVER.BASE_LR or SOLVER.WEIGHT_DECAY."
             )
-        state = super().state_dict()
-        state["bad_steps"] = self.bad_steps.state_dict()
-        if self.scaler.is_enabled():
-            state["grad_scaler"] = self.scaler.state_dict()
-            state["skipped_steps"] = self.skipped_steps
-        return state
+        state = {**super().state_dict(), "bad_steps": self.bad_steps}
+        if not self.scaler.is_enabled():
+            return state
+        return {**state, "grad_scaler": self.scaler.state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a run; one that was saved without a scaler starts with a new one."""
         super().load_state_dict(state_dict)
-        if "bad_steps" in state_dict:
-            self.bad_steps.load_state_dict(state_dict["bad_steps"])
+        self.bad_steps = {**self.bad_steps, **state_dict.get("bad_steps", {})}
         if self.scaler.is_enabled() and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])
             self.skipped_steps = state_dict.get("skipped_steps", 0)
@@ -236,16 +243,13 @@ class StepTrainer(SimpleTrainer):
 
 def pin(example: dict[str, Any]) -> dict[str, Any]:
     """A training example in pinned memory: its tensors, and those of its instances."""
-    pinned = {name: _pin(value) for name, value in example.items()}
-    if "instances" in example:
-        instances = example["instances"]
-        fields = {name: _pin(value) for name, value in instances.get_fields().items()}
-        pinned["instances"] = Instances(instances.image_size, **fields)
-    return pinned
 
+    def pin_value(value: Any) -> Any:
+        if isinstance(value, Instances):
+            return Instances(value.image_size, **pin(value.get_fields()))
+        return value.pin_memory() if isinstance(value, (Tensor, SegmentMasks)) else value
 
-def _pin(value: Any) -> Any:
-    return value.pin_memory() if isinstance(value, (Tensor, SegmentMasks)) else value
+    return {name: pin_value(value) for name, value in example.items()}
 
 
 def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
@@ -285,15 +289,3 @@ def build_step_trainer(
         accumulation_steps=solver.ACCUMULATION_STEPS,
         most_bad_steps=solver.MAX_BAD_STEPS,
     )
-
-
-def _random_state(accelerator: Accelerator) -> tuple[Tensor, Tensor | None]:
-    """What the host's and the device's next random numbers follow from; nothing waits for the device."""
-    return torch.get_rng_state(), accelerator.random_state()
-
-
-def _set_random_state(accelerator: Accelerator, state: tuple[Tensor, Tensor | None]) -> None:
-    of_host, of_device = state
-    torch.set_rng_state(of_host)
-    if of_device is not None:
-        accelerator.set_random_state(of_device)

@@ -32,7 +32,7 @@ from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import InputError
 
 from .accelerator import Accelerator, with_device
-from .hooks.averaging import build_average, explain_batch_norm, share_state
+from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
 from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
@@ -71,19 +71,15 @@ class Trainer(DefaultTrainer):
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            fine_tuning=True,
-            keep_last=cfg.SOLVER.KEEP_LAST,
-            trainer=weakref.proxy(self),
-        )
+        keep_last, proxy = cfg.SOLVER.KEEP_LAST, weakref.proxy(self)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, fine_tuning=True, keep_last=keep_last, trainer=proxy)
         self.running_hook = ""
         self._last_finished = -1
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self._last_eval_results: dict[str, Any] = {}
-        self.average = build_average(cfg, model, optimizer)
+        ema, folder = cfg.SOLVER.EMA, cfg.OUTPUT_DIR
+        self.average = WeightAverage(model, optimizer, decay=ema.DECAY, folder=folder) if ema.ENABLED else None
         self.stop_flag = StopFlag()
         self.hooks: list[HookBase] = []  # in the order of their registration
         self.register_hooks(self.build_hooks())
@@ -145,13 +141,8 @@ class Trainer(DefaultTrainer):
                 results = super().test(loading_cfg, test_model, evaluators)
             else:
                 with inference_options(test_model, semantic_as_labels=True):
-                    results = evaluate_datasets(
-                        loading_cfg,
-                        test_model,
-                        cls.build_test_loader,
-                        cls.build_evaluator,
-                        accelerator.release_unused_memory,
-                    )
+                    builders = cls.build_test_loader, cls.build_evaluator
+                    results = evaluate_datasets(loading_cfg, test_model, *builders, accelerator.release_unused_memory)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
@@ -176,10 +167,12 @@ class Trainer(DefaultTrainer):
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
             RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
         """
-        with REQUESTS.listening(), REQUESTS.left_to(self.stop_flag):
+        with REQUESTS.listening():
+            REQUESTS.stop_flag = self.stop_flag
             try:  # DefaultTrainer's own ends the process without a word where TEST.EXPECTED_RESULTS are not met
                 super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
             finally:
+                REQUESTS.stop_flag = None
                 self._trainer.release_data()
         if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
             return None
@@ -211,32 +204,31 @@ class Trainer(DefaultTrainer):
 
         Those that save and evaluate are ours: they outlive a full disk, heed signals, and know the average.
         """
-        accelerator = AcceleratorHook(
-            self.accelerator, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH, local_rank=comm.get_local_rank()
-        )
-        loss_watch = LossWatch(self.optimizer, max_iter=self.cfg.SOLVER.MAX_ITER)
+        solver, loader = self.cfg.SOLVER, self._trainer.data_loader
         self._resumable_writers: dict[str, ResumableWriter] = {}
-        self._run_state = RunState(self.accelerator, self._trainer.data_loader, self._resumable_writers)
-        loader = self._trainer.data_loader
+        self._run_state = RunState(self.accelerator, loader, self._resumable_writers)
         skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
-        bad_images = BadImageReport(loader) if skips else None
-        hooks: list[HookBase | None] = [accelerator, loss_watch, self.average, bad_images]
+        hooks: list[HookBase | None] = [
+            AcceleratorHook(self.accelerator, images_per_step=solver.IMS_PER_BATCH),
+            LossWatch(self.optimizer, max_iter=solver.MAX_ITER),
+            self.average,
+            BadImageReport(loader) if skips else None,
+        ]
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
                 hooks += self._save_and_evaluate()
             elif not isinstance(hook, PeriodicCheckpointer):
                 hooks.append(hook)
-        return [*hooks, *self._extra_writers(), HistoryHook(), self._run_state]
+        if self.cfg.LOG.TCAPPDLL_LINES and comm.is_main_process():
+            writer = TcappdllWriter(self.cfg.OUTPUT_DIR, images_per_step=solver.IMS_PER_BATCH)
+            self._resumable_writers["tcappdll"] = writer
+            hooks.append(PeriodicWriter([writer], period=1))
+        return [*hooks, HistoryHook(), self._run_state]
 
     def _save_and_evaluate(self) -> list[HookBase]:
         """In every process, for each has a state to save."""
         solver, test = self.cfg.SOLVER, self.cfg.TEST
-        saving = SavingHook(
-            self.checkpointer,
-            solver.CHECKPOINT_PERIOD,
-            stop_flag=self.stop_flag,
-            retry_seconds=solver.SAVE_RETRY_SECONDS,
-        )
+        saving = SavingHook(self.checkpointer, solver.CHECKPOINT_PERIOD, self.stop_flag, solver.SAVE_RETRY_SECONDS)
         evaluation = EvalHook(test.EVAL_PERIOD, self._evaluate)
         if not test.BEST_METRIC:
             return [saving, evaluation]
@@ -248,23 +240,12 @@ class Trainer(DefaultTrainer):
         metrics = self._resumable_writers["metrics"] = MetricsWriter(os.path.join(folder, "metrics.json"))
         return [CommonMetricPrinter(self.max_iter), metrics, EventFileWriter(folder)]
 
-    def _extra_writers(self) -> list[HookBase]:
-        if not self.cfg.LOG.TCAPPDLL_LINES or not comm.is_main_process():
-            return []
-        writer = TcappdllWriter(self.cfg.OUTPUT_DIR, images_per_step=self.cfg.SOLVER.IMS_PER_BATCH)
-        self._resumable_writers["tcappdll"] = writer
-        return [PeriodicWriter([writer], period=1)]
-
     def after_step(self) -> None:
         """Run the hooks, and note which one runs: a checkpoint that it saves says so."""
         self._run_after_step(self.hooks)
 
     def finish_iteration(self, saved_by: str) -> None:
-        """In a resumed run: what the hooks after the one that saved the checkpoint did in its iteration.
-
-        Args:
-            saved_by: name of that hook's class; "": no hook saved it.
-        """
+        """In a resumed run: what the hooks after that of the class ``saved_by``, if any, did in its iteration."""
         names = [type(hook).__qualname__ for hook in self.hooks]
         if saved_by in names:
             self.iter = self.storage.iter = self.start_iter - 1

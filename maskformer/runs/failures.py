@@ -5,12 +5,10 @@ An ``InputError`` ends a run with code 2 and a ``RunError`` with code 3, each wi
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -26,11 +24,9 @@ EXIT_INTERRUPTED = 130  # what a shell gives for Ctrl-C
 EXIT_TERMINATED = 143  # and for SIGTERM
 
 _GO_ON = "What was saved is kept; go on with --resume."
-# How allocators say it: the devices' (PyTorch's words), the CPU's, cuBLAS's, oneDNN's, the C++ library's. Only CUDA's
-# has a class of its own.
+# How allocators say it: the devices' (PyTorch's words), the CPU's, oneDNN's, the C++ library's, cuBLAS's.
 _OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|std::bad_alloc|"
-    r"_ALLOC_FAILED",
+    r"out of memory|can't allocate memory|not enough memory|could not create a memory object|bad_alloc|_ALLOC_FAILED",
     re.IGNORECASE,
 )
 # A data worker that ends while it hands an image over breaks the connection before PyTorch notices that it has ended.
@@ -45,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException | None) -> str | None:
     """What happened and what to do, of an error that is a failure of the surroundings; None for any other.
 
     Args:
@@ -61,7 +57,9 @@ def explain(error: BaseException) -> str | None:
         )
     if isinstance(error, (InputError, ProcessRaisedException)) or not isinstance(error, _EXPLAINABLE):
         return None
-    if "DataLoader worker (pid" in str(error) or _is_of_handing_over(error):
+    frames = traceback.extract_tb(error.__traceback__) if isinstance(error, _HANDING_OVER) else ()
+    takes_over = any(frame.filename.endswith(os.path.join("multiprocessing", "reductions.py")) for frame in frames)
+    if "DataLoader worker (pid" in str(error) or takes_over:
         return (
             "A process that loads images ended: most often host memory or shared memory (/dev/shm) did not suffice, or "
             "a library crashed on an image. Lower DATALOADER.NUM_WORKERS (0 loads in the training process, and shows a "
@@ -79,30 +77,6 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _is_of_handing_over(error: BaseException) -> bool:
-    """Whether a connection was lost where PyTorch takes a tensor over from a data worker."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, _HANDING_OVER) and any(
-        frame.filename.replace(os.sep, "/").endswith("torch/multiprocessing/reductions.py") for frame in frames
-    )
-
-
-def explained(main: Callable[..., Any]) -> Callable[..., Any]:
-    """``main``, which raises a ``RunError`` where it would raise an error that ``explain`` knows."""
-
-    @functools.wraps(main)
-    def run(*args: Any, **options: Any) -> Any:
-        try:
-            return main(*args, **options)
-        except _EXPLAINABLE as error:
-            sentence = explain(error)
-            if sentence is None or isinstance(error, RunError):
-                raise
-            raise RunError(sentence) from error
-
-    return run
-
-
 def describe_image(example: dict[str, Any]) -> str:
     """Size, number of segments, and file of an image, as far as the example tells."""
     described = "x".join(str(length) for length in example["image"].shape[-2:]) if "image" in example else "an image"
@@ -111,31 +85,21 @@ def describe_image(example: dict[str, Any]) -> str:
     return f"{described} ({example['file_name']})" if "file_name" in example else described
 
 
-def input_error_sentence(error: BaseException) -> str | None:
-    """The sentence of an ``InputError``, also of one that another process (data worker, rank) raised.
+def find_sentence(error: BaseException | None) -> tuple[int, str] | None:
+    """The exit code and the sentence of a user's mistake or a failure of the surroundings; None of any other error.
 
     Args:
-        error: what was caught. From another process, its message holds that process's traceback.
-
-    Returns:
-        The sentence, or None if the error is none of the user's.
+        error: what was caught. From another process (data worker, rank), its message holds that process's traceback.
     """
-    if not isinstance(error, (InputError, ProcessRaisedException)):
-        return None
-    sentence = _last_sentence(error, (InputError, *InputError.__subclasses__()))
-    return str(error).strip() if sentence is None and isinstance(error, InputError) else sentence
-
-
-def run_error_sentence(error: BaseException) -> str | None:
-    """The sentence of a failure that is no mistake of the user's, also of one in another process (rank).
-
-    Args:
-        error: what was caught.
-
-    Returns:
-        The sentence, or None if the error is no such failure.
-    """
-    return _last_sentence(error, (RunError,)) if isinstance(error, ProcessRaisedException) else explain(error)
+    kinds: tuple[type, ...] = (InputError, *InputError.__subclasses__())
+    if isinstance(error, InputError):
+        return EXIT_INPUT_ERROR, _last_sentence(error, kinds) or str(error).strip()
+    if not isinstance(error, ProcessRaisedException):
+        sentence = explain(error)
+        return None if sentence is None else (EXIT_RUN_ERROR, sentence)
+    if sentence := _last_sentence(error, kinds):
+        return EXIT_INPUT_ERROR, sentence
+    return (EXIT_RUN_ERROR, sentence) if (sentence := _last_sentence(error, (RunError,))) else None
 
 
 def _last_sentence(error: BaseException, kinds: tuple[type, ...]) -> str | None:
@@ -161,12 +125,10 @@ def report(error: BaseException) -> int | None:
     if is_interrupted and code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
         sys.stderr.write("interrupted\n")
         return int(code)
-    sentences = {EXIT_INPUT_ERROR: input_error_sentence(error), EXIT_RUN_ERROR: run_error_sentence(error)}
-    for exit_code, sentence in sentences.items():
-        if sentence is not None:
-            sys.stderr.write(f"error: {sentence}\n")
-            return exit_code
-    return None
+    if (found := find_sentence(error)) is None:
+        return None
+    sys.stderr.write(f"error: {found[1]}\n")
+    return found[0]
 
 
 def end_workers_that_cannot_deliver() -> None:

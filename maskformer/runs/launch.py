@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol
@@ -19,9 +21,9 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from torch import distributed
 
-from maskformer.structures import InputError
+from maskformer.structures import InputError, RunError
 
-from .failures import explained
+from .failures import explain
 from .signals import REQUESTS, passing_signals_on
 
 PORTS = range(20000, 32768)  # below those that systems give to connections
@@ -81,7 +83,6 @@ def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device:
         device: where each process computes.
 
     Raises:
-        RunError: memory, a data worker or another process was lost.
         InputError: more processes than devices, or an address that other machines cannot know.
     """
     variables = os.environ
@@ -91,7 +92,7 @@ def run_in_processes(main: Callable[..., Any], args: argparse.Namespace, device:
         _check_devices(on_machine, device, "The number of processes a machine")
         _join_and_run(main, args, device, "env://", (rank, world_size, local_rank, on_machine))
     elif args.num_gpus * args.num_machines == 1:
-        explained(main)(args)
+        main(args)
     else:
         _check_devices(args.num_gpus, device, "--num-gpus")
         _start_processes((main, args, device, _meeting_point(args)), args.num_gpus)
@@ -114,17 +115,19 @@ def _start_processes(arguments: tuple[Any, ...], count: int) -> None:
 
 def _run_worker(local_rank: int, main: Callable[..., Any], args: argparse.Namespace, device: Device, url: str) -> None:
     rank, world_size = args.machine_rank * args.num_gpus + local_rank, args.num_machines * args.num_gpus
-    with REQUESTS.listening():
-        _join_and_run(main, args, device, url, (rank, world_size, local_rank, args.num_gpus))
+    try:
+        with REQUESTS.listening():
+            _join_and_run(main, args, device, url, (rank, world_size, local_rank, args.num_gpus))
+    except Exception as error:  # only its text reaches the process that started this one
+        if isinstance(error, (InputError, RunError)) or (sentence := explain(error)) is None:
+            raise
+        raise RunError(sentence) from error
 
 
 def _join_and_run(
     main: Callable[..., Any], args: argparse.Namespace, device: Device, url: str, place: tuple[int, int, int, int]
 ) -> None:
-    """Join the other processes, run, and leave.
-
-    ``place`` is the rank and the number of processes over all machines, and both on this machine.
-    """
+    """Run, joined with others; ``place``: rank and number of processes over all machines, and both on this one."""
     rank, world_size, local_rank, local_world_size = place
     if local_world_size > 1 and device.device.index is not None:
         raise InputError(
@@ -134,18 +137,16 @@ def _join_and_run(
     backend = device.process_group_backend()
     distributed.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT)
     comm.create_local_process_group(local_world_size)
-    explained(main)(args)
+    main(args)
     # After an error neither is reached: they could wait for ranks that no longer answer.
     comm.synchronize()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
     distributed.destroy_process_group()
 
 
 def _check_devices(num_processes: int, device: Device, asked_by: str) -> None:
-    most = device.num_processes()
-    if num_processes > most:
-        raise InputError(
-            f"{asked_by} is {num_processes}, but the {device.device.type} devices of this machine bear {most}."
-        )
+    if num_processes > (most := device.num_processes()):
+        kind = device.device.type
+        raise InputError(f"{asked_by} is {num_processes}, but the {kind} devices of this machine bear {most}.")
 
 
 def _meeting_point(args: argparse.Namespace) -> str:
@@ -174,6 +175,10 @@ def keep_freed_memory() -> None:
         set_option(-1, -1)  # M_TRIM_THRESHOLD: none is given back
 
 
-def ask_cublas_to_be_deterministic() -> None:
-    """It heeds a variable, before its first product; one that is set stays."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+def compute_deterministically() -> None:
+    """Compute the same bits each time; an operation that has no such form on the device warns at each use."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS heeds it before its first product
+    torch.backends.cudnn.benchmark = False  # it chooses by the clock
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    logging.captureWarnings(True)
+    warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)

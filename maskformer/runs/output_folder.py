@@ -31,9 +31,7 @@ def lock_output_folder(folder: str) -> None:
     It is a POSIX record lock on ``.lock`` in the folder: the kernel takes it back when the process ends (SIGKILL too),
     and it holds between machines on network file systems that pass locks on (NFS with its lock service, Lustre with
     ``flock``, GPFS, CephFS). Where a file system has no locks, one warning says so. The file stays; what it says is who
-    had the lock last. The package filelock does not keep this: its ``flock`` is inherited by data workers, so that a
-    training that was killed would keep the folder until they have ended; it does not say who has a lock; and where
-    there are no locks it leaves a file behind that looks like one.
+    had the lock last. (filelock's ``flock`` is inherited by data workers, which outlive a training that was killed.)
 
     Args:
         folder: OUTPUT_DIR; made if it does not exist.
@@ -149,19 +147,11 @@ def tell(sentence: str) -> None:
         sys.stderr.flush()
 
 
-@functools.cache
-def _log_file(path: str) -> KeptFile:
-    """One for all runs of a process."""
-    return KeptFile(path)
+_log_file = functools.cache(KeptFile)  # one for all runs of a process
 
 
 def keep_logging(path: str, names: tuple[str, ...]) -> None:
-    """Let the handlers that write a log file write it as a ``KeptFile``.
-
-    Args:
-        path: the log file.
-        names: of the loggers that have such handlers.
-    """
+    """Let the handlers of loggers that write a log file write it as a ``KeptFile``."""
     file = _log_file(path)
     for handler in (handler for name in names for handler in logging.getLogger(name).handlers):
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "name", None) == path:

@@ -31,15 +31,10 @@ WORKER_SECONDS = 15  # that a data worker lives on after SIGTERM; usually it end
 
 
 class Interrupted(SystemExit):
-    """A run ended because a signal asked it to.
-
-    Args:
-        signal_number: which.
-    """
+    """A run ended because the signal of a number asked it to."""
 
     def __init__(self, signal_number: int):
         super().__init__(128 + signal_number)
-        self.signal_number = signal_number
 
 
 class Requests:
@@ -48,13 +43,14 @@ class Requests:
     Attributes:
         stop_signal: the first signal that asked it to stop; 0: none.
         save: whether a checkpoint was asked for.
+        stop_flag: of the training that this process is in: it acts on signals, which are only noted; None: none.
     """
 
     def __init__(self) -> None:
         self.stop_signal = 0
         self.save = False
         self._stop_time = 0.0
-        self._stop_flag: StopFlag | None = None  # of the training that this process is in
+        self.stop_flag: StopFlag | None = None
         self._timer: threading.Timer | None = None
         self._listener = 0  # id of the process that listens: data workers inherit its handlers, and ignore signals
 
@@ -73,18 +69,9 @@ class Requests:
             if self._timer is not None:
                 self._timer.cancel()
 
-    @contextlib.contextmanager
-    def left_to(self, stop_flag: StopFlag) -> Iterator[None]:
-        """In the ``with`` block, a training, a signal is only noted: the flag of its processes acts on it."""
-        self._stop_flag = stop_flag
-        try:
-            yield
-        finally:
-            self._stop_flag = None
-
     def stoppable(self, loader: Any) -> Any:
         """A loader for evaluation that a signal stops in all processes alike, if this is within a training."""
-        return loader if self._stop_flag is None else StoppableLoader(shield_workers(loader), self._stop_flag)
+        return loader if self.stop_flag is None else StoppableLoader(shield_workers(loader), self.stop_flag)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if os.getpid() != self._listener:
@@ -103,7 +90,7 @@ class Requests:
             self._timer = threading.Timer(STOP_SECONDS, _end_with, [128 + number])
             self._timer.daemon = True
             self._timer.start()
-        if self._stop_flag is None:
+        if self.stop_flag is None:
             raise Interrupted(self.stop_signal)
 
 
@@ -132,16 +119,14 @@ class StopFlag:
     Several processes exchange two numbers a step over gloo, on the host. The exchange goes on during the next step and
     is read after it, so nothing waits for it, least of all a device; stopping takes one more step.
 
-    Args:
-        requests: of this process.
-
     Attributes:
         stop_signal: the signal by which all processes stop now; 0: none.
+        requests: of this process; the others may not know of them yet.
     """
 
     def __init__(self, requests: Requests = REQUESTS):
         self.stop_signal = 0
-        self._requests = requests
+        self.requests = requests
         self._group: Any = distributed.new_group(backend="gloo") if comm.get_world_size() > 1 else None
         self._exchange: tuple[Any, torch.Tensor] | None = None
 
@@ -152,8 +137,8 @@ class StopFlag:
             save: whether this process has a reason of its own to.
             is_last: no step follows, so nothing is asked any more.
         """
-        asked = torch.tensor([save or self._requests.save, self._requests.stop_signal])
-        self._requests.save = False
+        asked = torch.tensor([save or self.requests.save, self.requests.stop_signal])
+        self.requests.save = False
         if self._group is None:
             return self._conclude(asked)
         save = False
@@ -172,16 +157,12 @@ class StopFlag:
         Raises:
             Interrupted: one was.
         """
-        asked = torch.tensor([False, self._requests.stop_signal])
+        asked = torch.tensor([0, self.requests.stop_signal])
         if self._group is not None:
             distributed.all_reduce(asked, distributed.ReduceOp.MAX, group=self._group)
         self._conclude(asked)
         if self.stop_signal:
             raise Interrupted(self.stop_signal)
-
-    def stop_is_asked(self) -> bool:
-        """Whether this process knows of a signal; the others may not yet."""
-        return bool(self._requests.stop_signal)
 
     def _conclude(self, answer: torch.Tensor) -> bool:
         save, stop_signal = answer.tolist()
@@ -190,12 +171,7 @@ class StopFlag:
 
 
 class StoppableLoader:
-    """A loader for evaluation within a training, that stops in all processes if a signal asks one of them to.
-
-    Args:
-        loader: what to give; it has a length.
-        stop_flag: of the training.
-    """
+    """A loader for evaluation within a training, that stops in all processes if a signal asks one of them to."""
 
     def __init__(self, loader: Any, stop_flag: StopFlag):
         self._loader = loader
@@ -206,23 +182,16 @@ class StoppableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
-            if self._stop_flag.stop_is_asked():
+            if self._stop_flag.requests.stop_signal:
                 break
             yield batch
         self._stop_flag.meet()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
 
 
 def shield_workers(loader: Any) -> Any:
     """Keep the signals that ask a whole group of processes to stop from its data workers, which the last step needs.
 
-    Args:
-        loader: its workers are not started yet. One without ``worker_init_fn``, as a ``DataLoader`` has, is left alone.
-
-    Returns:
-        The same loader.
+    Workers are not started yet. A loader without ``worker_init_fn``, as a ``DataLoader`` has, is left alone.
     """
     if hasattr(loader, "worker_init_fn"):
         loader.worker_init_fn = functools.partial(_start_shielded, loader.worker_init_fn)
@@ -230,8 +199,8 @@ def shield_workers(loader: Any) -> Any:
 
 
 def _start_shielded(start: Callable[[int], None] | None, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_SECONDS))  # SIGALRM ends a process
     if start is not None:
         start(worker)
@@ -242,9 +211,6 @@ def passing_signals_on(processes: Iterable[BaseProcess]) -> Iterator[None]:
     """In the ``with`` block, hand this process's signals to others, and leave it to them to end in bounded time.
 
     SIGUSR1 goes to one of them, which asks the others: all would be heard at two different steps, and save twice.
-
-    Args:
-        processes: started by this one; they listen for themselves.
     """
     asked_at: list[float] = []
 

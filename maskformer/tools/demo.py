@@ -40,7 +40,7 @@ from maskformer.reports import gallery
 from maskformer.reports.console import ProgressLine, console_to_log
 from maskformer.reports.media import write_picture
 from maskformer.reports.tasks import ClassTable
-from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, input_error_sentence
+from maskformer.runs import failures
 from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError
 
@@ -285,11 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console_to_log(Path(args.output_dir) / "log.txt") as console:
             run(build_demo(args, console))
     except InputError as error:
-        print(f"error: {input_error_sentence(error)}", file=sys.stderr)
-        return EXIT_INPUT_ERROR
+        failures.report(error)
+        return failures.EXIT_INPUT_ERROR
     except (KeyboardInterrupt, Interrupted):
         print("Interrupted; the same command goes on where this one stopped.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return failures.EXIT_INTERRUPTED
     return 0
 
 

@@ -254,6 +254,6 @@ def test_cuda_device_measures_its_memory():
 def test_random_state_of_the_device_is_read_and_set_by_its_own_module(cuda):
     states = []
     device = cuda(get_rng_state=lambda: torch.ones(1), set_rng_state=states.append)
-    device.set_random_state(device.random_state())
+    device.set_random_states(device.random_states())
     assert states == [torch.ones(1)]
-    assert accelerator.Accelerator("cpu").random_state() is None
+    assert accelerator.Accelerator("cpu").random_states()["device"] is None

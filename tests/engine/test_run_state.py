@@ -48,11 +48,12 @@ class WithGenerator(Accelerator):
         super().__init__("cpu")
         self.generator = torch.Generator()
 
-    def random_state(self) -> torch.Tensor:
-        return self.generator.get_state()
+    def random_states(self) -> dict[str, torch.Tensor | None]:
+        return {**super().random_states(), "device": self.generator.get_state()}
 
-    def set_random_state(self, state: torch.Tensor) -> None:
-        self.generator.set_state(state)
+    def set_random_states(self, states: dict[str, torch.Tensor]) -> None:
+        super().set_random_states(states)
+        self.generator.set_state(states["device"])
 
 
 def test_all_generators_go_on_from_a_saved_state():

@@ -132,7 +132,8 @@ def test_ctrl_c_in_an_evaluation_alone_is_one_line(evaluating: TinyTraining, tmp
 STUCK = """
 import signal, time
 from maskformer.runs.signals import REQUESTS, StopFlag
-with REQUESTS.listening(), REQUESTS.left_to(StopFlag()):
+REQUESTS.stop_flag = StopFlag()
+with REQUESTS.listening():
     print("ready", flush=True)
     while True:
         time.sleep(0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader
 from maskformer.runs.failures import (
     end_workers_that_cannot_deliver,
     explain,
-    explained,
-    input_error_sentence,
+    find_sentence,
     is_out_of_memory,
 )
-from maskformer.structures import InputError, RunError
+from maskformer.structures import InputError
 
 
 class Suicidal(torch.utils.data.Dataset):
@@ -41,13 +40,19 @@ class Undeliverable(Suicidal):
         return lambda: index
 
 
+def told(work: Callable[..., Any], *args: Any) -> str | None:
+    """What is said of the error that a function ends in."""
+    with pytest.raises(Exception) as caught:
+        work(*args)
+    return explain(caught.value)
+
+
 def too_large() -> torch.Tensor:
     return torch.empty(2**50)
 
 
 def test_worker_that_crashes_is_told():
-    with pytest.raises(RunError, match=r"A process that loads images ended.*Lower DATALOADER.NUM_WORKERS"):
-        explained(list)(DataLoader(Suicidal(), num_workers=1))
+    assert (told(list, DataLoader(Suicidal(), num_workers=1)) or "").startswith("A process that loads images ended")
 
 
 class _OfDeadWorker:
@@ -62,14 +67,13 @@ class _OfDeadWorker:
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_worker_that_ends_while_it_hands_over_is_told(error: OSError | EOFError):
-    with pytest.raises(RunError, match=r"A process that loads images ended.*Lower DATALOADER.NUM_WORKERS"):
-        explained(rebuild_storage_fd)(torch.UntypedStorage, _OfDeadWorker(error), 8)
+    sentence = told(rebuild_storage_fd, torch.UntypedStorage, _OfDeadWorker(error), 8) or ""
+    assert sentence.startswith("A process that loads images ended") and "Lower DATALOADER.NUM_WORKERS" in sentence
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_connection_of_something_else_is_no_worker(error: OSError | EOFError):
-    with pytest.raises(type(error)):
-        explained(_OfDeadWorker(error).detach)()
+    assert told(_OfDeadWorker(error).detach) is None
 
 
 @pytest.fixture
@@ -82,24 +86,18 @@ def _handler() -> Iterator[None]:
 @pytest.mark.usefixtures("_handler")
 def test_worker_that_cannot_hand_over_is_told_instead_of_waited_for():
     end_workers_that_cannot_deliver()
-    with pytest.raises(RunError, match="A process that loads images ended"):
-        explained(list)(DataLoader(Undeliverable(), num_workers=1, batch_size=None, timeout=60))
+    sentence = told(list, DataLoader(Undeliverable(), num_workers=1, batch_size=None, timeout=60)) or ""
+    assert sentence.startswith("A process that loads images ended")
 
 
 def test_memory_of_the_host_is_told():
-    with pytest.raises(RunError, match=r"Out of memory \(.*can't allocate memory.*Lower SOLVER.IMS_PER_BATCH"):
-        explained(too_large)()
+    sentence = told(too_large) or ""
+    assert "can't allocate memory" in sentence and "Lower SOLVER.IMS_PER_BATCH" in sentence
 
 
 @pytest.mark.parametrize("error", [ValueError("out of memory"), InputError("no"), RuntimeError("shape mismatch")])
 def test_other_errors_stay_as_they_are(error: Exception):
-    def fail() -> None:
-        raise error
-
     assert explain(error) is None
-    with pytest.raises(type(error)) as caught:
-        explained(fail)()
-    assert caught.value is error
 
 
 def test_processes_that_end_are_told():
@@ -126,5 +124,5 @@ def test_sentence_of_an_input_error_in_another_rank_is_found():
         traceback = (
             f"-- Process 1 terminated with the following error:\nTraceback\nmaskformer.structures.{kind}: Do X.\n"
         )
-        assert input_error_sentence(ProcessRaisedException(traceback, 1, 1)) == "Do X."
-    assert input_error_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None
+        assert find_sentence(ProcessRaisedException(traceback, 1, 1)) == (2, "Do X.")
+    assert find_sentence(ProcessRaisedException("ValueError: a bug", 1, 1)) is None

@@ -29,8 +29,8 @@ def test_signal_outside_a_training_ends_the_run_at_once():
 
 def test_signal_in_a_training_is_noted_for_the_end_of_the_step():
     requests = Requests()
-    stop_flag = StopFlag(requests)
-    with requests.listening(), requests.left_to(stop_flag):
+    stop_flag = requests.stop_flag = StopFlag(requests)
+    with requests.listening():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop_flag.after_step(save=False, is_last=False)
         assert not stop_flag.after_step(save=False, is_last=False)
@@ -44,11 +44,12 @@ def test_request_that_was_met_is_not_insisted_on(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("maskformer.runs.signals.STOP_SECONDS", 0.2)
     monkeypatch.setattr("maskformer.runs.signals._end_with", lambda code: os.write(2, b"ended"))
     requests = Requests()
-    with requests.listening(), requests.left_to(StopFlag(requests)):
+    requests.stop_flag = StopFlag(requests)
+    with requests.listening():
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.5)
     assert capfd.readouterr().err == ""
-    with requests.listening(), requests.left_to(StopFlag(requests)):
+    with requests.listening():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.5)
     assert capfd.readouterr().err == "ended"
@@ -56,9 +57,9 @@ def test_request_that_was_met_is_not_insisted_on(monkeypatch: pytest.MonkeyPatch
 
 def test_evaluation_within_a_training_stops_between_images():
     requests = Requests()
-    stop_flag = StopFlag(requests)
+    requests.stop_flag = StopFlag(requests)
     seen = []
-    with requests.listening(), requests.left_to(stop_flag):
+    with requests.listening():
         loader = requests.stoppable([1, 2, 3])
         assert len(loader) == 3
         with pytest.raises(Interrupted):

@@ -1,1 +1,1 @@
-"""What happens around the steps of a training: one hook a file."""
+"""What happens around the steps of a training: averaging, reports, saving, writers."""

@@ -72,22 +72,20 @@ class WeightAverage(HookBase):
     def _update(self, *_: Any) -> None:
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
-        get_ema_multi_avg_fn(decay)(
-            self._averages, [weight.detach().float() for weight in self._weights], self._updates
-        )
+        weights = [weight.detach().float() for weight in self._weights]
+        get_ema_multi_avg_fn(decay)(self._averages, weights, self._updates)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """In the ``with`` block, the model has the average as its weights."""
-        self._exchange()
+        weights = [weight.data for weight in self._weights]
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            weight.data = average
         try:
             yield
         finally:
-            self._exchange()
-
-    def _exchange(self) -> None:
-        for index, weight in enumerate(self._weights):
-            weight.data, self._averages[index] = self._averages[index], weight.data
+            for weight, value in zip(self._weights, weights, strict=True):
+                weight.data = value
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by the names of their parameters, and the number of updates."""
@@ -100,14 +98,6 @@ class WeightAverage(HookBase):
         self._updates = state["updates"]
         for name, average in self.state_dict()["averages"].items():
             average.copy_(state["averages"][name])
-
-
-def build_average(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> WeightAverage | None:
-    """The average that ``SOLVER.EMA`` describes; None if it is off."""
-    ema = cfg.SOLVER.EMA
-    if not ema.ENABLED:
-        return None
-    return WeightAverage(model, optimizer, decay=ema.DECAY, folder=cfg.OUTPUT_DIR)
 
 
 @torch.no_grad()
@@ -139,12 +129,7 @@ def share_state(model: nn.Module) -> None:
 
 
 def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
-    """Say in the log that several processes train otherwise than one, where batch norm sees the images of one alone.
-
-    Args:
-        cfg: the whole config; the key that names the norm is looked for in ``MODEL``.
-        model: as it is trained.
-    """
+    """Say in the log that several processes train otherwise than one, where batch norm sees the images of one alone."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # nn.SyncBatchNorm and frozen ones are none of these
     names = [name for name, module in model.named_modules() if isinstance(module, kinds) and module.training]
     names = [name for name in names if not isinstance(model.get_submodule(name), NaiveSyncBatchNorm)]

@@ -19,14 +19,13 @@ from ..accelerator import Accelerator
 logger = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
-COUNT_PERIOD = 20  # iterations, as Detectron2's writers
 KEPT = 1000  # values of each metric: Detectron2's writers look at no more
 PERIOD = 100  # steps between looks at how many there are
 
 # AdamW moves a weight by about the learning rate a step, whatever its gradient; weights are some hundredths large, so
 # that at this rate a few steps replace them. The recipes' largest rate is 0.001.
 HIGHEST_RATE = 0.01
-WINDOW = 20  # losses whose median is compared: single batches differ by a factor
+WINDOW = 20  # as Detectron2's writers; losses whose median is compared: single batches differ by a factor
 GROWTH = 10.0  # times the loss of the start; in a warm-up of good recipes it does not even double
 COLLAPSE = 1e-4  # of the loss of the start; the recipes end above a twentieth
 STILL = 1e-6  # relative range of a window: even without learning, the losses of different images differ far more
@@ -43,18 +42,16 @@ class AcceleratorHook(HookBase):
     Args:
         accelerator: where the model is.
         images_per_step: over all processes.
-        local_rank: of this process on its machine.
     """
 
-    def __init__(self, accelerator: Accelerator, *, images_per_step: int, local_rank: int = 0):
+    def __init__(self, accelerator: Accelerator, *, images_per_step: int):
         self.accelerator = accelerator
         self.images_per_step = images_per_step
-        self.local_rank = local_rank
         self._step_start = 0.0
 
     def before_train(self) -> None:
         """Make the device current, and say in the log what it is."""
-        self.accelerator.select(self.local_rank)
+        self.accelerator.select(comm.get_local_rank())
         self.accelerator.reset_peak_memory()
         lines = (f"  {name}: {value}" for name, value in self.accelerator.describe().items())
         logger.info("Accelerator\n%s", "\n".join(lines))
@@ -115,9 +112,7 @@ class LossWatch(HookBase):
         median = statistics.median(self._recent)
         if self._start is None:
             self._start = median
-        self._look(median, self._start)
-
-    def _look(self, median: float, start: float) -> None:
+        start = self._start
         if median > GROWTH * start:
             self._warn("growth", f"The loss has grown from {start:.3g} to {median:.3g}")
         if median < COLLAPSE * start:
@@ -125,17 +120,15 @@ class LossWatch(HookBase):
         if max(self._recent) - min(self._recent) <= STILL * abs(median):
             self._warn("still", f"The loss is {median:.6g} in each of {WINDOW} steps: nothing is learnt")
         elif self._last_iteration >= self._patience and not self._given & {"fall", "growth", "still"}:
-            self._given.add("fall")
             if median > FALL * start:
-                self._log(f"The loss has not fallen in {self._last_iteration} steps, from {start:.3g} to {median:.3g}")
+                steps = self._last_iteration
+                self._warn("fall", f"The loss has not fallen in {steps} steps, from {start:.3g} to {median:.3g}")
+            self._given.add("fall")  # one look at it is enough
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._given:
             self._given.add(kind)
-            self._log(message)
-
-    def _log(self, message: str) -> None:
-        logger.warning("%s. Check SOLVER.BASE_LR and the dataset's labels.", message)
+            logger.warning("%s. Check SOLVER.BASE_LR and the dataset's labels.", message)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss of the start, the last ones, and which warnings were given."""
@@ -175,7 +168,7 @@ class BadImageReport(HookBase):
 
     def after_step(self) -> None:
         """Count, now and then."""
-        if (self.trainer.iter + 1) % COUNT_PERIOD == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
+        if (self.trainer.iter + 1) % WINDOW == 0 or self.trainer.iter + 1 == self.trainer.max_iter:
             bad_images = all_bad_images(self.loader)
             self.trainer.storage.put_scalar("bad_images", len(bad_images), smoothing_hint=False)
             self.loader.check_bad_images(set(bad_images))

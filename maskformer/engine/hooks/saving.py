@@ -36,7 +36,7 @@ class SavingHook(PeriodicCheckpointer):
         retry_seconds: how long the last checkpoint is tried.
     """
 
-    def __init__(self, checkpointer: Checkpointer, period: int, *, stop_flag: StopFlag, retry_seconds: float):
+    def __init__(self, checkpointer: Checkpointer, period: int, stop_flag: StopFlag, retry_seconds: float):
         super().__init__(checkpointer, period)
         self._stop_flag = stop_flag
         self._retry_seconds = retry_seconds
@@ -73,44 +73,35 @@ class SavingHook(PeriodicCheckpointer):
             self._save_in_time(self._save_now, min(STOPPING_SECONDS, self._retry_seconds))
         logger.info(
             "Asked to stop by signal %d; iteration %d is saved: go on with --resume.",
-            self._stop_flag.stop_signal,
-            self.trainer.iter,
-        )
+            self._stop_flag.stop_signal, self.trainer.iter,
+        )  # fmt: skip
 
     def _save_now(self) -> None:
         self.checkpointer.save(f"{self.file_prefix}_{self.trainer.iter:07d}", iteration=self.trainer.iter)
 
     def _try_to_save(self, save: Callable[[], None]) -> str:
         """Save; what went wrong in this process, "" if nothing."""
-        try:
-            self._restore_folder()
-            save()
-        except OSError as error:
-            self._report(error)
-            return str(error)
-        self._last_saved = self.trainer.iter
-        self._wait = 0
-        return ""
-
-    def _restore_folder(self) -> None:
-        """All processes learn of a failure: saving is something that they do together."""
         problem = ""
         try:
             if comm.is_main_process():
                 restore_output_folder(self.checkpointer.save_dir)
         except OSError as error:
             problem = str(error)
-        problem = comm.all_gather(problem)[0]
-        if problem:
-            raise OSError(problem)
-
-    def _report(self, error: OSError) -> None:
-        is_first, self._wait = not self._wait, min(max(1, 2 * self._wait), RETRY_STEPS)
-        self._left = self._wait
-        sentence = f"Iteration {self.trainer.iter} is not saved ({error}); going on, and trying again."
-        logger.error(sentence)
-        if is_first:
-            tell(sentence)
+        try:
+            if problem := comm.all_gather(problem)[0]:  # all processes learn of it: saving is done together
+                raise OSError(problem)
+            save()
+        except OSError as error:
+            is_first, self._wait = not self._wait, min(max(1, 2 * self._wait), RETRY_STEPS)
+            self._left = self._wait
+            sentence = f"Iteration {self.trainer.iter} is not saved ({error}); going on, and trying again."
+            logger.error(sentence)
+            if is_first:
+                tell(sentence)
+            return str(error)
+        self._last_saved = self.trainer.iter
+        self._wait = 0
+        return ""
 
     def _save_in_time(self, save: Callable[[], None], seconds: float) -> None:
         """Save in all processes, again and again until it works or the time is over."""

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -22,17 +21,59 @@ logger = logging.getLogger(__name__)
 WINDOW = 20  # values of which the median is written, as Detectron2's writers
 
 
-class MetricsWriter(EventWriter):
-    """Detectron2's ``metrics.json``, which outlives a disk that refuses, and which a resumed run goes on with.
+class ResumableWriter(EventWriter):
+    """Appends lines to a file, which outlives a disk that refuses, and which a resumed run goes on with.
 
     Args:
-        path: of the file, which is appended to: one line an iteration, with what is new in it.
+        path: of the file.
+        durable: flush to the disk each time, not only to the system.
+    """
+
+    def __init__(self, path: str, *, durable: bool = False):
+        self._path = path
+        self._file = KeptFile(path, durable=durable)
+        self._last_iteration = -1
+
+    def close(self) -> None:
+        """Write what the disk has refused so far, if it can be."""
+        self._file.flush()
+
+    def is_replayed(self, line: str) -> bool:
+        """Whether a resumed run writes such a line again; others (of an evaluation in between) stay."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been written so far."""
+        size = os.path.getsize(self._path) if os.path.exists(self._path) else 0
+        return {"size": size, "last_iteration": self._last_iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: drop later lines that are written again, and those that were cut short."""
+        self._last_iteration = state.get("last_write", state.get("last_iteration", -1))  # its earlier name
+        if not os.path.isfile(self._path):
+            return
+        with open(self._path, "r+b") as file:
+            file.seek(state["size"])
+            lines = file.read().decode("utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and not self.is_replayed(line)]
+            if len(kept) == len(lines):
+                return
+            file.seek(state["size"])
+            file.write("".join(kept).encode("utf-8"))
+            file.truncate()
+        dropped = len(lines) - len(kept)
+        logger.info("%s: %d lines are dropped; the resumed run writes them again.", self._path, dropped)
+
+
+class MetricsWriter(ResumableWriter):
+    """Detectron2's ``metrics.json``: one line an iteration, with what is new in it.
+
+    Args:
+        path: of the file, which is appended to.
     """
 
     def __init__(self, path: str):
-        self._path = path
-        self._file = KeptFile(path, durable=True)
-        self._last_iteration = -1
+        super().__init__(path, durable=True)
 
     def write(self) -> None:
         """Write the latest value of each metric, medians where they are noisy, unless it has been written."""
@@ -45,18 +86,12 @@ class MetricsWriter(EventWriter):
             self._last_iteration = iteration
         self._file.flush()
 
-    def close(self) -> None:
-        """Write what the disk has refused so far, if it can be."""
-        self._file.flush()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been written so far."""
-        return {"size": _size(self._path), "last_write": self._last_iteration}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; lines of iterations after it are dropped, for they are computed again."""
-        cut_lines(self._path, state["size"], _has_iteration)
-        self._last_iteration = state["last_write"]
+    def is_replayed(self, line: str) -> bool:
+        """Whether it is of an iteration; an evaluation outside a training has none."""
+        try:
+            return "iteration" in json.loads(line)
+        except (ValueError, TypeError):
+            return True  # cut short by a crash
 
 
 class EventFileWriter(EventWriter):
@@ -90,7 +125,7 @@ class EventFileWriter(EventWriter):
             self._inner.close()
 
 
-class TcappdllWriter(EventWriter):
+class TcappdllWriter(ResumableWriter):
     """Writes the line of Tecorigin's tcap_dllogger for each iteration, to the standard output and to ``tcappdll.log``.
 
     Training goes by iterations, so the epoch is always 0.
@@ -101,10 +136,8 @@ class TcappdllWriter(EventWriter):
     """
 
     def __init__(self, folder: str, *, images_per_step: int):
+        super().__init__(os.path.join(folder, "tcappdll.log"))
         self._images_per_step = images_per_step
-        self._last_iteration = -1
-        self._path = os.path.join(folder, "tcappdll.log")
-        self._file = KeptFile(self._path)
 
     def write(self) -> None:
         """Write the latest iteration, unless it has been written."""
@@ -132,51 +165,6 @@ class TcappdllWriter(EventWriter):
             sys.stdout.write(line)
             sys.stdout.flush()
 
-    def close(self) -> None:
-        """Write what the disk has refused so far, if it can be."""
-        self._file.flush()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been written so far."""
-        return {"size": _size(self._path), "last_iteration": self._last_iteration}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; lines of iterations after it are dropped, for they are computed again."""
-        cut_lines(self._path, state["size"], lambda line: parse_line(line) is not None)
-        self._last_iteration = state["last_iteration"]
-
-
-def cut_lines(path: str, size: int, is_replayed: Callable[[str], bool]) -> None:
-    """Drop the lines that a run wrote after its checkpoint; others (of an evaluation in between) stay.
-
-    Args:
-        path: of a file that the run appends to.
-        size: of the file when the checkpoint was saved, in bytes.
-        is_replayed: whether the resumed run writes such a line again. A line that was cut short is dropped too.
-    """
-    if not os.path.isfile(path):
-        return
-    with open(path, "r+b") as file:
-        file.seek(size)
-        lines = file.read().decode("utf-8", errors="replace").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and not is_replayed(line)]
-        if len(kept) == len(lines):
-            return
-        file.seek(size)
-        file.write("".join(kept).encode("utf-8"))
-        file.truncate()
-    logger.info("%s: %d lines are dropped; the resumed run writes them again.", path, len(lines) - len(kept))
-
-
-def _size(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:  # the folder has gone
-        return 0
-
-
-def _has_iteration(line: str) -> bool:
-    try:
-        return "iteration" in json.loads(line)
-    except (ValueError, TypeError):
-        return True  # cut short by a crash
+    def is_replayed(self, line: str) -> bool:
+        """Whether it is such a line at all."""
+        return parse_line(line) is not None

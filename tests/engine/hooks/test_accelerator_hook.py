@@ -44,7 +44,7 @@ class Recording(Accelerator):
 def trained(caplog: pytest.LogCaptureFixture, tmp_path: Path):
     trainer = Waiting()
     accelerator = Recording()
-    hook = AcceleratorHook(accelerator, images_per_step=4, local_rank=2)
+    hook = AcceleratorHook(accelerator, images_per_step=4)
     trainer.register_hooks([hook, PeriodicWriter([TcappdllWriter(str(tmp_path), images_per_step=4)], period=1)])
     with caplog.at_level(logging.INFO, logger="maskformer.engine.hooks.reports"):
         trainer.train(0, 3)
@@ -52,7 +52,7 @@ def trained(caplog: pytest.LogCaptureFixture, tmp_path: Path):
 
 
 def test_device_is_selected_before_training(trained):
-    assert trained[1].calls == [("select", 2), "reset"]
+    assert trained[1].calls == [("select", 0), "reset"]
 
 
 def test_device_is_reported(trained, caplog: pytest.LogCaptureFixture):
