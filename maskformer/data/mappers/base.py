@@ -15,7 +15,7 @@ from torch import Tensor
 from maskformer.structures import InputError, SegmentMasks
 
 from ..datasets.classes import ignore_label_of
-from ..files.reading import check_declared_size, read_picture
+from ..files.reading import check_declared_size, check_same_size, read_label_map, read_picture
 from ..transforms.augmentations import (
     LabelledImage,
     ResizedCrop,
@@ -115,6 +115,12 @@ class TrainingMapper:
         check_declared_size(record, labelled)
         return labelled
 
+    def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray:
+        label_file = self._required(record, "sem_seg_file_name")
+        label_map = read_label_map(label_file, self.num_classes, self.ignore_label, record.get("label_values"))
+        check_same_size(image, record["file_name"], label_map, label_file)
+        return label_map
+
     def _required(self, record: Record, key: str) -> Any:
         if key not in record:
             raise InputError(
@@ -178,12 +184,7 @@ class InferenceMapper:
 
 
 def image_example(record: Record, original_size: tuple[int, int], image: np.ndarray) -> Record:
-    """Start an example: the names of an image, its original size and the pixels that the network takes.
-
-    Args:
-        record: the dataset's entry, left as it is.
-        original_size: (height, width), as read.
-        image: (H,W,3) uint8, as augmented and padded.
+    """Start an example of an image (H,W,3) uint8, augmented and padded, that had ``original_size`` (height, width).
 
     Returns:
         ``file_name``, ``image_id`` and ``dataset_index`` if there is one, ``height``, ``width``, ``image`` (3,H,W).
