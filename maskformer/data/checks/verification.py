@@ -40,7 +40,7 @@ _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it read
     "ADE20K_2021_17_01": "python datasets/prepare_ade20k_full_sem_seg.py",
     "coco_stuff_10k": "python datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py",
     "cityscapes_panoptic": "python -m cityscapesscripts.preparation.createPanopticImgs",
-    "shapes": "python -m maskformer.tools.make_shapes",
+    "shapes": "python -m maskformer.tools.make_shapes` or `make demo",
 }
 
 

@@ -6,6 +6,7 @@ Randomness comes from NumPy's and Python's global generators, which Detectron2 s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from maskformer.structures import InputError
 
-Step = T.Augmentation | T.Transform | None  # None: it is switched off
+Step: TypeAlias = T.Augmentation | T.Transform | None  # None: it is switched off
 DETR_SHORT_EDGES = (400, 500, 600)  # pixels, before DETR's crop
 
 
