@@ -153,12 +153,7 @@ def _check_labels(name: str, records: list[Record]) -> None:
 
 
 def class_names(metadata: Metadata, record: dict[str, Any]) -> list[str] | None:
-    """The list that the labels index: of things where there are instances alone, else of all classes.
-
-    Args:
-        metadata: of the dataset.
-        record: one of its entries.
-    """
+    """The list that the labels of an entry index: of things where it has instances alone, else of all classes."""
     return metadata.get("thing_classes" if _has_only_things(record) else "stuff_classes")
 
 
@@ -167,12 +162,7 @@ def _has_only_things(record: dict[str, Any]) -> bool:
 
 
 def check_registered(name: str, config_key: str) -> None:
-    """Raise an ``InputError`` unless Detectron2's catalog has a dataset of this name.
-
-    Args:
-        name: of the dataset.
-        config_key: where the user gave it, for the message.
-    """
+    """Raise an ``InputError`` unless Detectron2's catalog has the dataset that the user named as ``config_key``."""
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.4)
         hint = f"close to it are {', '.join(close)}" if close else f"{len(DatasetCatalog)} others are registered"
@@ -251,14 +241,9 @@ def _roots(metadata: Metadata) -> str:
 def check_num_classes(
     name: str, metadata: Metadata, record: dict[str, Any], num_classes: int, *, is_train: bool
 ) -> None:
-    """Compare K of a model with a dataset's.
+    """Compare K of a model with a dataset's, of which ``record`` is an entry.
 
-    Args:
-        name: of the dataset.
-        metadata: its own.
-        record: one of its entries.
-        num_classes: K, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
-        is_train: else, a model with things first may be evaluated on instances of the things alone.
+    A model with things first may be evaluated, not trained, on instances of the things alone.
 
     Raises:
         InputError: they differ.

@@ -18,7 +18,7 @@ from maskformer.structures import InputError
 from ...files.masks import encode_segments
 from ...files.reading import check_same_size, read_class_map, read_rgb
 from ..registration import read_categories
-from .files import Job, find_files, pair_files, read_parts, write_image, write_json
+from .files import Job, find_files, pair_files, write_image, write_json
 
 NUM_CLASSES = 150
 IGNORED = 255
@@ -55,18 +55,9 @@ def prepare_panoptic(job: Job) -> None:
     segment_map = merge_labels(*_read_both(job))
     blue, green, red = segment_map >> 16, segment_map >> 8 & 255, segment_map & 255
     write_image(np.stack([red, green, blue], axis=2).astype(np.uint8), png)
-    height, width = segment_map.shape
-    write_json(
-        {
-            "image": {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height},
-            "annotation": {
-                "image_id": label_file.stem,
-                "file_name": png.name,
-                "segments_info": list_segments(segment_map),
-            },
-        },
-        part,
-    )
+    segments = list_segments(segment_map)
+    annotation = {"image_id": label_file.stem, "file_name": png.name, "segments_info": segments}
+    write_json({"image": _image_entry(label_file, segment_map), "annotation": annotation}, part)
 
 
 def prepare_instances(job: Job) -> None:
@@ -74,19 +65,16 @@ def prepare_instances(job: Job) -> None:
     label_file, _ = job.sources
     (part,) = job.targets
     label_map, instances = _read_both(job)
+    write_json({"image": _image_entry(label_file, label_map), "annotations": list_instances(instances)}, part)
+
+
+def _image_entry(label_file: Path, label_map: np.ndarray) -> dict[str, Any]:
     height, width = label_map.shape
-    write_json(
-        {
-            "image": {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height},
-            "annotations": list_instances(instances),
-        },
-        part,
-    )
+    return {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height}
 
 
-def merge_annotations(parts: list[Path]) -> dict[str, Any]:
+def merge_annotations(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the panoptic JSON of the entries of all images."""
-    entries = read_parts(parts)
     return {
         "images": [entry["image"] for entry in entries],
         "annotations": [entry["annotation"] for entry in entries],
@@ -94,9 +82,8 @@ def merge_annotations(parts: list[Path]) -> dict[str, Any]:
     }
 
 
-def merge_instances(parts: list[Path]) -> dict[str, Any]:
+def merge_instances(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the JSON of instances of the entries of all images; annotations are numbered from 1."""
-    entries = read_parts(parts)
     annotations = [
         {**annotation, "image_id": entry["image"]["id"]} for entry in entries for annotation in entry["annotations"]
     ]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -144,14 +144,9 @@ def write_json(content: Any, target: Path) -> None:
         temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
-def read_parts(files: Iterable[Path]) -> list[Any]:
-    """Read many small JSON files."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
 def run_and_merge(
     convert: Callable[[Job], None],
-    merge: Callable[[list[Path]], dict[str, Any]],
+    merge: Callable[[list[Any]], dict[str, Any]],
     jobs: Sequence[Job],
     target: Path,
     *,
@@ -163,22 +158,19 @@ def run_and_merge(
 
     Args:
         convert: as in ``run_jobs``.
-        merge: makes the JSON's content, with ``images``, of the parts.
+        merge: makes the JSON's content, with ``images``, of the content of the parts.
         jobs: all of them, with their parts in one folder.
         target: the JSON file.
         workers: as in ``run_jobs``.
         title: likewise.
         redo: likewise.
-
-    Returns:
-        The counts in words.
     """
     if not redo and target.is_file() and all(file.is_file() for job in jobs for file in job.targets[:-1]):
         images = json.loads(target.read_text(encoding="utf-8"))["images"]
         if {image["id"] for image in images} == {job.sources[0].stem for job in jobs}:
             return f"0 written, {len(jobs)} were there"
     counts = run_jobs(convert, jobs, workers=workers, title=title, redo=redo)
-    write_json(merge([job.targets[-1] for job in jobs]), target)
+    write_json(merge([json.loads(job.targets[-1].read_text(encoding="utf-8")) for job in jobs]), target)
     for folder in {job.targets[-1].parent for job in jobs}:
         shutil.rmtree(folder)
     return counts
