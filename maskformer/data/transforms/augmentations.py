@@ -34,6 +34,7 @@ class LabelledImage(T.AugInput):
         self.sem_seg = sem_seg
         self._image = image
         self._is_bgr = image_format == "BGR"
+        self.original_size = self.shape  # before any transform
 
     @property
     def image(self) -> np.ndarray:
