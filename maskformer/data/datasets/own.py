@@ -16,13 +16,7 @@ from maskformer.structures import InputError, OwnDataset
 
 from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
 from . import registration
-from .registration import (
-    index_colour,
-    instance_metadata,
-    panoptic_metadata,
-    register,
-    semantic_metadata,
-)
+from .registration import index_colour, instance_metadata, panoptic_metadata, register, semantic_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +27,7 @@ _LABEL_SUFFIXES = {".png", ".bmp", ".tif", ".tiff"}
 
 
 def register_own(datasets: Iterable[OwnDataset]) -> None:
-    """Register datasets, as often as wanted; their files are looked for when one is loaded.
-
-    Args:
-        datasets: what ``DATASETS.OWN`` describes.
+    """Register what ``DATASETS.OWN`` describes, as often as wanted; files are looked for when one is loaded.
 
     Raises:
         InputError: a name is another dataset's.
@@ -79,10 +70,7 @@ def _metadata(dataset: OwnDataset) -> Record:
 
 
 def load_semantic(dataset: OwnDataset) -> list[Record]:
-    """Pair images and label maps of the same name, in subfolders too.
-
-    Returns:
-        Detectron2's dataset dicts, with ``label_values`` for ``read_label_map``.
+    """Pair images and label maps of the same name, in subfolders too; entries have ``label_values``.
 
     Raises:
         InputError: a folder is missing or empty, or an image has no label.
@@ -105,10 +93,7 @@ def load_semantic(dataset: OwnDataset) -> list[Record]:
 
 
 def load_instances(dataset: OwnDataset) -> list[Record]:
-    """Read a COCO instance JSON.
-
-    Returns:
-        Detectron2's dataset dicts, with ``annotations`` of contiguous ``category_id``.
+    """Read a COCO instance JSON to Detectron2's dataset dicts, with contiguous categories.
 
     Raises:
         InputError: a file or folder is missing, or the JSON's categories are not the dataset's.
@@ -124,10 +109,7 @@ def load_instances(dataset: OwnDataset) -> list[Record]:
 
 
 def load_panoptic(dataset: OwnDataset) -> list[Record]:
-    """Read a COCO panoptic JSON.
-
-    Returns:
-        Detectron2's dataset dicts, with ``pan_seg_file_name`` and ``segments_info`` of contiguous ``category_id``.
+    """Read a COCO panoptic JSON to Detectron2's dataset dicts, with contiguous categories.
 
     Raises:
         InputError: a file or folder is missing, an image has no annotation, or the JSON's categories are not the

@@ -8,13 +8,12 @@ from importlib import resources
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from maskformer.structures import InputError
 
-from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
+from ..files.json_files import join_inside, read_panoptic_json
 
-Category = dict[str, Any]
+Category = dict[str, Any]  # name, id, isthing and color; lists of them are in the order of contiguous ids
 
 
 def register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
@@ -31,22 +30,6 @@ def register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: An
         MetadataCatalog.remove(name)
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
-
-
-def load_instances(json_file: str, image_root: str, name: str | None = None) -> list[dict[str, Any]]:
-    """Load instances with Detectron2's loader, which trusts its JSON, from a JSON that has been checked.
-
-    Args:
-        json_file: in COCO's format.
-        image_root: the folder of its images.
-        name: of the dataset, whose metadata Detectron2 then completes; None: category ids stay as they are.
-
-    Raises:
-        InputError: see ``read_instance_json``; or an image's name leads out of the folder.
-    """
-    for image in read_instance_json(json_file)["images"]:
-        join_inside(image_root, image["file_name"], json_file)
-    return load_coco_json(json_file, image_root, name)
 
 
 def load_panoptic(
@@ -124,11 +107,7 @@ def read_categories(file_name: str) -> list[Category]:
 
 
 def semantic_metadata(categories: list[Category]) -> dict[str, Any]:
-    """Make names, colours and the id table of a dataset of label maps.
-
-    Args:
-        categories: ``name``, ``id`` and, where the dataset has one, ``color``, in the order of contiguous ids.
-    """
+    """Make names, colours and the id table of a dataset of label maps; categories need no ``color``."""
     return {
         "stuff_classes": [category["name"] for category in categories],
         "stuff_colors": [category.get("color") or index_colour(i) for i, category in enumerate(categories)],
@@ -137,11 +116,7 @@ def semantic_metadata(categories: list[Category]) -> dict[str, Any]:
 
 
 def instance_metadata(categories: list[Category]) -> dict[str, Any]:
-    """Make names, colours and the id table of a dataset of instances: things alone, numbered among themselves.
-
-    Args:
-        categories: ``name``, ``id``, ``isthing`` and ``color`` in the order of contiguous ids.
-    """
+    """Make names, colours and the id table of a dataset of instances: things alone, numbered among themselves."""
     things = [category for category in categories if category["isthing"]]
     return {
         "thing_classes": [thing["name"] for thing in things],
@@ -155,9 +130,6 @@ def panoptic_metadata(categories: list[Category]) -> dict[str, Any]:
 
     Both class lists hold all categories, and the stuff table all ids: Detectron2 looks things and stuff up in separate
     lists by contiguous id, and its semantic evaluator takes the stuff tables alone.
-
-    Args:
-        categories: ``name``, ``id``, ``isthing`` and ``color`` in the order of contiguous ids.
     """
     everything = semantic_metadata(categories)
     return {

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .registration import instance_metadata, load_instances, load_panoptic, register, semantic_metadata
+from detectron2.data.datasets import load_coco_json
+
+from .registration import instance_metadata, load_panoptic, register, semantic_metadata
 
 Record = dict[str, Any]
 FOLDER = "shapes"
@@ -67,7 +69,7 @@ def register_shapes(root: str | Path) -> None:
         register(f"shapes_panoptic_{split}", panoptic, **metadata, evaluator_type="coco_panoptic_seg")
         register(f"shapes_sem_seg_{split}", partial(_without_segments, panoptic), **metadata, evaluator_type="sem_seg")
         name = f"shapes_instance_{split}"
-        register(name, partial(load_instances, json_file, images, name), **metadata, evaluator_type="coco")
+        register(name, partial(load_coco_json, json_file, images, name), **metadata, evaluator_type="coco")
 
 
 def _without_segments(load: Callable[[], list[Record]]) -> list[Record]:

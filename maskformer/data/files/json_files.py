@@ -147,11 +147,7 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, with_images: bool 
 
 
 def read_instance_json(path: str | Path, origin: str = "") -> Record:
-    """Read and check a file of COCO's instance format.
-
-    Args:
-        path: of the file.
-        origin: where the user named it.
+    """Read and check a file of COCO's instance format; ``origin`` is as in ``read_json``.
 
     Returns:
         ``images``, ``annotations`` and ``categories``; every annotation is an object, with ``iscrowd`` and ``area``.
@@ -232,12 +228,7 @@ def _report_lost(annotations: list[Record], objects: list[Record], images: Recor
 
 
 def check_segments(segments: Any, where: str, error: type[InputError] = InputError) -> None:
-    """Check the ``segments_info`` of one image.
-
-    Args:
-        segments: entries with ``id`` and ``category_id``.
-        where: they are, as the beginning of a message.
-        error: what to raise.
+    """Check the ``segments_info`` of one image; ``where`` begins a message.
 
     Raises:
         InputError: an entry lacks something, or two have one id.
@@ -340,12 +331,7 @@ def _plain(value: Any) -> Any:
 
 
 def join_inside(folder: str | Path, file_name: str, source: str | Path) -> str:
-    """Join a folder and a file name that a file gave, which must not lead out of the folder.
-
-    Args:
-        folder: of the dataset.
-        file_name: relative to it.
-        source: the file that gave the name, for the message.
+    """Join a folder and a file name that the file ``source`` gave, which must not lead out of the folder.
 
     Raises:
         InputError: the name is absolute or has a "..".

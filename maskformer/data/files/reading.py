@@ -143,13 +143,7 @@ def present_values(integer_map: np.ndarray) -> np.ndarray:
 
 
 def read_class_map(file_name: str) -> np.ndarray:
-    """Read one integer a pixel, whatever it means.
-
-    Args:
-        file_name: one-channel PNG (grey or palette) or TIFF.
-
-    Returns:
-        (H,W) of the file's own integer type.
+    """Read one integer a pixel of a one-channel PNG (grey or palette) or TIFF: (H,W) of the file's own type.
 
     Raises:
         BadImageError: the file cannot be read or is not a one-channel integer image.
@@ -164,13 +158,7 @@ def read_class_map(file_name: str) -> np.ndarray:
 
 
 def read_segment_ids(file_name: str) -> np.ndarray:
-    """Read a panoptic PNG, whose segment id is R + 256 G + 65536 B.
-
-    Args:
-        file_name: RGB PNG in COCO's panoptic format.
-
-    Returns:
-        (H,W) int32; 0 is void.
+    """Read a panoptic PNG of COCO, whose segment id is R + 256 G + 65536 B: (H,W) int32; 0 is void.
 
     Raises:
         BadImageError: the file cannot be read or is not RGB.
@@ -182,14 +170,7 @@ def read_segment_ids(file_name: str) -> np.ndarray:
 
 
 def read_rgb(file_name: str, kind: str) -> np.ndarray:
-    """Read a label whose channels are numbers.
-
-    Args:
-        file_name: 8-bit RGB PNG.
-        kind: what to call it in a message.
-
-    Returns:
-        (H,W,3) uint8.
+    """Read a label whose channels are numbers: (H,W,3) uint8; ``kind`` calls it in a message.
 
     Raises:
         BadImageError: the file cannot be read or is not RGB.

@@ -22,8 +22,8 @@ from maskformer.data import (
     MaskFormerSemanticDatasetMapper,
     build_mapper,
 )
-from maskformer.data.mappers import InstanceLSJDatasetMapper
 from maskformer.data.mappers.base import TrainingMapper
+from maskformer.data.mappers.table import InstanceLSJDatasetMapper
 from maskformer.data.transforms.augmentations import ResizedCrop, build_colour_jitter
 from maskformer.structures import BadImageError, InputError, SegmentMasks
 

@@ -26,11 +26,7 @@ SEGMENTS_PER_CLASS = 1000  # the dataset's label_divisor
 
 
 def find_annotated(folder: Path, split_folder: str) -> list[tuple[Path, Path]]:
-    """Find the semantic and the instance annotation of every image.
-
-    Args:
-        folder: ``ADEChallengeData2016``.
-        split_folder: "training" or "validation".
+    """Find the semantic and the instance annotation of every image of "training" or "validation".
 
     Raises:
         InputError: see ``pair_files``.
@@ -134,11 +130,7 @@ def list_segments(segment_map: np.ndarray) -> list[dict[str, Any]]:
 
 
 def list_instances(instances: np.ndarray) -> list[dict[str, Any]]:
-    """List the instances of an image as COCO's format does, with RLE masks and category ids 0..149.
-
-    Args:
-        instances: (H,W,2), the category 1..100 and the instance's number from 1, or zeros.
-    """
+    """List the instances (H,W,2) of ``merge_labels`` as COCO's format does, with RLE masks and categories 0..149."""
     instance_map = instances[..., 0].astype(np.int32) * 256 + instances[..., 1]
     ids = [i for i in np.flatnonzero(np.bincount(instance_map.ravel())).tolist() if i % 256]
     return [

@@ -26,12 +26,7 @@ IMAGES_PER_PROCESS = 16  # for fewer, starting a process takes longer than its w
 
 @dataclass(frozen=True)
 class Job:
-    """The work on one image.
-
-    Attributes:
-        sources: the files that are read.
-        targets: the files that are written; the last one is written last, so where it is, all are.
-    """
+    """The work on one image: files that are read, and files that are written, in this order."""
 
     sources: tuple[Path, ...]
     targets: tuple[Path, ...]
@@ -86,12 +81,7 @@ def _finished(convert: Callable[[Job], None], jobs: Sequence[Job], workers: int)
 
 
 def pair_files(images: Mapping[str, Path], labels: Mapping[str, Path], what: str) -> list[tuple[Path, Path]]:
-    """Pair each image with its label.
-
-    Args:
-        images: name without ending -> file.
-        labels: likewise.
-        what: of the labels, for the message.
+    """Pair each image with its label, both by their names without endings; ``what`` calls the labels in a message.
 
     Returns:
         (image, label) in the order of the names.
@@ -177,12 +167,7 @@ def run_and_merge(
 
 
 def run_command(description: str, prepare: Callable[[argparse.Namespace], None]) -> None:
-    """Read the arguments and prepare; a mistake of the user's ends in one sentence and exit code 1.
-
-    Args:
-        description: of the script.
-        prepare: takes ``root``, ``workers`` and ``redo``.
-    """
+    """Read ``root``, ``workers`` and ``redo`` and prepare; a user's mistake ends in one sentence and exit code 1."""
     parser = argparse.ArgumentParser(description=description)
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help="folder of all datasets (default: %(default)s)")
