@@ -79,14 +79,11 @@ class Inspection:
             return _count_panoptic(record, image)
         if "sem_seg_file_name" in record:
             return _count_semantic(record, image, self.ignore_label)
-        return self._count_instances(record, image.shape[:2])
-
-    def _count_instances(self, record: Record, size: tuple[int, int]) -> tuple[dict[int, int], int]:
         faults: list[str] = []
         classes: Counter[int] = Counter()
         for annotation in record.get("annotations", []):
             try:
-                check_annotation(annotation, f"An annotation of image {record['file_name']}", size)
+                check_annotation(annotation, f"An annotation of image {record['file_name']}", image.shape[:2])
             except InputError as error:
                 faults.append(str(error))
             if isinstance(annotation, dict) and not annotation.get("iscrowd", 0):

@@ -110,7 +110,6 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
 
 
 def _json_file(metadata: Metadata) -> str | None:
-    """What the entries of a dataset are read from."""
     return metadata.get("panoptic_json") or metadata.get("json_file")
 
 
@@ -176,7 +175,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
         folder = metadata.get(key)
         if folder is not None and not (os.path.isdir(folder) and os.listdir(folder)):
             raise InputError(f"Dataset {name} needs files in {folder}; {_why_missing(Path(folder))}")
-    json_file = metadata.get("panoptic_json") or metadata.get("json_file")
+    json_file = _json_file(metadata)
     if json_file is not None and not os.path.isfile(json_file):
         raise InputError(f"Dataset {name} needs the file {json_file}; {_why_missing(Path(json_file))}")
 

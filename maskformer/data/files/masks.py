@@ -60,11 +60,7 @@ def drawn_part(segmentation: Any) -> Any:
 
 
 def mask_area(segmentation: Any) -> float:
-    """The area that COCO and Detectron2 give a mask, in pixels: what polygons enclose, what run lengths count.
-
-    Args:
-        segmentation: polygons or RLE that draw something.
-    """
+    """The area that COCO and Detectron2 give a mask, in pixels: what polygons enclose, what run lengths count."""
     if isinstance(segmentation, dict):
         runs = read_runs(segmentation["counts"])
         assert runs is not None

@@ -35,12 +35,8 @@ _ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 class Examples(Dataset):
     """Makes the example of a draw; nothing but the draw and the sampler's seed decides how it is augmented.
 
-    Args:
-        records: the dataset's entry of each image.
-        mapper: makes an example of an entry.
-        sampler: what the draws come from.
-        by_shape: whether images that are broader than high form a group of their own.
-        skip_bad: whether another image of the group stands in for one that raises ``BadImageError``.
+    ``by_shape``: images that are broader than high form a group of their own. ``skip_bad``: another image of the group
+    stands in for one that raises ``BadImageError``.
     """
 
     def __init__(self, records: Sequence[Record], mapper: Mapper, sampler: Sampler, *, by_shape: bool, skip_bad: bool):
@@ -157,10 +153,7 @@ class TrainLoader:
         self.check_bad_images(self.bad_images)
 
     def check_bad_images(self, bad_images: set[int]) -> None:
-        """Stop a training that loses too many images.
-
-        Args:
-            bad_images: indices, also of what other processes met.
+        """Stop a training that loses too many images, by their indices, also of what other processes met.
 
         Raises:
             InputError: they are more than ``max_bad_images``.
@@ -201,11 +194,7 @@ class TrainLoader:
 
 @contextlib.contextmanager
 def seeded(seeds: Sequence[int]) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's generators of the host, and leave them as they were.
-
-    Args:
-        seeds: one of 32 bits for each.
-    """
+    """Seed Python's, NumPy's and PyTorch's generators of the host, with 32 bits each, and leave them as they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seeds[0])
     np.random.seed(seeds[1])

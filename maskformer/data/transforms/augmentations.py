@@ -61,15 +61,7 @@ class LabelledImage(T.AugInput):
 
 
 def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray:
-    """Apply a transform to a map of integers; resizing takes the nearest pixel.
-
-    Args:
-        transform: ours or Detectron2's.
-        integer_map: (H,W), any integer type.
-
-    Returns:
-        The transformed map, of the same type.
-    """
+    """Apply a transform to a map (H,W) of any integer type, which it keeps; resizing takes the nearest pixel."""
     if integer_map.dtype == np.uint8:
         return transform.apply_segmentation(integer_map)
     # Detectron2's transforms know bytes only, so a wider integer travels as its bytes, which move together.
@@ -139,12 +131,7 @@ class ResizedCrop(T.Augmentation):
         self.crop = crop
 
     def get_transform(self, shape: tuple[int, int], sem_seg: np.ndarray | None) -> ResizedCropTransform:
-        """Draw the size and the window.
-
-        Args:
-            shape: (height, width) of the image.
-            sem_seg: (H,W); only a crop with an area limit looks at it.
-        """
+        """Draw the size and the window, by the (height, width); a crop with an area limit looks at ``sem_seg``."""
         resize = self.resize.get_transform(_blank(shape))
         if isinstance(resize, T.NoOpTransform):
             resize = T.ResizeTransform(*shape, *shape)
