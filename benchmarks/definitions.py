@@ -50,7 +50,7 @@ class LossWeights:
     of_no_object: float = 0.1
 
 
-# --- losses of pixels and masks (SPEC 4; MaskFormer, section 3.2) ---
+# --- losses of pixels and masks (MaskFormer, section 3.2) ---
 
 
 def focal_of_pixels(mask_logits: Tensor, is_inside: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
     return 1 - (2 * overlap + 1) / (probs.sum(1) + masks.sum(1) + 1)
 
 
-# --- matching (SPEC 4; DETR, section 3.1) ---
+# --- matching (DETR, section 3.1) ---
 
 
 def class_cost(class_logits: Tensor, labels: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def match(class_logits: Tensor, mask_logits: Tensor, target: Targets, weights: L
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
 
 
-# --- the set prediction loss (SPEC 4; MaskFormer, equation 2) ---
+# --- the set prediction loss (MaskFormer, equation 2) ---
 
 
 def class_loss(
@@ -259,7 +259,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-# --- inference (SPEC 5; MaskFormer, section 3.4) ---
+# --- inference (MaskFormer, section 3.4) ---
 
 
 def resize(maps: Tensor, size: Size) -> Tensor:
@@ -430,7 +430,7 @@ def instance_inference(
     return detect_instances(class_logits, mask_logits, **options)
 
 
-# --- targets (SPEC 6) ---
+# --- targets ---
 
 
 def semantic_targets(label_map: np.ndarray, ignore_label: int) -> Targets:

@@ -1,4 +1,4 @@
-"""README, "Your own pictures": the YAML block and the commands below it, run as they stand there."""
+"""docs/own_data.md: its YAML block and the commands below it, run as they stand there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from maskformer.engine import build_argument_parser
 from maskformer.tools import predict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-SECTION = re.search(r"^## Your own pictures\n(.*?)^## ", TEXT, flags=re.MULTILINE | re.DOTALL)[1]
+PAGE = (REPOSITORY / "docs" / "own_data.md").read_text(encoding="utf-8")
+SECTION = PAGE.partition("\n## ")[0]
 OWN_CONFIG = re.search(r"```yaml\n(.*?)```", SECTION, flags=re.DOTALL)[1]
 OWN_COMMANDS = [
     line.split() for line in re.findall(r"^    (python .*)$", SECTION.replace("\\\n", " "), flags=re.MULTILINE)
@@ -59,7 +59,7 @@ def words_of(options: dict[str, object]) -> list[str]:
 
 @pytest.fixture
 def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the example: its configuration as it stands in the README, and a few pictures of noise."""
+    """The folder of the example: its configuration as it stands on the page, and a few pictures of noise."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     (tmp_path / "garden.yaml").write_text(OWN_CONFIG)
     random = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_own_configuration_is_followed_by_its_three_commands():
 
 
 @pytest.mark.slow
-def test_own_pictures_are_trained_on_evaluated_and_drawn_as_the_readme_says(garden: Path):
+def test_own_pictures_are_trained_on_evaluated_and_drawn_as_the_page_says(garden: Path):
     train, evaluate, draw = OWN_COMMANDS
     spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "train_net.py")
     train_net = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@
           val: {images: val/images, labels: val/labels}
 
 A split is ``images`` with ``labels`` (a folder of label maps), ``instances`` (a COCO JSON), or ``panoptic`` (a JSON)
-and ``panoptic_masks`` (its folder). Every mapping inside a dataset is a split. README.md explains the keys.
+and ``panoptic_masks`` (its folder). Every mapping inside a dataset is a split. docs/own_data.md explains the keys.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def compare_matched_mask(
         rows: from h to H.
         columns: from w to W.
         sums: (3,), written: sums over pixels of e, z e and the focal loss.
-        maps: (3,h,w), written: gradient of the focal sum, e (1 - e) and z e (1 - e), brought down to (h,w).
+        maps: (3,h,w), written: gradient of the focal sum, e (1 - e) and z e (1 - e), each taken back to (h,w).
         alpha: float32, the focal loss's weight of pixels inside.
     """
     num_rows, num_columns = len(logits), mask.shape[1]
@@ -119,7 +119,7 @@ def compare_matched_mask(
     for term in range(3):
         sums[term] = row_sums[term].astype(np.float64).sum()
     for coarse_row in range(num_rows):
-        _bring_columns_down(wide_maps[coarse_row], columns, maps[:, coarse_row])
+        _add_columns_up(wide_maps[coarse_row], columns, maps[:, coarse_row])
 
 
 @njit(inline="always")
@@ -161,7 +161,7 @@ def _upsample_columns(coarse: Array, columns: Interpolation, fine: Array) -> Non
 
 
 @njit(inline="always")
-def _bring_columns_down(fine: Array, columns: Interpolation, coarse: Array) -> None:
+def _add_columns_up(fine: Array, columns: Interpolation, coarse: Array) -> None:
     """The transpose of upsampling, of (3,W) to (3,w): coarse pixels collect from the fine ones they were given to."""
     a_before = b_before = c_before = _f(0)
     for x in range(coarse.shape[1]):

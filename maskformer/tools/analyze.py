@@ -1,8 +1,10 @@
 """Counts a model: ``python -m maskformer.tools.analyze --config-file FILE [--size 512 512]``.
 
 Parameters, multiply-adds and what is kept for a backward pass (without dropout), for one image, in total and by
-module. The network runs on PyTorch's meta device: that takes seconds and no memory, and gives the same numbers
-everywhere. Published "FLOPs" of segmentation models are multiply-adds.
+module. It is the network of the paper, which training runs and export takes; the model's own prediction multiplies
+the last convolution's filters with the mask embeddings first, where that is less arithmetic. The network runs on
+PyTorch's meta device: that takes seconds and no memory, and gives the same numbers everywhere. Published "FLOPs" of
+segmentation models are multiply-adds.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config import load_config
-from maskformer.modeling import MaskFormerHead
 from maskformer.structures import InputError
 
 FLOPS_OF_A_MULTIPLY_ADD = 2
@@ -49,8 +50,6 @@ class Network(nn.Module):
         super().__init__()
         self.backbone: nn.Module = model.backbone  # type: ignore[assignment]
         self.sem_seg_head: nn.Module = model.sem_seg_head  # type: ignore[assignment]
-        if isinstance(self.sem_seg_head, MaskFormerHead):  # what prediction runs, with composed mask filters
-            self.sem_seg_head.forward = self.sem_seg_head.predict
 
     def forward(self, images: Tensor) -> object:
         """Run both on (B,3,H,W)."""
@@ -75,37 +74,48 @@ def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
         network = Network(build_model(cfg)).eval()  # a head in training mode may want labels
     modules = {name: module for name, module in network.named_modules() if name == "" or name.count(".") < depth}
     images = torch.empty(1, 3, *size, device="meta")
-    with FlopCounterMode(display=False, depth=depth + 1) as flops, _saved_bytes(network) as saved:
+    with FlopCounterMode(display=False) as flops, _by_module(network, flops) as (products, saved):
         network(images)
-    counts = flops.get_flop_counts()
     return [
         Cost(
             name=name,
             parameters=sum(parameter.numel() for parameter in module.parameters()),
-            multiply_adds=sum(counts.get(".".join(filter(None, ["Network", name])), {}).values())
-            // FLOPS_OF_A_MULTIPLY_ADD,
-            saved_bytes=sum(size for inside, size in saved.items() if _is_inside(inside, name)),
+            multiply_adds=_inside(name, products) // FLOPS_OF_A_MULTIPLY_ADD,
+            saved_bytes=_inside(name, saved),
         )
         for name, module in modules.items()
     ]
 
 
-def _is_inside(name: str, parent: str) -> bool:
-    return parent in ("", name) or name.startswith(f"{parent}.")
+def _inside(parent: str, counts: Counter[str]) -> int:
+    return sum(n for name, n in counts.items() if parent in ("", name) or name.startswith(f"{parent}."))
 
 
 @contextmanager
-def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
-    """Bytes that autograd keeps, by the innermost module at work; a storage counts once."""
+def _by_module(network: nn.Module, flops: FlopCounterMode) -> Iterator[tuple[Counter[str], Counter[str]]]:
+    """Floating-point operations, and bytes that autograd keeps, by the innermost module at work.
+
+    By its name, wherever it is called: the pixel decoder's last convolution is called by the query decoder. A storage
+    counts once.
+    """
+    products: Counter[str] = Counter()
     saved: Counter[str] = Counter()
     seen = {parameter.untyped_storage() for parameter in network.parameters()}
     at_work = [""]
     handles = []
 
+    def count() -> None:
+        products[at_work[-1]] += flops.get_total_flops() - products.total()
+
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: at_work.append(name)
+        def note(*_: object) -> None:
+            count()
+            at_work.append(name)
+
+        return note
 
     def leave(*_: object) -> None:
+        count()
         at_work.pop()
 
     for name, module in network.named_modules():
@@ -119,7 +129,7 @@ def _saved_bytes(network: nn.Module) -> Iterator[Counter[str]]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield saved
+        yield products, saved
     for handle in handles:
         handle.remove()
 
@@ -140,7 +150,7 @@ def format_table(costs: list[Cost]) -> str:
 
 
 def format_row(file: str, whole: Cost) -> str:
-    """One model as a row of the README's table."""
+    """One model as a row of the table of recipes (docs/train.md)."""
     return f"| `{file}` | {whole.parameters / 1e6:.1f} M | {whole.multiply_adds / 1e9:.1f} G |"
 
 

@@ -102,7 +102,6 @@ def test_compiled_loops_are_kept_and_compiled_again_where_what_was_kept_is_damag
         assert said.startswith("write_pairwise_terms is compiled in each run, some seconds: ")
         assert result == ["2.0"]
         path.write_bytes(good)
-    assert run_loop(copied) == ["2.0"]
 
 
 @pytest.mark.slow

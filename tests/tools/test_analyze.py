@@ -42,6 +42,15 @@ def test_counts_are_those_worked_by_hand():
     assert costs[0].saved_bytes == backbone.saved_bytes + costs[2].saved_bytes
 
 
+def test_work_counts_for_the_module_that_does_it_whoever_calls_it():
+    """The query decoder calls the pixel decoder's last convolution."""
+    cfg = load_config(str(CONFIGS / "ade20k-150" / "maskformer_R50_bs16_160k.yaml"))
+    work = {cost.name.replace("sem_seg_head.", "."): cost.multiply_adds for cost in analyze(cfg, (64, 64), depth=3)}
+    assert work[".pixel_decoder.mask_features"] == 256 * 256 * 9 * 16 * 16
+    assert work[".pixel_decoder"] > work[".pixel_decoder.mask_features"] + work[".pixel_decoder.layer_4"]
+    assert work[""] - work["backbone"] == work[".pixel_decoder"] + work[".predictor"]
+
+
 def test_table_has_a_row_for_each_module():
     rows = format_table([Cost("", 41_250_000, 50_760_000_000, 2**20), Cost("backbone", 0, 0, 0)]).splitlines()
     assert rows[0].split() == ["module", "parameters", "multiply-adds", "kept", "for", "backward"]

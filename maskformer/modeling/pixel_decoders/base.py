@@ -122,6 +122,7 @@ class BasePixelDecoder(nn.Module):
             level = level.add_(F.interpolate(pyramid, size=level.shape[-2:], mode="nearest"))
             level = F.conv2d(level, layer.weight, layer.bias, padding=layer.padding)
             pyramid = F.relu_(level if layer.norm is None else layer.norm(level))
+            del level
         return pyramid
 
     def _layer(self, name: str) -> Conv2d:
