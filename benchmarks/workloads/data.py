@@ -21,8 +21,8 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from maskformer.config import load_config
+from maskformer.data import build_mapper
 from maskformer.data.datasets import register_all
-from maskformer.data.mappers import build_mapper
 from maskformer.structures import InputError
 
 Record = dict[str, Any]

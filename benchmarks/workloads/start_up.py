@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import detectron2
+from detectron2.data import DatasetCatalog
 
-from maskformer.data.datasets.shapes import load_semantic
+from maskformer.data.datasets.shapes import register_shapes
 from maskformer.demo.shapes import generate_shapes
 from maskformer.structures import InputError
 
@@ -106,8 +107,9 @@ def start(*, command: str, to: str, device: str = "cpu") -> Unit:
     if to == "import":
         return lambda: run_process(words)
     folder = tempfile.TemporaryDirectory(prefix="maskformer_benchmark_")
-    shapes = generate_shapes(folder.name, num_train=IMAGES, num_val=1, image_size=(128, 160))
-    Path(folder.name, "records.json").write_text(json.dumps(load_semantic(shapes, "train")))
+    generate_shapes(folder.name, num_train=IMAGES, num_val=1, image_size=(128, 160))
+    register_shapes(folder.name)
+    Path(folder.name, "records.json").write_text(json.dumps(DatasetCatalog.get("shapes_sem_seg_train")))
     words += [*_WORDS[command], "MODEL.DEVICE", device, "OUTPUT_DIR", folder.name]
     environment = {**os.environ, "DETECTRON2_DATASETS": folder.name}
 

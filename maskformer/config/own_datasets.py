@@ -37,16 +37,12 @@ def absolute_paths(block: Any, folder: str) -> Any:
     """
     if not isinstance(block, Mapping):
         return block
-    return {
-        str(key): _absolute(value, folder)
-        if key in _PATH_KEYS and isinstance(value, str)
-        else absolute_paths(value, folder)
-        for key, value in block.items()
-    }
-
-
-def _absolute(path: str, folder: str) -> str:
-    return os.path.normpath(os.path.join(os.path.abspath(folder), os.path.expanduser(os.path.expandvars(path))))
+    resolved = {str(key): absolute_paths(value, folder) for key, value in block.items()}
+    for key, path in resolved.items():
+        if key in _PATH_KEYS and isinstance(path, str):
+            path = os.path.join(os.path.abspath(folder), os.path.expanduser(os.path.expandvars(path)))
+            resolved[key] = os.path.normpath(path)
+    return resolved
 
 
 def read_own_datasets(block: Any) -> list[OwnDataset]:
@@ -86,9 +82,8 @@ def _read_dataset(key: str, name: str, content: Any) -> list[OwnDataset]:
     paths = {split: _read_paths(f"{key}.{split}", value) for split, value in splits.items()}
     _check_use(key, content, paths.values())
     values = _read_values(key, content, classes)
-    things = _read_things(key, content, classes) if "things" in content else ()
-    if any("instances" in given for given in paths.values()):
-        things = classes
+    has_instances = any("instances" in given for given in paths.values())
+    things = classes if has_instances else _read_things(key, content, classes)
     colors = _read_colors(f"{key}.colors", content.get("colors"), classes)
     return [
         OwnDataset(f"{name}_{split}", f"{key}.{split}", classes, colors, values, things, given)
@@ -138,7 +133,7 @@ def _read_names(key: str, names: Any) -> tuple[str, ...]:
 
 
 def _read_things(key: str, content: Mapping[str, Any], classes: tuple[str, ...]) -> tuple[str, ...]:
-    things = _read_names(f"{key}.things", content["things"]) if content["things"] != [] else ()
+    things = _read_names(f"{key}.things", content["things"]) if content.get("things", []) != [] else ()
     foreign = [name for name in things if name not in classes]
     if foreign:
         raise InputError(f"{key}.things names {foreign[0]!r}; expected only names in {key}.classes.")

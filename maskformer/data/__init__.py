@@ -2,15 +2,14 @@
 
 from .checks.verification import verify_dataset
 from .loading.loaders import build_test_loader, build_train_loader
-from .mappers import (
-    MAPPERS,
+from .mappers.base import InferenceMapper
+from .mappers.instance import MaskFormerInstanceDatasetMapper
+from .mappers.pixel_labels import (
     DETRPanopticDatasetMapper,
-    InferenceMapper,
-    MaskFormerInstanceDatasetMapper,
     MaskFormerPanopticDatasetMapper,
     MaskFormerSemanticDatasetMapper,
-    build_mapper,
 )
+from .mappers.table import MAPPERS, build_mapper
 
 __all__ = [
     "MAPPERS",

@@ -32,13 +32,9 @@ FLOPS_OF_A_MULTIPLY_ADD = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """What one module, with all inside it, costs.
+    """What one module, with all inside it, costs; "" is the name of the whole network.
 
-    Attributes:
-        name: as in the state dict; "" for the whole network.
-        parameters: their number.
-        multiply_adds: of convolutions and matrix products.
-        saved_bytes: kept for the backward pass, parameters left out.
+    Multiply-adds are of convolutions and matrix products; bytes are kept for the backward pass, beside parameters.
     """
 
     name: str
@@ -56,7 +52,7 @@ class Network(nn.Module):
         self.sem_seg_head: nn.Module = model.sem_seg_head  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> object:
-        """Run both; images are (B,3,H,W)."""
+        """Run both on (B,3,H,W)."""
         return self.sem_seg_head(self.backbone(images))
 
 

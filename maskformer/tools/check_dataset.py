@@ -67,13 +67,7 @@ def find_problems(seen: Inspection, unpaired: list[str], queries: int) -> list[s
 
 
 def find_misfits(cfg: CfgNode, name: str, record: dict[str, Any]) -> list[str]:
-    """Compare the classes of a dataset with the model of a configuration, where that has one: of 0 or 1 sentence.
-
-    Args:
-        cfg: the whole config.
-        name: of the dataset.
-        record: one of its entries.
-    """
+    """Compare a dataset, by an entry, with the model of a configuration, where that has one: 0 or 1 sentence."""
     if cfg.MODEL == load_config("").MODEL:
         return []
     only_tested = name in cfg.DATASETS.TEST and name not in cfg.DATASETS.TRAIN

@@ -22,9 +22,9 @@ from safetensors.torch import save
 
 from maskformer.checkpoint import read_weights
 from maskformer.config import load_config
+from maskformer.data import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
 from maskformer.data.datasets.own import load_instances, load_panoptic
 from maskformer.data.files.reading import read_class_map, read_label_map, read_picture
-from maskformer.data.mappers import MaskFormerInstanceDatasetMapper, MaskFormerPanopticDatasetMapper
 from maskformer.data.mappers.base import TrainingMapper
 from maskformer.data.transforms.augmentations import LabelledImage, ResizedCrop, build_flip, build_resize, crop_recipe
 from maskformer.structures import LabelValues, OwnDataset

@@ -76,17 +76,14 @@ class Inspection:
     def _count(self, record: Record, image: np.ndarray) -> tuple[dict[int, int], int]:
         """The pixels (instances: annotations) of each value in an image, and its number of segments."""
         if "pan_seg_file_name" in record:
-            return count_panoptic(record, image)
+            return _count_panoptic(record, image)
         if "sem_seg_file_name" in record:
-            return count_semantic(record, image, self.ignore_label)
-        return self._count_instances(record, image.shape[:2])
-
-    def _count_instances(self, record: Record, size: tuple[int, int]) -> tuple[dict[int, int], int]:
+            return _count_semantic(record, image, self.ignore_label)
         faults: list[str] = []
         classes: Counter[int] = Counter()
         for annotation in record.get("annotations", []):
             try:
-                check_annotation(annotation, f"An annotation of image {record['file_name']}", size)
+                check_annotation(annotation, f"An annotation of image {record['file_name']}", image.shape[:2])
             except InputError as error:
                 faults.append(str(error))
             if isinstance(annotation, dict) and not annotation.get("iscrowd", 0):
@@ -95,13 +92,8 @@ class Inspection:
         return dict(classes), classes.total()
 
 
-def count_semantic(record: Record, image: np.ndarray, ignore_label: int | None) -> tuple[dict[int, int], int]:
-    """Count the pixels of each value of a label map, and its segments: one a value.
-
-    Raises:
-        BadImageError: the label cannot be read, has another size than the image or, in a user's own dataset, holds a
-            value that the dataset's block does not explain.
-    """
+def _count_semantic(record: Record, image: np.ndarray, ignore_label: int | None) -> tuple[dict[int, int], int]:
+    """Count the pixels of each value of a label map, and its segments: one a value."""
     label_file, label_values = record["sem_seg_file_name"], record.get("label_values")
     if label_values is None or ignore_label is None:
         label_map = read_class_map(label_file)
@@ -112,12 +104,8 @@ def count_semantic(record: Record, image: np.ndarray, ignore_label: int | None) 
     return dict(zip(values.tolist(), counts.tolist(), strict=True)), int((values != ignore_label).sum())
 
 
-def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], int]:
-    """Count the pixels of each category of a panoptic map, and its segments.
-
-    Raises:
-        BadImageError: the map cannot be read, has another size than the image, or does not agree with the JSON.
-    """
+def _count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], int]:
+    """Count the pixels of each category of a panoptic map, and its segments."""
     label_file = record["pan_seg_file_name"]
     check_segments(record.get("segments_info"), f"The JSON's entry of {label_file}", BadImageError)
     ids = read_segment_ids(label_file)
@@ -136,14 +124,10 @@ def count_panoptic(record: Record, image: np.ndarray) -> tuple[dict[int, int], i
 
 
 def find_unpaired(metadata: Metadata, records: Iterable[Record]) -> list[str]:
-    """Find the files of a dataset's folders that its entries leave out, which Detectron2 does in silence.
-
-    Args:
-        metadata: ``image_root`` and ``sem_seg_root``, where the dataset is two flat folders.
-        records: all entries of the dataset.
+    """Find the files of a dataset's two flat folders that its entries leave out, which Detectron2 does in silence.
 
     Returns:
-        One sentence a folder.
+        One sentence a folder; none where the metadata name no ``image_root`` and ``sem_seg_root``.
     """
     records, found = list(records), []
     for folder_key, file_key, lacks in (
@@ -162,17 +146,7 @@ def find_unpaired(metadata: Metadata, records: Iterable[Record]) -> list[str]:
 
 
 def explain_foreign(foreign: dict[int, int], values: Iterable[int], num_classes: int, ignore_label: int | None) -> str:
-    """Guess why labels hold values that are no classes.
-
-    Args:
-        foreign: values outside the classes -> images that hold them.
-        values: all values seen.
-        num_classes: K.
-        ignore_label: the dataset's.
-
-    Returns:
-        One sentence.
-    """
+    """Guess, in one sentence, why labels hold ``foreign`` values, outside the K classes, beside all ``values`` seen."""
     seen = set(values)
     if set(foreign) == {num_classes} and 0 in seen and ignore_label not in seen:
         return (

@@ -40,7 +40,7 @@ _PREPARATION = {  # part of a path under DETECTRON2_DATASETS: what makes it read
     "ADE20K_2021_17_01": "python datasets/prepare_ade20k_full_sem_seg.py",
     "coco_stuff_10k": "python datasets/prepare_coco_stuff_10k_v1.0_sem_seg.py",
     "cityscapes_panoptic": "python -m cityscapesscripts.preparation.createPanopticImgs",
-    "shapes": "python -m maskformer.tools.make_shapes",
+    "shapes": "python -m maskformer.tools.make_shapes` or `make demo",
 }
 
 
@@ -110,7 +110,6 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
 
 
 def _json_file(metadata: Metadata) -> str | None:
-    """What the entries of a dataset are read from."""
     return metadata.get("panoptic_json") or metadata.get("json_file")
 
 
@@ -153,12 +152,7 @@ def _check_labels(name: str, records: list[Record]) -> None:
 
 
 def class_names(metadata: Metadata, record: dict[str, Any]) -> list[str] | None:
-    """The list that the labels index: of things where there are instances alone, else of all classes.
-
-    Args:
-        metadata: of the dataset.
-        record: one of its entries.
-    """
+    """The list that the labels of an entry index: of things where it has instances alone, else of all classes."""
     return metadata.get("thing_classes" if _has_only_things(record) else "stuff_classes")
 
 
@@ -167,12 +161,7 @@ def _has_only_things(record: dict[str, Any]) -> bool:
 
 
 def check_registered(name: str, config_key: str) -> None:
-    """Raise an ``InputError`` unless Detectron2's catalog has a dataset of this name.
-
-    Args:
-        name: of the dataset.
-        config_key: where the user gave it, for the message.
-    """
+    """Raise an ``InputError`` unless Detectron2's catalog has the dataset that the user named as ``config_key``."""
     if name not in DatasetCatalog:
         close = difflib.get_close_matches(name, DatasetCatalog.keys(), n=3, cutoff=0.4)
         hint = f"close to it are {', '.join(close)}" if close else f"{len(DatasetCatalog)} others are registered"
@@ -186,7 +175,7 @@ def _check_files(name: str, metadata: Metadata) -> None:
         folder = metadata.get(key)
         if folder is not None and not (os.path.isdir(folder) and os.listdir(folder)):
             raise InputError(f"Dataset {name} needs files in {folder}; {_why_missing(Path(folder))}")
-    json_file = metadata.get("panoptic_json") or metadata.get("json_file")
+    json_file = _json_file(metadata)
     if json_file is not None and not os.path.isfile(json_file):
         raise InputError(f"Dataset {name} needs the file {json_file}; {_why_missing(Path(json_file))}")
 
@@ -251,14 +240,9 @@ def _roots(metadata: Metadata) -> str:
 def check_num_classes(
     name: str, metadata: Metadata, record: dict[str, Any], num_classes: int, *, is_train: bool
 ) -> None:
-    """Compare K of a model with a dataset's.
+    """Compare K of a model with a dataset's, of which ``record`` is an entry.
 
-    Args:
-        name: of the dataset.
-        metadata: its own.
-        record: one of its entries.
-        num_classes: K, ``MODEL.SEM_SEG_HEAD.NUM_CLASSES``.
-        is_train: else, a model with things first may be evaluated on instances of the things alone.
+    A model with things first may be evaluated, not trained, on instances of the things alone.
 
     Raises:
         InputError: they differ.

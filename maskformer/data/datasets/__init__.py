@@ -30,11 +30,7 @@ _REGISTER = {
 
 
 def register_all(root: str | Path) -> None:
-    """Register every dataset of ours under a root, as often as wanted.
-
-    Args:
-        root: the folder of all datasets, ``$DETECTRON2_DATASETS``.
-    """
+    """Register every dataset of ours under the folder of all datasets, as often as wanted."""
     for register_dataset in _REGISTER:
         register_dataset(root)
 
@@ -44,9 +40,7 @@ def register_missing(own_datasets: Any) -> None:
 
     Datasets of ours come under ``$DETECTRON2_DATASETS``, as Detectron2's do; those that stand somewhere else already
     (``register_all(root)``, or a user's own under our names) stay. Detectron2's own loaders of Cityscapes are replaced.
-
-    Args:
-        own_datasets: the value of ``DATASETS.OWN``.
+    ``own_datasets`` is the value of ``DATASETS.OWN``.
 
     Raises:
         InputError: an own dataset has the name of another.

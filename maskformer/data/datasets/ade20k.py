@@ -9,9 +9,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from detectron2.data.datasets import load_coco_json
+
 from .registration import (
     instance_metadata,
-    load_instances,
     load_panoptic,
     panoptic_metadata,
     read_categories,
@@ -47,7 +48,7 @@ def register_ade20k(root: str | Path) -> None:
         name = f"ade20k_instance_{split}"
         register(
             name,
-            partial(load_instances, instance_json, image_root, name),
+            partial(load_coco_json, instance_json, image_root, name),
             **instance_metadata(categories),
             image_root=image_root,
             json_file=instance_json,

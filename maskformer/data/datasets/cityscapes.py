@@ -46,7 +46,7 @@ def register_cityscapes(root: str | Path) -> None:
         paths = {"image_dir": str(folder / "leftImg8bit" / split), "gt_dir": str(folder / "gtFine" / split)}
         register(
             f"cityscapes_fine_sem_seg_{split}",
-            partial(load_semantic, **paths),
+            partial(_load_semantic, **paths),
             **paths,
             **semantic_metadata(categories),
             evaluator_type="cityscapes_sem_seg",
@@ -54,79 +54,57 @@ def register_cityscapes(root: str | Path) -> None:
         )
         register(
             f"cityscapes_fine_instance_seg_{split}",
-            partial(load_instances, **paths),
+            partial(_load_instances, **paths),
             **paths,
             **instance_metadata(categories),
             evaluator_type="cityscapes_instance",
         )
-    for split in ("train", "val"):  # the labels of "test" are not public
-        _register_panoptic(folder, split, categories)
+        if split == "test":  # whose labels are not public
+            continue
+        paths = {
+            "image_root": paths["image_dir"],
+            "gt_dir": paths["gt_dir"],
+            "panoptic_root": str(folder / "gtFine" / f"cityscapes_panoptic_{split}"),
+            "panoptic_json": str(folder / "gtFine" / f"cityscapes_panoptic_{split}.json"),
+        }
+        register(
+            f"cityscapes_fine_panoptic_{split}",
+            partial(_load_panoptic, **paths),
+            **paths,
+            **panoptic_metadata(categories),
+            evaluator_type="cityscapes_panoptic_seg",
+            ignore_label=255,
+            label_divisor=1000,
+        )
 
 
-def _register_panoptic(folder: Path, split: str, categories: list[dict[str, Any]]) -> None:
-    paths = {
-        "image_root": str(folder / "leftImg8bit" / split),
-        "gt_dir": str(folder / "gtFine" / split),
-        "panoptic_root": str(folder / "gtFine" / f"cityscapes_panoptic_{split}"),
-        "panoptic_json": str(folder / "gtFine" / f"cityscapes_panoptic_{split}.json"),
-    }
-    register(
-        f"cityscapes_fine_panoptic_{split}",
-        partial(load_panoptic, **paths),
-        **paths,
-        **panoptic_metadata(categories),
-        evaluator_type="cityscapes_panoptic_seg",
-        ignore_label=255,
-        label_divisor=1000,
-    )
-
-
-def load_semantic(*, image_dir: str, gt_dir: str) -> list[Record]:
-    """Read the names of the images and of their ``_labelTrainIds.png``.
-
-    Args:
-        image_dir: ``leftImg8bit/<split>``, with one folder a city.
-        gt_dir: ``gtFine/<split>``, likewise.
-
-    Returns:
-        Detectron2's dataset dicts: ``file_name``, ``image_id``, ``sem_seg_file_name``.
-
-    Raises:
-        InputError: there is no image, or an image has no label.
-    """
+def _load_semantic(*, image_dir: str, gt_dir: str) -> list[Record]:
+    """Read the names of the images and of their ``_labelTrainIds.png``; both folders have one of each city."""
     return [
         {**_image_entry(image), "sem_seg_file_name": _label_file(image, gt_dir, "labelTrainIds")}
         for image in _find_images(image_dir)
     ]
 
 
-def load_instances(*, image_dir: str, gt_dir: str) -> list[Record]:
-    """Read the images and the instances of ``_instanceIds.png``; arguments and errors as in ``load_semantic``.
-
-    Returns:
-        Detectron2's dataset dicts: ``file_name``, ``image_id``, ``height``, ``width`` and ``annotations`` with
-        contiguous ``category_id`` and RLE masks; a group of things is a crowd.
-    """
+def _load_instances(*, image_dir: str, gt_dir: str) -> list[Record]:
+    """Read the images and the instances of ``_instanceIds.png``; a group of things is a crowd."""
     images = _find_images(image_dir)
     labels = [_label_file(image, gt_dir, "instanceIds") for image in images]
     class_of_label = instance_metadata(read_categories(_CATEGORIES))["thing_dataset_id_to_contiguous_id"]
     with ThreadPoolExecutor() as pool:  # decoding and searching release Python's lock
-        sizes_and_annotations = list(pool.map(partial(read_instances, class_of_label=class_of_label), labels))
+        sizes_and_annotations = list(pool.map(partial(_read_instances, class_of_label=class_of_label), labels))
     return [
         {**_image_entry(image), "height": size[0], "width": size[1], "annotations": annotations}
         for image, (size, annotations) in zip(images, sizes_and_annotations, strict=True)
     ]
 
 
-def read_instances(file_name: str, class_of_label: dict[int, int]) -> tuple[tuple[int, int], list[Record]]:
-    """Read one ``_instanceIds.png``.
+def _read_instances(file_name: str, class_of_label: dict[int, int]) -> tuple[tuple[int, int], list[Record]]:
+    """Read the (height, width) and Detectron2's ``annotations`` of one ``_instanceIds.png``, of 16 bits.
 
     Args:
-        file_name: 16-bit PNG; label id x 1000 + number for an instance, the label id alone for anything else.
+        file_name: of the file.
         class_of_label: label id -> contiguous class, for the things that are evaluated.
-
-    Returns:
-        The (height, width) and Detectron2's ``annotations``.
     """
     id_map = read_class_map(file_name)
     ids = np.flatnonzero(np.bincount(id_map.ravel()))
@@ -145,21 +123,8 @@ def read_instances(file_name: str, class_of_label: dict[int, int]) -> tuple[tupl
     ]
 
 
-def load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_json: str) -> list[Record]:
-    """Read the panoptic JSON that cityscapesScripts makes, whose category ids are label ids.
-
-    Args:
-        image_root: ``leftImg8bit/<split>``.
-        gt_dir: ``gtFine/<split>``.
-        panoptic_root: ``gtFine/cityscapes_panoptic_<split>``.
-        panoptic_json: the JSON beside it.
-
-    Returns:
-        Detectron2's dataset dicts with ``sem_seg_file_name``, ``pan_seg_file_name`` and ``segments_info``.
-
-    Raises:
-        InputError: an image or a label is missing, or a category is unknown.
-    """
+def _load_panoptic(*, image_root: str, gt_dir: str, panoptic_root: str, panoptic_json: str) -> list[Record]:
+    """Read the panoptic JSON that cityscapesScripts makes, whose category ids are label ids."""
     images = {_image_entry(image)["image_id"]: image for image in _find_images(image_root)}
     categories, hint = read_categories(_CATEGORIES), ", without --use-train-id"
     records = []

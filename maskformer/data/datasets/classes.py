@@ -26,9 +26,6 @@ def resolve_classes(cfg: CfgNode) -> Classes | None:
 
     Datasets that nobody has registered yet are registered, as far as they are known here.
 
-    Args:
-        cfg: ``DATASETS`` and ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` are read.
-
     Returns:
         None: no dataset is known here, or none has as many classes.
 

@@ -15,13 +15,8 @@ from detectron2.data.datasets import load_coco_json
 from maskformer.structures import InputError, OwnDataset
 
 from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
-from .registration import (
-    index_colour,
-    instance_metadata,
-    panoptic_metadata,
-    register,
-    semantic_metadata,
-)
+from . import registration
+from .registration import index_colour, instance_metadata, panoptic_metadata, register, semantic_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +27,7 @@ _LABEL_SUFFIXES = {".png", ".bmp", ".tif", ".tiff"}
 
 
 def register_own(datasets: Iterable[OwnDataset]) -> None:
-    """Register datasets, as often as wanted; their files are looked for when one is loaded.
-
-    Args:
-        datasets: what ``DATASETS.OWN`` describes.
+    """Register what ``DATASETS.OWN`` describes, as often as wanted; files are looked for when one is loaded.
 
     Raises:
         InputError: a name is another dataset's.
@@ -45,8 +37,8 @@ def register_own(datasets: Iterable[OwnDataset]) -> None:
             raise InputError(
                 f"{dataset.key} would be named {dataset.name}, which is another dataset's name: choose another."
             )
-        load, metadata = _KINDS[next(kind for kind in _KINDS if kind in dataset.paths)]
-        register(dataset.name, partial(load, dataset), own_key=dataset.key, **metadata(dataset))
+        load = next(load for kind, load in _LOADERS.items() if kind in dataset.paths)
+        register(dataset.name, partial(load, dataset), own_key=dataset.key, **_metadata(dataset))
 
 
 def _categories(dataset: OwnDataset) -> list[Record]:
@@ -57,43 +49,28 @@ def _categories(dataset: OwnDataset) -> list[Record]:
     ]
 
 
-def _semantic_metadata(dataset: OwnDataset) -> Record:
+def _metadata(dataset: OwnDataset) -> Record:
+    categories, paths = _categories(dataset), dataset.paths
+    if "labels" in paths:
+        return {
+            **semantic_metadata(categories),
+            **{"image_root": paths["images"], "sem_seg_root": paths["labels"], "evaluator_type": "sem_seg"},
+            **{"ignore_label": dataset.ignore_label, "label_values": dataset.values},
+        }
+    if "instances" in paths:
+        return {
+            **instance_metadata(categories),
+            **{"image_root": paths["images"], "json_file": paths["instances"], "evaluator_type": "coco"},
+        }
     return {
-        **semantic_metadata(_categories(dataset)),
-        "image_root": dataset.paths["images"],
-        "sem_seg_root": dataset.paths["labels"],
-        "ignore_label": dataset.ignore_label,
-        "label_values": dataset.values,
-        "evaluator_type": "sem_seg",
-    }
-
-
-def _instance_metadata(dataset: OwnDataset) -> Record:
-    return {
-        **instance_metadata(_categories(dataset)),
-        "image_root": dataset.paths["images"],
-        "json_file": dataset.paths["instances"],
-        "evaluator_type": "coco",
-    }
-
-
-def _panoptic_metadata(dataset: OwnDataset) -> Record:
-    return {
-        **panoptic_metadata(_categories(dataset)),
-        "image_root": dataset.paths["images"],
-        "panoptic_root": dataset.paths["panoptic_masks"],
-        "panoptic_json": dataset.paths["panoptic"],
-        "ignore_label": dataset.ignore_label,
-        "label_divisor": 1000,
-        "evaluator_type": "coco_panoptic_seg",
+        **panoptic_metadata(categories),
+        **{"image_root": paths["images"], "panoptic_root": paths["panoptic_masks"], "panoptic_json": paths["panoptic"]},
+        **{"ignore_label": dataset.ignore_label, "label_divisor": 1000, "evaluator_type": "coco_panoptic_seg"},
     }
 
 
 def load_semantic(dataset: OwnDataset) -> list[Record]:
-    """Pair images and label maps of the same name, in subfolders too.
-
-    Returns:
-        Detectron2's dataset dicts, with ``label_values`` for ``read_label_map``.
+    """Pair images and label maps of the same name, in subfolders too; entries have ``label_values``.
 
     Raises:
         InputError: a folder is missing or empty, or an image has no label.
@@ -116,10 +93,7 @@ def load_semantic(dataset: OwnDataset) -> list[Record]:
 
 
 def load_instances(dataset: OwnDataset) -> list[Record]:
-    """Read a COCO instance JSON.
-
-    Returns:
-        Detectron2's dataset dicts, with ``annotations`` of contiguous ``category_id``.
+    """Read a COCO instance JSON to Detectron2's dataset dicts, with contiguous categories.
 
     Raises:
         InputError: a file or folder is missing, or the JSON's categories are not the dataset's.
@@ -135,10 +109,7 @@ def load_instances(dataset: OwnDataset) -> list[Record]:
 
 
 def load_panoptic(dataset: OwnDataset) -> list[Record]:
-    """Read a COCO panoptic JSON.
-
-    Returns:
-        Detectron2's dataset dicts, with ``pan_seg_file_name`` and ``segments_info`` of contiguous ``category_id``.
+    """Read a COCO panoptic JSON to Detectron2's dataset dicts, with contiguous categories.
 
     Raises:
         InputError: a file or folder is missing, an image has no annotation, or the JSON's categories are not the
@@ -146,42 +117,28 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
     """
     content = _read_json(dataset, "panoptic", read_panoptic_json)
     _existing_folder(dataset, "panoptic_masks")
-    annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
-    used = {segment["category_id"] for entry in annotations.values() for segment in entry["segments_info"]}
-    class_of_id = _match_categories(dataset, "panoptic", content["categories"], used)
-    records = []
+    segments = [segment for annotation in content["annotations"] for segment in annotation["segments_info"]]
+    _match_categories(dataset, "panoptic", content["categories"], {segment["category_id"] for segment in segments})
+    annotated = {annotation["image_id"] for annotation in content["annotations"]}
     for image in content["images"]:
-        file_name = str(Path(dataset.paths["images"], image["file_name"]))
-        if image["id"] not in annotations:
+        if image["id"] not in annotated:
             raise InputError(
-                f"Image {file_name} has no annotation in {dataset.paths['panoptic']} ({dataset.key}.panoptic): add it "
-                "or take the image away."
+                f"Image {Path(dataset.paths['images'], image['file_name'])} has no annotation in "
+                f"{dataset.paths['panoptic']} ({dataset.key}.panoptic): add it or take the image away."
             )
-        annotation = annotations[image["id"]]
-        records.append(
-            {
-                **{key: image[key] for key in ("height", "width")},
-                "file_name": file_name,
-                "image_id": image["id"],
-                "pan_seg_file_name": join_inside(
-                    dataset.paths["panoptic_masks"], annotation["file_name"], dataset.paths["panoptic"]
-                ),
-                "segments_info": [_contiguous(dataset, s, class_of_id) for s in annotation["segments_info"]],
-            }
-        )
-    return records
+    return registration.load_panoptic(
+        content,
+        image_root=dataset.paths["images"],
+        panoptic_root=dataset.paths["panoptic_masks"],
+        panoptic_json=dataset.paths["panoptic"],
+        categories=_categories(dataset),
+    )
 
 
-def _contiguous(dataset: OwnDataset, segment: Record, class_of_id: dict[int, int]) -> Record:
-    index = class_of_id[segment["category_id"]]
-    return {**segment, "category_id": index, "isthing": dataset.classes[index] in dataset.things}
-
-
-# The key that tells a kind -> its loader, and its metadata.
-_KINDS: dict[str, tuple[Callable[[OwnDataset], list[Record]], Callable[[OwnDataset], Record]]] = {
-    "labels": (load_semantic, _semantic_metadata),
-    "instances": (load_instances, _instance_metadata),
-    "panoptic": (load_panoptic, _panoptic_metadata),
+_LOADERS: dict[str, Callable[[OwnDataset], list[Record]]] = {
+    "labels": load_semantic,
+    "instances": load_instances,
+    "panoptic": load_panoptic,
 }
 
 
@@ -249,12 +206,7 @@ def _read_json(dataset: OwnDataset, path_key: str, read: Callable[[str, str], Re
     if "categories" not in content:
         raise InputError(f"{path} ({dataset.key}.{path_key}) has no categories; expected COCO's format.")
     for image in content["images"]:
-        _check_image(dataset, join_inside(dataset.paths["images"], image["file_name"], path), path_key)
+        file_name = join_inside(dataset.paths["images"], image["file_name"], path)
+        if not os.path.isfile(file_name):  # unlike Path's, False for a name that no file can have
+            raise InputError(f"Image {file_name} does not exist but {path} names it; correct {dataset.key}.images.")
     return content
-
-
-def _check_image(dataset: OwnDataset, file_name: str, path_key: str) -> None:
-    if not os.path.isfile(file_name):  # unlike Path's, False for a name that no file can have
-        raise InputError(
-            f"Image {file_name} does not exist but {dataset.paths[path_key]} names it; correct {dataset.key}.images."
-        )

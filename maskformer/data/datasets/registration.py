@@ -8,13 +8,12 @@ from importlib import resources
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from maskformer.structures import InputError
 
-from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
+from ..files.json_files import join_inside, read_panoptic_json
 
-Category = dict[str, Any]
+Category = dict[str, Any]  # name, id, isthing and color; lists of them are in the order of contiguous ids
 
 
 def register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:
@@ -33,54 +32,51 @@ def register(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: An
     MetadataCatalog.get(name).set(**metadata)
 
 
-def load_instances(json_file: str, image_root: str, name: str | None = None) -> list[dict[str, Any]]:
-    """Load instances with Detectron2's loader, which trusts its JSON, from a JSON that has been checked.
-
-    Args:
-        json_file: in COCO's format.
-        image_root: the folder of its images.
-        name: of the dataset, whose metadata Detectron2 then completes; None: category ids stay as they are.
-
-    Raises:
-        InputError: see ``read_instance_json``; or an image's name leads out of the folder.
-    """
-    for image in read_instance_json(json_file)["images"]:
-        join_inside(image_root, image["file_name"], json_file)
-    return load_coco_json(json_file, image_root, name)
-
-
 def load_panoptic(
-    *, image_root: str, sem_seg_root: str, panoptic_root: str, panoptic_json: str, categories: list[Category]
+    content: dict[str, Any] | None = None,
+    /,
+    *,
+    image_root: str,
+    panoptic_root: str,
+    panoptic_json: str,
+    categories: list[Category],
+    sem_seg_root: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Load a dataset of COCO's panoptic format that has label maps of the same names too.
+    """Load a dataset of COCO's panoptic format, which may have label maps of the same names too.
 
     Args:
+        content: of the JSON, where it has been read before.
         image_root: the folder of its images.
-        sem_seg_root: of the label maps.
         panoptic_root: of the panoptic PNGs.
         panoptic_json: the file that names them all.
         categories: ``id`` and ``isthing`` in the order of contiguous ids.
+        sem_seg_root: the folder of the label maps; None: there are none.
 
     Returns:
-        Detectron2's dataset dicts: ``file_name``, ``image_id``, ``height``, ``width``, ``sem_seg_file_name``,
-        ``pan_seg_file_name`` and ``segments_info`` with contiguous ``category_id``.
+        Detectron2's dataset dicts, in the order of the JSON's images: ``file_name``, ``image_id``, ``height``,
+        ``width``, ``sem_seg_file_name``, ``pan_seg_file_name`` and ``segments_info`` with contiguous ``category_id``.
 
     Raises:
         InputError: see ``read_panoptic_json``; a segment has an unknown category, or a name leads out of its folder.
     """
-    content = read_panoptic_json(panoptic_json)
-    images = {image["id"]: image for image in content["images"]}
-    return [
-        {
-            "file_name": join_inside(image_root, images[annotation["image_id"]]["file_name"], panoptic_json),
-            **{key: images[annotation["image_id"]][key] for key in ("height", "width")},
-            "image_id": annotation["image_id"],
-            "sem_seg_file_name": join_inside(sem_seg_root, annotation["file_name"], panoptic_json),
-            "pan_seg_file_name": join_inside(panoptic_root, annotation["file_name"], panoptic_json),
-            "segments_info": contiguous_segments(annotation, categories, panoptic_json),
-        }
-        for annotation in content["annotations"]
-    ]
+    content = read_panoptic_json(panoptic_json) if content is None else content
+    annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
+    records = []
+    for image in content["images"]:
+        annotation = annotations.get(image["id"])
+        if annotation is None:
+            continue
+        labels = {"pan_seg_file_name": panoptic_root, **({"sem_seg_file_name": sem_seg_root} if sem_seg_root else {})}
+        records.append(
+            {
+                "file_name": join_inside(image_root, image["file_name"], panoptic_json),
+                **{key: image[key] for key in ("height", "width")},
+                "image_id": image["id"],
+                **{key: join_inside(root, annotation["file_name"], panoptic_json) for key, root in labels.items()},
+                "segments_info": contiguous_segments(annotation, categories, panoptic_json),
+            }
+        )
+    return records
 
 
 def contiguous_segments(
@@ -88,16 +84,11 @@ def contiguous_segments(
 ) -> list[dict[str, Any]]:
     """The ``segments_info`` of an annotation with contiguous categories, and ``isthing``.
 
-    Args:
-        annotation: of a panoptic JSON.
-        categories: ``id`` and ``isthing`` in the order of contiguous ids.
-        panoptic_json: the file, for the message.
-        hint: how to make it, for the message.
-
     Raises:
-        InputError: a category is none of these.
+        InputError: a category is none of ``categories``; ``hint`` says how to make the JSON.
     """
     index_of = {category["id"]: index for index, category in enumerate(categories)}
+    segments = []
     for segment in annotation["segments_info"]:
         if segment["category_id"] not in index_of:
             raise InputError(
@@ -105,11 +96,9 @@ def contiguous_segments(
                 f"expected the id of a class, {min(index_of)}..{max(index_of)}: make the JSON again{hint} "
                 "(datasets/README.md)."
             )
-    indices = [index_of[segment["category_id"]] for segment in annotation["segments_info"]]
-    return [
-        {**segment, "category_id": index, "isthing": bool(categories[index]["isthing"])}
-        for segment, index in zip(annotation["segments_info"], indices, strict=True)
-    ]
+        index = index_of[segment["category_id"]]
+        segments.append({**segment, "category_id": index, "isthing": bool(categories[index]["isthing"])})
+    return segments
 
 
 def read_categories(file_name: str) -> list[Category]:
@@ -118,11 +107,7 @@ def read_categories(file_name: str) -> list[Category]:
 
 
 def semantic_metadata(categories: list[Category]) -> dict[str, Any]:
-    """Make names, colours and the id table of a dataset of label maps.
-
-    Args:
-        categories: ``name``, ``id`` and, where the dataset has one, ``color``, in the order of contiguous ids.
-    """
+    """Make names, colours and the id table of a dataset of label maps; categories need no ``color``."""
     return {
         "stuff_classes": [category["name"] for category in categories],
         "stuff_colors": [category.get("color") or index_colour(i) for i, category in enumerate(categories)],
@@ -131,11 +116,7 @@ def semantic_metadata(categories: list[Category]) -> dict[str, Any]:
 
 
 def instance_metadata(categories: list[Category]) -> dict[str, Any]:
-    """Make names, colours and the id table of a dataset of instances: things alone, numbered among themselves.
-
-    Args:
-        categories: ``name``, ``id``, ``isthing`` and ``color`` in the order of contiguous ids.
-    """
+    """Make names, colours and the id table of a dataset of instances: things alone, numbered among themselves."""
     things = [category for category in categories if category["isthing"]]
     return {
         "thing_classes": [thing["name"] for thing in things],
@@ -149,9 +130,6 @@ def panoptic_metadata(categories: list[Category]) -> dict[str, Any]:
 
     Both class lists hold all categories, and the stuff table all ids: Detectron2 looks things and stuff up in separate
     lists by contiguous id, and its semantic evaluator takes the stuff tables alone.
-
-    Args:
-        categories: ``name``, ``id``, ``isthing`` and ``color`` in the order of contiguous ids.
     """
     everything = semantic_metadata(categories)
     return {

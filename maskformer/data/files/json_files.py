@@ -30,8 +30,6 @@ Check = tuple[Callable[[Any], bool], str]  # whether a value is right, and what 
 
 MAX_SEGMENT_ID = 2**24 - 1  # a panoptic PNG's pixel has 24 bits
 _MAX_SIDE = 2**20  # pixels; far above any image
-_LARGEST_KEPT = 2**24  # bytes of a JSON whose content is kept, some ten times as large
-_kept: dict[tuple[Any, ...], Record] = {}  # (kind, path, (time, size)) -> content
 
 
 def _is_integer(value: Any) -> bool:
@@ -70,16 +68,7 @@ _OPTIONAL = ("iscrowd", "area")
 _COMMON = {"category_id": _INTEGER, "iscrowd": _FLAG, "area": _AREA}
 _SEGMENT = {"id": _SEGMENT_ID, **_COMMON}
 _IMAGE = {"id": _ID, "file_name": _NAME, "height": _SIDE, "width": _SIDE}
-_OF_FORMAT = {
-    "panoptic": {
-        "categories": {"id": _INTEGER, "isthing": (lambda value: value in (0, 1), "1 for a thing, 0 for stuff")},
-        "annotations": {"image_id": _ID, "file_name": _NAME},
-    },
-    "instances": {
-        "categories": {"id": _INTEGER, "name": _NAME},
-        "annotations": {"id": _ID, "image_id": _ID},
-    },
-}
+_PANOPTIC_CATEGORY = {"id": _INTEGER, "isthing": (lambda value: value in (0, 1), "1 for a thing, 0 for stuff")}
 
 
 def _require(
@@ -147,7 +136,8 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, with_images: bool 
     Raises:
         InputError: it cannot be read, lacks something, or holds an id twice.
     """
-    content, name = _read_once("panoptic", path, origin, _check_panoptic), _name(path, origin)
+    name = _name(path, origin)
+    content = _check_panoptic(read_json(path, origin), name)
     if with_images:
         images = _check_images(content, name)
         for index, annotation in enumerate(content["annotations"]):
@@ -157,11 +147,7 @@ def read_panoptic_json(path: str | Path, origin: str = "", *, with_images: bool 
 
 
 def read_instance_json(path: str | Path, origin: str = "") -> Record:
-    """Read and check a file of COCO's instance format.
-
-    Args:
-        path: of the file.
-        origin: where the user named it.
+    """Read and check a file of COCO's instance format; ``origin`` is as in ``read_json``.
 
     Returns:
         ``images``, ``annotations`` and ``categories``; every annotation is an object, with ``iscrowd`` and ``area``.
@@ -169,35 +155,14 @@ def read_instance_json(path: str | Path, origin: str = "") -> Record:
     Raises:
         InputError: it cannot be read, lacks something, holds an id twice, or a box or mask that is none.
     """
-    return _read_once("instances", path, origin, _complete_instances)
-
-
-def _read_once(kind: str, path: str | Path, origin: str, check: Callable[[Record, str], Record]) -> Record:
-    """What is in a file, checked; the last two are kept while they stay as they are. Entries may be changed."""
-    key = kind, str(path), _state(path)
-    content = _kept.get(key)
-    if content is None:
-        content = check(read_json(path, origin), _name(path, origin))
-        if os.path.getsize(path) <= _LARGEST_KEPT:
-            while len(_kept) >= 2:
-                del _kept[next(iter(_kept))]
-            _kept[key] = content
-    return {**content, "annotations": [dict(annotation) for annotation in content["annotations"]]}
-
-
-def _state(path: str | Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None  # reading it will say why
-    return status.st_mtime_ns, status.st_size
+    return _complete_instances(read_json(path, origin), _name(path, origin))
 
 
 def _check_panoptic(content: Any, name: str) -> Record:
     _check_lists(content, name, ("annotations",))
-    checks = _OF_FORMAT["panoptic"]
-    known = _by_id(content.get("categories", []), checks["categories"], lambda index: f"Category {index} of {name}")
-    _by_id(content["annotations"], checks["annotations"], lambda index: f"Annotation {index} of {name}", "image_id")
+    known = _by_id(content.get("categories", []), _PANOPTIC_CATEGORY, lambda index: f"Category {index} of {name}")
+    checks = {"image_id": _ID, "file_name": _NAME}
+    _by_id(content["annotations"], checks, lambda index: f"Annotation {index} of {name}", "image_id")
     for index, annotation in enumerate(content["annotations"]):
         where = f"Annotation {index} of {name} (image {annotation['image_id']})"
         check_segments(annotation.get("segments_info"), where)
@@ -211,10 +176,10 @@ def _check_panoptic(content: Any, name: str) -> Record:
 def _complete_instances(content: Any, name: str) -> Record:
     """Check images and annotations of COCO's instance format, and fill in what may be left out."""
     _check_lists(content, name, ("annotations", "images", "categories"))
-    checks = _OF_FORMAT["instances"]
-    known = _by_id(content["categories"], checks["categories"], lambda index: f"Category {index} of {name}")
+    categories = {"id": _INTEGER, "name": _NAME}
+    known = _by_id(content["categories"], categories, lambda index: f"Category {index} of {name}")
     images = _check_images(content, name)
-    _by_id(content["annotations"], checks["annotations"], lambda index: f"Annotation {index} of {name}")
+    _by_id(content["annotations"], {"id": _ID, "image_id": _ID}, lambda index: f"Annotation {index} of {name}")
     objects = []
     for index, annotation in enumerate(content["annotations"]):
         image = images.get(annotation["image_id"])  # COCO's own tools pass over annotations of one that is not listed
@@ -263,12 +228,7 @@ def _report_lost(annotations: list[Record], objects: list[Record], images: Recor
 
 
 def check_segments(segments: Any, where: str, error: type[InputError] = InputError) -> None:
-    """Check the ``segments_info`` of one image.
-
-    Args:
-        segments: entries with ``id`` and ``category_id``.
-        where: they are, as the beginning of a message.
-        error: what to raise.
+    """Check the ``segments_info`` of one image; ``where`` begins a message.
 
     Raises:
         InputError: an entry lacks something, or two have one id.
@@ -371,12 +331,7 @@ def _plain(value: Any) -> Any:
 
 
 def join_inside(folder: str | Path, file_name: str, source: str | Path) -> str:
-    """Join a folder and a file name that a file gave, which must not lead out of the folder.
-
-    Args:
-        folder: of the dataset.
-        file_name: relative to it.
-        source: the file that gave the name, for the message.
+    """Join a folder and a file name that the file ``source`` gave, which must not lead out of the folder.
 
     Raises:
         InputError: the name is absolute or has a "..".

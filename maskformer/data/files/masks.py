@@ -60,11 +60,7 @@ def drawn_part(segmentation: Any) -> Any:
 
 
 def mask_area(segmentation: Any) -> float:
-    """The area that COCO and Detectron2 give a mask, in pixels: what polygons enclose, what run lengths count.
-
-    Args:
-        segmentation: polygons or RLE that draw something.
-    """
+    """The area that COCO and Detectron2 give a mask, in pixels: what polygons enclose, what run lengths count."""
     if isinstance(segmentation, dict):
         runs = read_runs(segmentation["counts"])
         assert runs is not None
@@ -139,15 +135,10 @@ def find_rle_fault(encoded: dict[str, Any], size: tuple[int, int] | None = None)
         return f"has the size {tuple(found)} (height, width) but the image has {size}; expected equal sizes"
     runs = read_runs(encoded.get("counts"))
     num_pixels = found[0] * found[1]
-    if min(found) < 1 or runs is None or not _add_up(runs, num_pixels):
-        return f"has counts that are no run lengths of {found[0]} x {found[1]} pixels"
-    return None
-
-
-def _add_up(runs: np.ndarray, num_pixels: int) -> bool:
-    if num_pixels >= 2**32:  # pycocotools counts with 32 bits
-        return False
-    return bool(((runs >= 0) & (runs <= num_pixels)).all()) and int(runs.sum()) == num_pixels
+    is_possible = min(found) > 0 and num_pixels < 2**32  # with which pycocotools counts
+    if is_possible and runs is not None and ((runs >= 0) & (runs <= num_pixels)).all() and runs.sum() == num_pixels:
+        return None
+    return f"has counts that are no run lengths of {found[0]} x {found[1]} pixels"
 
 
 def read_runs(counts: Any) -> np.ndarray | None:

@@ -101,7 +101,14 @@ def read_label_map(
     """
     label_map = read_class_map(file_name)
     if label_values is not None:
-        _check_values(file_name, label_map, label_values)
+        of_classes, ignored = label_values.of_classes, label_values.ignored
+        foreign = np.setdiff1d(label_map, [*of_classes, *ignored])
+        if len(foreign):
+            raise BadImageError(
+                f"Label file {file_name} holds the value {foreign[0]}; expected those of the {len(of_classes)} classes "
+                f"({min(of_classes)}..{max(of_classes)}) or an ignored one ({', '.join(map(str, ignored)) or 'none'}): "
+                "correct classes, offset, ids or ignore of this dataset in DATASETS.OWN."
+            )
         label_map = renumber(label_map, label_values, ignore_label)
     values = present_values(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
@@ -115,58 +122,28 @@ def read_label_map(
 
 
 def renumber(label_map: np.ndarray, label_values: LabelValues, ignore_label: int) -> np.ndarray:
-    """Replace the values of a file by 0..K-1 and the ignored ones by ``ignore_label``.
-
-    Args:
-        label_map: (H,W) integers.
-        label_values: what they mean.
-        ignore_label: the value of pixels without a class.
+    """Replace the values of a file (H,W) by 0..K-1 and the ignored ones by ``ignore_label``.
 
     Returns:
         (H,W) int32; -1 where a value means nothing.
     """
-    known = np.array([*label_values.of_classes, *label_values.ignored])
-    num_ignored = len(label_values.ignored)
-    meanings = np.array([*range(len(label_values.of_classes)), *[ignore_label] * num_ignored], dtype=np.int32)
+    of_classes, ignored = label_values.of_classes, label_values.ignored
+    known = np.array([*of_classes, *ignored])
+    meanings = np.array([*range(len(of_classes)), *[ignore_label] * len(ignored)], dtype=np.int32)
     order = np.argsort(known)
     position = np.searchsorted(known[order], label_map).clip(max=len(known) - 1)
     return np.where(known[order][position] == label_map, meanings[order][position], np.int32(-1))
 
 
-def _check_values(file_name: str, label_map: np.ndarray, label_values: LabelValues) -> None:
-    foreign = np.setdiff1d(label_map, [*label_values.of_classes, *label_values.ignored])
-    if len(foreign):
-        first, last = min(label_values.of_classes), max(label_values.of_classes)
-        ignored = ", ".join(map(str, label_values.ignored)) or "none"
-        raise BadImageError(
-            f"Label file {file_name} holds the value {foreign[0]}; expected those of the "
-            f"{len(label_values.of_classes)} classes ({first}..{last}) or an ignored one ({ignored}): correct classes, "
-            "offset, ids or ignore of this dataset in DATASETS.OWN."
-        )
-
-
 def present_values(integer_map: np.ndarray) -> np.ndarray:
-    """Say which values occur; only those where the map changes are sorted, for neighbours mostly agree.
-
-    Args:
-        integer_map: (H,W) integers.
-
-    Returns:
-        Distinct values of the map's type, ascending.
-    """
-    values = integer_map.ravel()
+    """The distinct values of a map (H,W) of integers, ascending."""
+    values = integer_map.ravel()  # only those where the map changes are sorted, for neighbours mostly agree
     changes = np.flatnonzero(values[1:] != values[:-1])
     return np.unique(np.append(values[changes], values[-1:]))
 
 
 def read_class_map(file_name: str) -> np.ndarray:
-    """Read one integer a pixel, whatever it means.
-
-    Args:
-        file_name: one-channel PNG (grey or palette) or TIFF.
-
-    Returns:
-        (H,W) of the file's own integer type.
+    """Read one integer a pixel of a one-channel PNG (grey or palette) or TIFF: (H,W) of the file's own type.
 
     Raises:
         BadImageError: the file cannot be read or is not a one-channel integer image.
@@ -181,66 +158,46 @@ def read_class_map(file_name: str) -> np.ndarray:
 
 
 def read_segment_ids(file_name: str) -> np.ndarray:
-    """Read a panoptic PNG, whose segment id is R + 256 G + 65536 B.
-
-    Args:
-        file_name: RGB PNG in COCO's panoptic format.
-
-    Returns:
-        (H,W) int32; 0 is void.
+    """Read a panoptic PNG of COCO, whose segment id is R + 256 G + 65536 B: (H,W) int32; 0 is void.
 
     Raises:
         BadImageError: the file cannot be read or is not RGB.
     """
-    label = _read(file_name, "Panoptic label")
-    _check_rgb(label, file_name, "Panoptic label")
+    label = _read_colours(file_name, "Panoptic label")
     # Pillow's own four bytes of a pixel, the last of them of no meaning, are the number in little-endian order.
     numbers = np.frombuffer(label.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
     return numbers.reshape(label.height, label.width)
 
 
 def read_rgb(file_name: str, kind: str) -> np.ndarray:
-    """Read a label whose channels are numbers.
-
-    Args:
-        file_name: 8-bit RGB PNG.
-        kind: what to call it in a message.
-
-    Returns:
-        (H,W,3) uint8.
+    """Read a label whose channels are numbers: (H,W,3) uint8; ``kind`` calls it in a message.
 
     Raises:
         BadImageError: the file cannot be read or is not RGB.
     """
+    return np.asarray(_read_colours(file_name, kind))
+
+
+def _read_colours(file_name: str, kind: str) -> Image.Image:
     label = _read(file_name, kind)
-    _check_rgb(label, file_name, kind)
-    return np.asarray(label)
-
-
-def _check_rgb(label: Image.Image, file_name: str, kind: str) -> None:
     if label.mode != "RGB":
         array = np.asarray(label)
         raise BadImageError(
             f"{kind} file {file_name} holds an array of shape {array.shape} and type {array.dtype}; expected an 8-bit "
             "RGB image whose colours are numbers. datasets/README.md says how labels are prepared."
         )
+    return label
 
 
 class Shaped(Protocol):
     """An array, or anything else with the shape (height, width, ...)."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Height, width, and what else there is."""
-        ...
+    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
 
 
 def check_declared_size(record: dict[str, Any], image: Shaped) -> None:
-    """Compare an image with the size that its dataset declares, if it declares one.
-
-    Args:
-        record: a dataset's entry for one image, with or without ``height`` and ``width``.
-        image: (H,W) or (H,W,3).
+    """Compare an image with the ``height`` and ``width`` that its dataset's entry declares, if it declares them.
 
     Raises:
         BadImageError: they differ.
@@ -252,13 +209,7 @@ def check_declared_size(record: dict[str, Any], image: Shaped) -> None:
 
 
 def check_same_size(image: Shaped, image_file: str, label_map: Shaped, label_file: str) -> None:
-    """Compare an image with its label.
-
-    Args:
-        image: (H,W) or (H,W,3).
-        image_file: what it was read from.
-        label_map: (H,W).
-        label_file: what it was read from.
+    """Compare an image with its label, each (H,W,...) and with the file that it was read from.
 
     Raises:
         BadImageError: they differ in height or width.
@@ -314,7 +265,9 @@ def _named(file_name: str, kind: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (_UnusableError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{kind} file {file_name} cannot be used: {_explain(error)}.") from error
+        is_bomb = isinstance(error, Image.DecompressionBombError)
+        reason = _too_large(f"{error}".partition(" exceeds")[0].lower()) if is_bomb else error
+        raise BadImageError(f"{kind} file {file_name} cannot be used: {reason}.") from error
     except Exception as error:  # Pillow raises whatever its parsers of damaged files meet
         raise BadImageError(
             f"{kind} file {file_name} cannot be read: {_reason(file_name, error)}; expected a complete image file. "
@@ -342,11 +295,6 @@ def _check_safe(image: Image.Image, limit: int) -> None:
         raise _UnusableError(_too_large(f"{image.width} x {image.height} pixels, {limit} in all are allowed"))
     if image.format == "EPS":
         raise _UnusableError("it is an EPS file, which only Ghostscript can draw, and no file here runs a program")
-
-
-def _explain(error: Exception) -> str:
-    is_bomb = isinstance(error, Image.DecompressionBombError)
-    return _too_large(f"{error}".partition(" exceeds")[0].lower()) if is_bomb else str(error)
 
 
 def _too_large(facts: str) -> str:

@@ -17,7 +17,7 @@ from maskformer.structures import InputError
 
 from ..checks.verification import verify_dataset
 from ..datasets.classes import check_classes, ignore_label_of, read_classes
-from ..mappers import build_mapper
+from ..mappers.table import build_mapper
 from .sampling import Sampler, choose_subset
 from .train_loader import TrainLoader
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
+from detectron2.data.build import trivial_batch_collator
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +26,7 @@ from .sampling import Draw, Position, Sampler, augmentation_seeds, shard
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+Mapper = Callable[[Record], Record]
 MAX_ATTEMPTS = 10  # images in a row that may be bad
 _BAD_IMAGES = "bad_images"  # the field of an example in which a worker reports: (index, message) of each
 _ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
@@ -33,28 +35,13 @@ _ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 class Examples(Dataset):
     """Makes the example of a draw; nothing but the draw and the sampler's seed decides how it is augmented.
 
-    Args:
-        records: the dataset's entry of each image.
-        mapper: makes an example of an entry.
-        sampler: what the draws come from.
-        by_shape: whether images that are broader than high form a group of their own.
-        skip_bad: whether another image of the group stands in for one that raises ``BadImageError``.
+    ``by_shape``: images that are broader than high form a group of their own. ``skip_bad``: another image of the group
+    stands in for one that raises ``BadImageError``.
     """
 
-    def __init__(
-        self,
-        records: Sequence[Record],
-        mapper: Callable[[Record], Record],
-        sampler: Sampler,
-        *,
-        by_shape: bool,
-        skip_bad: bool,
-    ):
-        self.records = records
-        self.mapper = mapper
-        self.sampler = sampler
-        self.by_shape = by_shape
-        self.skip_bad = skip_bad
+    def __init__(self, records: Sequence[Record], mapper: Mapper, sampler: Sampler, *, by_shape: bool, skip_bad: bool):
+        self.records, self.mapper, self.sampler = records, mapper, sampler
+        self.by_shape, self.skip_bad = by_shape, skip_bad
         self._groups: dict[int, int] = {}
 
     def group_of(self, index: int) -> int:
@@ -114,7 +101,7 @@ class TrainLoader:
     def __init__(
         self,
         records: list[Record],
-        mapper: Callable[[Record], Record],
+        mapper: Mapper,
         sampler: Sampler,
         *,
         batch_size: int,
@@ -127,17 +114,11 @@ class TrainLoader:
         self.worker_init_fn: Callable[[int], None] | None = None
         self.bad_images: set[int] = set()
         self.max_bad_images = max_bad_images
-        self._examples = Examples(
-            DatasetFromList(records, copy=False),
-            mapper,
-            sampler,
-            by_shape=group_by_shape,
-            skip_bad=max_bad_images is not None,
-        )
-        self._batch_size = batch_size
-        self._num_workers = num_workers
-        self._rank = rank
-        self._world_size = world_size
+        shared = DatasetFromList(records, copy=False)  # one copy for all workers
+        skip_bad = max_bad_images is not None
+        self._examples = Examples(shared, mapper, sampler, by_shape=group_by_shape, skip_bad=skip_bad)
+        self._batch_size, self._num_workers = batch_size, num_workers
+        self._rank, self._world_size = rank, world_size
         self._position = Position()
 
     def __iter__(self) -> Iterator[list[Record]]:
@@ -145,9 +126,9 @@ class TrainLoader:
         positions: deque[Position] = deque()
         loader = DataLoader(
             self._examples,
-            batch_sampler=_BatchSampler(self._batches, positions),
+            batch_sampler=self._batches(positions),
             num_workers=self._num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=trivial_batch_collator,
             worker_init_fn=self.worker_init_fn,
             generator=torch.Generator(),  # else each iteration would draw from the process's own
         )
@@ -157,9 +138,12 @@ class TrainLoader:
                 self._note_bad(example.pop(_BAD_IMAGES, ()))
             yield batch
 
-    def _batches(self) -> Iterator[tuple[list[Draw], Position]]:
+    def _batches(self, positions: deque[Position]) -> Iterator[list[Draw]]:
+        """The draws of each batch of this process; the position after it is noted, for when it has been made."""
         batches = self._examples.sampler.batches(self._position, self._batch_size, self._examples.group_of)
-        return shard(batches, self._rank, self._world_size)
+        for draws, position in shard(batches, self._rank, self._world_size):
+            positions.append(position)
+            yield draws
 
     def _note_bad(self, reports: Sequence[tuple[int, str]]) -> None:
         for index, message in reports:
@@ -169,10 +153,7 @@ class TrainLoader:
         self.check_bad_images(self.bad_images)
 
     def check_bad_images(self, bad_images: set[int]) -> None:
-        """Stop a training that loses too many images.
-
-        Args:
-            bad_images: indices, also of what other processes met.
+        """Stop a training that loses too many images, by their indices, also of what other processes met.
 
         Raises:
             InputError: they are more than ``max_bad_images``.
@@ -211,26 +192,9 @@ class TrainLoader:
         self.bad_images = set(state["bad_images"])
 
 
-class _BatchSampler:
-    """What ``DataLoader`` takes as batch sampler: hands out draws and notes the position after each batch."""
-
-    def __init__(self, batches: Callable[[], Iterator[tuple[list[Draw], Position]]], positions: deque[Position]):
-        self._batches = batches
-        self._positions = positions
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for draws, position in self._batches():
-            self._positions.append(position)
-            yield draws
-
-
 @contextlib.contextmanager
 def seeded(seeds: Sequence[int]) -> Iterator[None]:
-    """Seed Python's, NumPy's and PyTorch's generators of the host, and leave them as they were.
-
-    Args:
-        seeds: one of 32 bits for each.
-    """
+    """Seed Python's, NumPy's and PyTorch's generators of the host, with 32 bits each, and leave them as they were."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seeds[0])
     np.random.seed(seeds[1])
@@ -241,10 +205,6 @@ def seeded(seeds: Sequence[int]) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
-
-
-def _as_it_is(batch: list[Record]) -> list[Record]:
-    return batch
 
 
 def _is_broad(record: Record) -> bool:

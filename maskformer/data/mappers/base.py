@@ -15,7 +15,7 @@ from torch import Tensor
 from maskformer.structures import InputError, SegmentMasks
 
 from ..datasets.classes import ignore_label_of
-from ..files.reading import check_declared_size, read_picture
+from ..files.reading import check_declared_size, check_same_size, read_label_map, read_picture
 from ..transforms.augmentations import (
     LabelledImage,
     ResizedCrop,
@@ -60,10 +60,8 @@ class TrainingMapper:
         size_divisibility: int,
     ):
         self.augmentations = augmentations
-        self.image_format = image_format
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
-        self.size_divisibility = size_divisibility
+        self.image_format, self.num_classes = image_format, num_classes
+        self.ignore_label, self.size_divisibility = ignore_label, size_divisibility
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -110,10 +108,11 @@ class TrainingMapper:
         """
         raise NotImplementedError
 
-    def _read_image(self, record: Record) -> LabelledImage:
-        labelled = LabelledImage(read_picture(record["file_name"]), image_format=self.image_format)
-        check_declared_size(record, labelled)
-        return labelled
+    def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray:
+        label_file = self._required(record, "sem_seg_file_name")
+        label_map = read_label_map(label_file, self.num_classes, self.ignore_label, record.get("label_values"))
+        check_same_size(image, record["file_name"], label_map, label_file)
+        return label_map
 
     def _required(self, record: Record, key: str) -> Any:
         if key not in record:
@@ -127,15 +126,8 @@ class TrainingMapper:
     def _pad(self, array: np.ndarray, value: int) -> np.ndarray:
         return pad_to_multiple(array, self.size_divisibility, value)
 
-    def _example(
-        self,
-        record: Record,
-        original_size: tuple[int, int],
-        image: np.ndarray,
-        labels: Tensor,
-        masks: SegmentMasks,
-    ) -> Record:
-        example = image_example(record, original_size, self._pad(image, IMAGE_PADDING))
+    def _example(self, record: Record, labelled: LabelledImage, labels: Tensor, masks: SegmentMasks) -> Record:
+        example = image_example(record, labelled, self._pad(labelled.image, IMAGE_PADDING))
         example["instances"] = Instances(masks.image_size, gt_classes=labels, gt_masks=masks)
         return example
 
@@ -170,26 +162,30 @@ class InferenceMapper:
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
-        labelled = LabelledImage(read_picture(dataset_dict["file_name"]), image_format=self.image_format)
-        original_size = labelled.shape
-        check_declared_size(dataset_dict, labelled)
+        labelled = read_image(dataset_dict, self.image_format)
         self.resize(labelled)
-        return image_example(dataset_dict, original_size, labelled.image)
+        return image_example(dataset_dict, labelled, labelled.image)
 
 
-def image_example(record: Record, original_size: tuple[int, int], image: np.ndarray) -> Record:
-    """Start an example: the names of an image, its original size and the pixels that the network takes.
+def read_image(record: Record, image_format: str) -> LabelledImage:
+    """Read the image of a dataset's entry, as "RGB" or "BGR".
 
-    Args:
-        record: the dataset's entry, left as it is.
-        original_size: (height, width), as read.
-        image: (H,W,3) uint8, as augmented and padded.
+    Raises:
+        BadImageError: it cannot be read, or has another size than the entry says.
+    """
+    labelled = LabelledImage(read_picture(record["file_name"]), image_format=image_format)
+    check_declared_size(record, labelled)
+    return labelled
+
+
+def image_example(record: Record, labelled: LabelledImage, image: np.ndarray) -> Record:
+    """Start an example of what was read and became ``image`` (H,W,3) uint8, augmented and padded.
 
     Returns:
         ``file_name``, ``image_id`` and ``dataset_index`` if there is one, ``height``, ``width``, ``image`` (3,H,W).
     """
     example: Record = {key: record[key] for key in ("file_name", "image_id", "dataset_index") if key in record}
-    example["height"], example["width"] = original_size
+    example["height"], example["width"] = labelled.original_size
     example["image"] = owned_tensor(image.transpose(2, 0, 1))
     return example
 

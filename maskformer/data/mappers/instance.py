@@ -15,7 +15,7 @@ from maskformer.structures import BadImageError, InputError
 from ..files.json_files import check_annotation
 from ..files.masks import read_runs
 from ..transforms.augmentations import transform_map
-from .base import Record, TrainingMapper
+from .base import Record, TrainingMapper, read_image
 from .targets import instance_targets
 
 Segmentation = list[Any] | dict[str, Any]
@@ -40,16 +40,15 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
         """Make the example of an image with ``annotations``; see the base class."""
         annotations = self._required(dataset_dict, "annotations")
         annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-        labelled = self._read_image(dataset_dict)
-        original_size = labelled.shape
+        labelled = read_image(dataset_dict, self.image_format)
         for annotation in annotations:
-            self._check(annotation, dataset_dict["file_name"], original_size)
+            self._check(annotation, dataset_dict["file_name"], labelled.original_size)
         transforms = self.augmentations(labelled)
         size = labelled.shape
         layers = draw_layers([annotation["segmentation"] for annotation in annotations], transforms, size)
         padded = [self._pad(layer, 0) for layer in layers] or [self._pad(np.zeros(size, np.uint8), 0)]
         targets = instance_targets([annotation["category_id"] for annotation in annotations], np.stack(padded))
-        return self._example(dataset_dict, original_size, labelled.image, *targets)
+        return self._example(dataset_dict, labelled, *targets)
 
     def _check(self, annotation: dict[str, Any], image_file: str, size: tuple[int, int]) -> None:
         check_annotation(annotation, f"An annotation of image {image_file}", size, BadImageError)

@@ -11,8 +11,11 @@ from maskformer.structures import InputError
 from ..transforms.augmentations import build_flip, large_scale_jitter_recipe
 from .base import InferenceMapper, TrainingMapper
 from .instance import MaskFormerInstanceDatasetMapper
-from .panoptic import DETRPanopticDatasetMapper, MaskFormerPanopticDatasetMapper
-from .semantic import MaskFormerSemanticDatasetMapper
+from .pixel_labels import (
+    DETRPanopticDatasetMapper,
+    MaskFormerPanopticDatasetMapper,
+    MaskFormerSemanticDatasetMapper,
+)
 
 
 class LargeScaleJitter(TrainingMapper):
@@ -30,11 +33,9 @@ class LargeScaleJitter(TrainingMapper):
                 f"INPUT.MIN_SCALE is {settings.MIN_SCALE} and INPUT.MAX_SCALE {settings.MAX_SCALE}; expected positive "
                 "numbers, the first not above the second."
             )
+        flip = build_flip(settings.RANDOM_FLIP)
         augmentations = large_scale_jitter_recipe(
-            image_size=settings.IMAGE_SIZE,
-            min_scale=settings.MIN_SCALE,
-            max_scale=settings.MAX_SCALE,
-            flip=build_flip(settings.RANDOM_FLIP),
+            image_size=settings.IMAGE_SIZE, min_scale=settings.MIN_SCALE, max_scale=settings.MAX_SCALE, flip=flip
         )
         # A scaled image that is smaller than the square is padded to it.
         return {"augmentations": augmentations, "size_divisibility": settings.IMAGE_SIZE}

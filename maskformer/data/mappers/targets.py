@@ -92,15 +92,7 @@ def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray)
 
 
 def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
-    """Say which segments have a pixel.
-
-    Args:
-        segment_map: (H,W) segment numbers 1..G, or 0.
-        num_segments: G.
-
-    Returns:
-        (G,) bool.
-    """
+    """Say which of the segments 1..G of a map (H,W) have a pixel: (G,) bool."""
     return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))
 
 

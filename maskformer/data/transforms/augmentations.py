@@ -5,8 +5,8 @@ Randomness comes from NumPy's and Python's global generators, which Detectron2 s
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 
 from maskformer.structures import InputError
 
+Step: TypeAlias = T.Augmentation | T.Transform | None  # None: it is switched off
 DETR_SHORT_EDGES = (400, 500, 600)  # pixels, before DETR's crop
 
 
@@ -23,7 +24,7 @@ class LabelledImage(T.AugInput):
     """An image and its label map, augmented together.
 
     Args:
-        image: (H,W,3) uint8, or the same as a picture of Pillow's, which becomes an array when it is first asked for.
+        image: (H,W,3) uint8, or a picture of Pillow's, which becomes an array when it is first asked for.
         sem_seg: (H,W) integers of any width; None: there is no label map.
         image_format: "RGB", or "BGR" for a picture of Pillow's that augmentations shall see so.
     """
@@ -33,6 +34,7 @@ class LabelledImage(T.AugInput):
         self.sem_seg = sem_seg
         self._image = image
         self._is_bgr = image_format == "BGR"
+        self.original_size = self.shape  # before any transform
 
     @property
     def image(self) -> np.ndarray:
@@ -59,15 +61,7 @@ class LabelledImage(T.AugInput):
 
 
 def transform_map(transform: T.Transform, integer_map: np.ndarray) -> np.ndarray:
-    """Apply a transform to a map of integers; resizing takes the nearest pixel.
-
-    Args:
-        transform: ours or Detectron2's.
-        integer_map: (H,W), any integer type.
-
-    Returns:
-        The transformed map, of the same type.
-    """
+    """Apply a transform to a map (H,W) of any integer type, which it keeps; resizing takes the nearest pixel."""
     if integer_map.dtype == np.uint8:
         return transform.apply_segmentation(integer_map)
     # Detectron2's transforms know bytes only, so a wider integer travels as its bytes, which move together.
@@ -137,12 +131,7 @@ class ResizedCrop(T.Augmentation):
         self.crop = crop
 
     def get_transform(self, shape: tuple[int, int], sem_seg: np.ndarray | None) -> ResizedCropTransform:
-        """Draw the size and the window.
-
-        Args:
-            shape: (height, width) of the image.
-            sem_seg: (H,W); only a crop with an area limit looks at it.
-        """
+        """Draw the size and the window, by the (height, width); a crop with an area limit looks at ``sem_seg``."""
         resize = self.resize.get_transform(_blank(shape))
         if isinstance(resize, T.NoOpTransform):
             resize = T.ResizeTransform(*shape, *shape)
@@ -165,49 +154,6 @@ def _blank(size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(np.uint8(0), (*size, 3))
 
 
-class ColourJitter(ColorAugSSDTransform):
-    """Detectron2's jitter with the same draws and values; each step is one look-up or one conversion of the image."""
-
-    def apply_image(self, img: np.ndarray, interp: str | None = None) -> np.ndarray:  # noqa: ARG002
-        """Jitter an image.
-
-        Args:
-            img: (H,W,3) uint8, left as it is.
-            interp: of no effect.
-        """
-        img = self.brightness(np.ascontiguousarray(img))
-        contrast_first = random.randrange(2)
-        steps = (self.saturation, self.hue)
-        for step in (self.contrast, *steps) if contrast_first else (*steps, self.contrast):
-            img = step(img)
-        return img
-
-    def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
-        """Scale and shift values: in a table of all 256, not in each pixel."""
-        return cv2.LUT(img, super().convert(np.arange(256, dtype=np.uint8), alpha, beta))
-
-    def saturation(self, img: np.ndarray) -> np.ndarray:
-        """Scale the saturation, one time in two."""
-        if random.randrange(2):
-            alpha = random.uniform(self.saturation_low, self.saturation_high)
-            return self._look_up(img, 1, super().convert(np.arange(256, dtype=np.uint8), alpha))
-        return img
-
-    def hue(self, img: np.ndarray) -> np.ndarray:
-        """Turn the hue, one time in two."""
-        if random.randrange(2):
-            turned = (np.arange(256) + random.randint(-self.hue_delta, self.hue_delta)) % 180
-            return self._look_up(img, 0, turned.astype(np.uint8))
-        return img
-
-    def _look_up(self, img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-        """Replace the hue (channel 0), saturation (1) or value (2) by a table's."""
-        there, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
-        hsv = cv2.cvtColor(img, there)
-        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
-        return cv2.cvtColor(hsv, back)
-
-
 def pad_to_multiple(array: np.ndarray, divisor: int, value: int) -> np.ndarray:
     """Pad bottom and right, so that height and width are multiples of a number.
 
@@ -228,38 +174,15 @@ def pad_to_multiple(array: np.ndarray, divisor: int, value: int) -> np.ndarray:
     return padded
 
 
-def crop_recipe(
-    *,
-    resize: T.Augmentation,
-    crop: T.Augmentation | None,
-    colour_jitter: T.Transform | None,
-    flip: T.Augmentation | None,
-) -> T.AugmentationList:
-    """Resize, crop, jitter the colours and flip: MaskFormer's recipe for semantic segmentation.
-
-    Args:
-        resize: of the shortest edge.
-        crop: where ``INPUT.CROP.ENABLED``.
-        colour_jitter: where ``INPUT.COLOR_AUG_SSD``.
-        flip: unless ``INPUT.RANDOM_FLIP`` is "none".
-    """
+def crop_recipe(*, resize: T.Augmentation, crop: Step, colour_jitter: Step, flip: Step) -> T.AugmentationList:
+    """Resize the shortest edge, crop, jitter the colours and flip: MaskFormer's recipe for semantic segmentation."""
     return _in_order(ResizedCrop(resize, crop), colour_jitter, flip)
 
 
-def detr_recipe(
-    *,
-    resize: T.Augmentation,
-    crop: T.Augmentation | None,
-    colour_jitter: T.Transform | None,
-    flip: T.Augmentation | None,
-) -> T.AugmentationList:
+def detr_recipe(*, resize: T.Augmentation, crop: Step, colour_jitter: Step, flip: Step) -> T.AugmentationList:
     """Flip, then resize, or one time in two resize to 400, 500 or 600, crop, and resize (DETR, appendix A.4).
 
-    Args:
-        resize: of the shortest edge, after all cropping.
-        crop: where ``INPUT.CROP.ENABLED``; without it, there is no first resizing either.
-        colour_jitter: where ``INPUT.COLOR_AUG_SSD``; DETR has none.
-        flip: unless ``INPUT.RANDOM_FLIP`` is "none".
+    Without a crop, there is no first resizing either. DETR jitters no colours.
     """
     first_resize = T.ResizeShortestEdge(DETR_SHORT_EDGES, sample_style="choice")
     detour = None if crop is None else T.RandomApply(ResizedCrop(first_resize, crop), prob=0.5)
@@ -269,31 +192,18 @@ def detr_recipe(
 def large_scale_jitter_recipe(
     *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
 ) -> T.AugmentationList:
-    """Flip, scale to fit a square times a random factor, and cut a square where the result is larger.
-
-    Args:
-        image_size: of the square, in pixels.
-        min_scale: the least factor.
-        max_scale: the largest.
-        flip: unless ``INPUT.RANDOM_FLIP`` is "none".
-    """
+    """Flip, scale to fit a square of ``image_size`` pixels times a random factor, and cut it where that is larger."""
     scale = T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size)
     # Not padded: labels are, with other values than Detectron2's.
     return _in_order(flip, ResizedCrop(scale, T.FixedSizeCrop((image_size, image_size), pad=False)))
 
 
-def _in_order(*steps: T.Augmentation | T.Transform | None) -> T.AugmentationList:
+def _in_order(*steps: Step) -> T.AugmentationList:
     return T.AugmentationList([step for step in steps if step is not None])
 
 
 def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -> T.Augmentation:
-    """Build the training-time resizing of the shortest edge.
-
-    Args:
-        short_edges: pixels, ``INPUT.MIN_SIZE_TRAIN``.
-        max_size: the longest edge allowed, in pixels.
-        sample_style: "choice" of one of ``short_edges``, or "range" between two.
-    """
+    """Build the resizing of the shortest edge: to a "choice" of some, or in the "range" between two, in pixels."""
     _check_option("INPUT.MIN_SIZE_TRAIN_SAMPLING", sample_style, ("choice", "range"))
     if sample_style == "range" and len(short_edges) != 2:
         raise InputError(
@@ -323,7 +233,7 @@ def build_crop(
 def build_colour_jitter(image_format: str) -> T.Transform:
     """Build SSD's random brightness, contrast, saturation and hue for "RGB" or "BGR" images."""
     _check_option("INPUT.FORMAT", image_format, ("RGB", "BGR"))
-    return ColourJitter(img_format=image_format)
+    return ColorAugSSDTransform(img_format=image_format)
 
 
 def build_flip(direction: str) -> T.Augmentation | None:

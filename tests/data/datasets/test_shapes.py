@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from maskformer.data import verify_dataset
 from maskformer.data.datasets.shapes import CATEGORIES, THINGS, register_shapes
 from maskformer.demo.shapes import generate_shapes
 from maskformer.structures import InputError
@@ -174,8 +175,8 @@ def test_registering_another_root_replaces_the_first(root, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_dataset_is_explained(tmp_path, name):
     register_shapes(tmp_path)
-    with pytest.raises(InputError, match=r"json is missing; .*make demo.*maskformer\.tools\.make_shapes"):
-        DatasetCatalog.get(name)
+    with pytest.raises(InputError, match=rf"{tmp_path}.*does not exist.*maskformer\.tools\.make_shapes.*make demo"):
+        verify_dataset(name, len(CATEGORIES), is_train=False)
 
 
 def test_thing_classes_are_the_first_categories():

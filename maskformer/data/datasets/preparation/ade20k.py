@@ -18,7 +18,7 @@ from maskformer.structures import InputError
 from ...files.masks import encode_segments
 from ...files.reading import check_same_size, read_class_map, read_rgb
 from ..registration import read_categories
-from .files import Job, find_files, pair_files, read_parts, write_image, write_json
+from .files import Job, find_files, pair_files, write_image, write_json
 
 NUM_CLASSES = 150
 IGNORED = 255
@@ -26,11 +26,7 @@ SEGMENTS_PER_CLASS = 1000  # the dataset's label_divisor
 
 
 def find_annotated(folder: Path, split_folder: str) -> list[tuple[Path, Path]]:
-    """Find the semantic and the instance annotation of every image.
-
-    Args:
-        folder: ``ADEChallengeData2016``.
-        split_folder: "training" or "validation".
+    """Find the semantic and the instance annotation of every image of "training" or "validation".
 
     Raises:
         InputError: see ``pair_files``.
@@ -55,18 +51,9 @@ def prepare_panoptic(job: Job) -> None:
     segment_map = merge_labels(*_read_both(job))
     blue, green, red = segment_map >> 16, segment_map >> 8 & 255, segment_map & 255
     write_image(np.stack([red, green, blue], axis=2).astype(np.uint8), png)
-    height, width = segment_map.shape
-    write_json(
-        {
-            "image": {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height},
-            "annotation": {
-                "image_id": label_file.stem,
-                "file_name": png.name,
-                "segments_info": list_segments(segment_map),
-            },
-        },
-        part,
-    )
+    segments = list_segments(segment_map)
+    annotation = {"image_id": label_file.stem, "file_name": png.name, "segments_info": segments}
+    write_json({"image": _image_entry(label_file, segment_map), "annotation": annotation}, part)
 
 
 def prepare_instances(job: Job) -> None:
@@ -74,19 +61,16 @@ def prepare_instances(job: Job) -> None:
     label_file, _ = job.sources
     (part,) = job.targets
     label_map, instances = _read_both(job)
+    write_json({"image": _image_entry(label_file, label_map), "annotations": list_instances(instances)}, part)
+
+
+def _image_entry(label_file: Path, label_map: np.ndarray) -> dict[str, Any]:
     height, width = label_map.shape
-    write_json(
-        {
-            "image": {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height},
-            "annotations": list_instances(instances),
-        },
-        part,
-    )
+    return {"id": label_file.stem, "file_name": f"{label_file.stem}.jpg", "width": width, "height": height}
 
 
-def merge_annotations(parts: list[Path]) -> dict[str, Any]:
+def merge_annotations(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the panoptic JSON of the entries of all images."""
-    entries = read_parts(parts)
     return {
         "images": [entry["image"] for entry in entries],
         "annotations": [entry["annotation"] for entry in entries],
@@ -94,9 +78,8 @@ def merge_annotations(parts: list[Path]) -> dict[str, Any]:
     }
 
 
-def merge_instances(parts: list[Path]) -> dict[str, Any]:
+def merge_instances(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Make the JSON of instances of the entries of all images; annotations are numbered from 1."""
-    entries = read_parts(parts)
     annotations = [
         {**annotation, "image_id": entry["image"]["id"]} for entry in entries for annotation in entry["annotations"]
     ]
@@ -147,11 +130,7 @@ def list_segments(segment_map: np.ndarray) -> list[dict[str, Any]]:
 
 
 def list_instances(instances: np.ndarray) -> list[dict[str, Any]]:
-    """List the instances of an image as COCO's format does, with RLE masks and category ids 0..149.
-
-    Args:
-        instances: (H,W,2), the category 1..100 and the instance's number from 1, or zeros.
-    """
+    """List the instances (H,W,2) of ``merge_labels`` as COCO's format does, with RLE masks and categories 0..149."""
     instance_map = instances[..., 0].astype(np.int32) * 256 + instances[..., 1]
     ids = [i for i in np.flatnonzero(np.bincount(instance_map.ravel())).tolist() if i % 256]
     return [

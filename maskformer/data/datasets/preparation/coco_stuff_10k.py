@@ -20,11 +20,7 @@ UNLABELLED = 1  # in the MATLAB files; class 0 is 2
 
 
 def find_stuff(folder: Path, split: str) -> list[tuple[Path, Path]]:
-    """Find the images of a split and their MATLAB files.
-
-    Args:
-        folder: ``coco_stuff_10k``.
-        split: "train" or "test", listed in ``imageLists``.
+    """Find the images of a split ("train" or "test", listed in ``imageLists``) and their MATLAB files.
 
     Raises:
         InputError: a file is missing, see ``pair_files``; or a listed image is.
@@ -52,17 +48,10 @@ def prepare_stuff(job: Job) -> None:
 
 
 def shift_labels(label_map: np.ndarray, file: Path) -> np.ndarray:
-    """Shift 1 (no label), 2..172 to 255, 0..170.
-
-    Args:
-        label_map: (H,W) integers.
-        file: where they are from, for the message.
-
-    Returns:
-        (H,W) uint8.
+    """Shift 1 (no label), 2..172 to 255, 0..170; (H,W) integers to (H,W) uint8.
 
     Raises:
-        InputError: there is another value.
+        InputError: there is another value; it names the file.
     """
     lowest, highest = int(label_map.min()), int(label_map.max())
     if lowest < UNLABELLED or highest > NUM_CLASSES + UNLABELLED:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -26,12 +26,7 @@ IMAGES_PER_PROCESS = 16  # for fewer, starting a process takes longer than its w
 
 @dataclass(frozen=True)
 class Job:
-    """The work on one image.
-
-    Attributes:
-        sources: the files that are read.
-        targets: the files that are written; the last one is written last, so where it is, all are.
-    """
+    """The work on one image: files that are read, and files that are written, in this order."""
 
     sources: tuple[Path, ...]
     targets: tuple[Path, ...]
@@ -86,12 +81,7 @@ def _finished(convert: Callable[[Job], None], jobs: Sequence[Job], workers: int)
 
 
 def pair_files(images: Mapping[str, Path], labels: Mapping[str, Path], what: str) -> list[tuple[Path, Path]]:
-    """Pair each image with its label.
-
-    Args:
-        images: name without ending -> file.
-        labels: likewise.
-        what: of the labels, for the message.
+    """Pair each image with its label, both by their names without endings; ``what`` calls the labels in a message.
 
     Returns:
         (image, label) in the order of the names.
@@ -144,14 +134,9 @@ def write_json(content: Any, target: Path) -> None:
         temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
-def read_parts(files: Iterable[Path]) -> list[Any]:
-    """Read many small JSON files."""
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
-
-
 def run_and_merge(
     convert: Callable[[Job], None],
-    merge: Callable[[list[Path]], dict[str, Any]],
+    merge: Callable[[list[Any]], dict[str, Any]],
     jobs: Sequence[Job],
     target: Path,
     *,
@@ -163,34 +148,26 @@ def run_and_merge(
 
     Args:
         convert: as in ``run_jobs``.
-        merge: makes the JSON's content, with ``images``, of the parts.
+        merge: makes the JSON's content, with ``images``, of the content of the parts.
         jobs: all of them, with their parts in one folder.
         target: the JSON file.
         workers: as in ``run_jobs``.
         title: likewise.
         redo: likewise.
-
-    Returns:
-        The counts in words.
     """
     if not redo and target.is_file() and all(file.is_file() for job in jobs for file in job.targets[:-1]):
         images = json.loads(target.read_text(encoding="utf-8"))["images"]
         if {image["id"] for image in images} == {job.sources[0].stem for job in jobs}:
             return f"0 written, {len(jobs)} were there"
     counts = run_jobs(convert, jobs, workers=workers, title=title, redo=redo)
-    write_json(merge([job.targets[-1] for job in jobs]), target)
+    write_json(merge([json.loads(job.targets[-1].read_text(encoding="utf-8")) for job in jobs]), target)
     for folder in {job.targets[-1].parent for job in jobs}:
         shutil.rmtree(folder)
     return counts
 
 
 def run_command(description: str, prepare: Callable[[argparse.Namespace], None]) -> None:
-    """Read the arguments and prepare; a mistake of the user's ends in one sentence and exit code 1.
-
-    Args:
-        description: of the script.
-        prepare: takes ``root``, ``workers`` and ``redo``.
-    """
+    """Read ``root``, ``workers`` and ``redo`` and prepare; a user's mistake ends in one sentence and exit code 1."""
     parser = argparse.ArgumentParser(description=description)
     default_root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     parser.add_argument("--root", default=default_root, help="folder of all datasets (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Training examples from panoptic labels, with either recipe of augmentation."""
+"""Training examples from labels of each pixel, semantic or panoptic."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ import numpy as np
 
 from maskformer.structures import BadImageError
 
-from ..files.reading import check_same_size, read_label_map, read_segment_ids
+from ..files.reading import check_same_size, read_segment_ids
 from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
-from .base import Record, TrainingMapper, owned_tensor
-from .targets import number_annotated_segments, panoptic_targets
+from .base import Record, TrainingMapper, owned_tensor, read_image
+from .targets import number_annotated_segments, panoptic_targets, semantic_targets
+
+
+class MaskFormerSemanticDatasetMapper(TrainingMapper):
+    """``mask_former_semantic``: one segment of each class that the crop shows."""
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Make the example of an image with ``sem_seg_file_name``; see the base class."""
+        labelled = read_image(dataset_dict, self.image_format)
+        labelled.sem_seg = self._read_label_map(dataset_dict, labelled)
+        self.augmentations(labelled)
+        label_map = self._pad(labelled.sem_seg, self.ignore_label)
+        labels, masks = semantic_targets(label_map, self.ignore_label)
+        example = self._example(dataset_dict, labelled, labels, masks)
+        example["sem_seg"] = owned_tensor(label_map)
+        return example
 
 
 class MaskFormerPanopticDatasetMapper(TrainingMapper):
@@ -23,15 +38,14 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``pan_seg_file_name`` and ``segments_info``; see the base class."""
-        labelled = self._read_image(dataset_dict)
-        original_size = labelled.shape
+        labelled = read_image(dataset_dict, self.image_format)
         segment_map, segments = self._read_segments(dataset_dict, labelled)
-        label_map = self._read_label_map(dataset_dict, labelled)
+        label_map = self._read_label_map(dataset_dict, labelled) if "sem_seg_file_name" in dataset_dict else None
         labelled.sem_seg = self._categories(segment_map, segments) if label_map is None else label_map
         transforms = self.augmentations(labelled)
         segment_map = self._pad(transform_map(transforms, segment_map), 0)
         labels, masks = panoptic_targets(segment_map, segments)
-        example = self._example(dataset_dict, original_size, labelled.image, labels, masks)
+        example = self._example(dataset_dict, labelled, labels, masks)
         if label_map is not None:
             example["sem_seg"] = owned_tensor(self._pad(labelled.sem_seg, self.ignore_label))
         return example
@@ -52,13 +66,6 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         segment_map, _ = number_annotated_segments(id_map, annotated, label_file)
         segment_map[segment_map > len(segments)] = 0  # crowds
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
-
-    def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray | None:
-        if "sem_seg_file_name" not in record:
-            return None
-        label_map = read_label_map(record["sem_seg_file_name"], self.num_classes, self.ignore_label)
-        check_same_size(image, record["file_name"], label_map, record["sem_seg_file_name"])
-        return label_map
 
     def _categories(self, segment_map: np.ndarray, segments: list[dict[str, Any]]) -> np.ndarray:
         """The category of each pixel, ``ignore_label`` where there is no segment."""
