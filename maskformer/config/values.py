@@ -25,14 +25,15 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "1 or more",
         lambda value: 1 <= value < math.inf,
         """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS SOLVER.ACCUMULATION_STEPS SOLVER.MAX_BAD_STEPS
-        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN
-        INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE TEST.PRECISE_BN.NUM_ITER
+        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE
+        TEST.PRECISE_BN.NUM_ITER
         MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
         MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
         MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
         MODEL.SWIN.PRETRAIN_IMG_SIZE MODEL.SWIN.PATCH_SIZE MODEL.SWIN.EMBED_DIM MODEL.SWIN.DEPTHS MODEL.SWIN.NUM_HEADS
         MODEL.SWIN.WINDOW_SIZE MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS
-        MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES5_MULTI_GRID""",
+        MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES5_MULTI_GRID TEST.AUG.MIN_SIZES
+        TEST.AUG.MAX_SIZE MODEL.MASK_FORMER.TEST.SLIDING_WINDOW""",
     ),
     (
         "0 or more",
@@ -61,7 +62,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
-        SOLVER.MOMENTUM SOLVER.EMA.DECAY""",
+        SOLVER.MOMENTUM SOLVER.EMA.DECAY MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP""",
     ),
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
@@ -99,6 +100,12 @@ _REGISTRIES = {
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ("OUTPUT_DIR", "the path of a folder", lambda value, _: bool(value)),
     ("INPUT.MIN_SIZE_TRAIN", "one or more lengths in pixels", lambda value, _: len(value) > 0),
+    ("TEST.AUG.MIN_SIZES", "one or more lengths in pixels", lambda value, _: len(value) > 0),
+    (
+        "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW",
+        "(height, width) in pixels, or () for none",
+        lambda value, _: len(value) in (0, 2),
+    ),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
         "INPUT.CROP.SIZE",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
 from detectron2.modeling import SemanticSegmentor
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.data.datasets.classes import check_classes
-from maskformer.inference import QueryAverage, ScoreAverage, SlidingWindow, View, plan_views, resize_maps
-from maskformer.meta_arch import MaskFormer
+from maskformer.inference import QueryAverage, SlidingWindow, View, plan_views, resize_maps
+from maskformer.meta_arch import InferenceOptions, MaskFormer
 from maskformer.model_inputs import check_images, output_size
 from maskformer.runs.failures import describe_image, is_out_of_memory
 from maskformer.structures import InputError, RunError
@@ -37,47 +37,23 @@ def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn
         Both as they are where neither option is on. With augmentation, images are loaded at their own size.
 
     Raises:
-        InputError: a value is impossible, or the model does not give a result of a kind that the options support.
+        InputError: the model does not give a result of a kind that the options support.
     """
-    views, window = _read_views(cfg), _read_window(cfg)
-    if views is None and window is None:
+    aug, test = cfg.TEST.AUG, cfg.MODEL.MASK_FORMER.TEST
+    if not aug.ENABLED and not test.SLIDING_WINDOW:
         return cfg, model
+    window = SlidingWindow(tuple(test.SLIDING_WINDOW), test.SLIDING_WINDOW_OVERLAP) if test.SLIDING_WINDOW else None
     if isinstance(model, DistributedDataParallel):
         model = model.module
     _check_support(model, window)
-    if views is not None:
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
-        cfg.freeze()
-    return cfg, TestTimeModel(model=model, views=views, window=window)
-
-
-def _read_views(cfg: CfgNode) -> Callable[[tuple[int, int]], list[View]] | None:
-    aug = cfg.TEST.AUG
     if not aug.ENABLED:
-        return None
-    if not aug.MIN_SIZES or min(aug.MIN_SIZES) < 1:
-        raise InputError(f"TEST.AUG.MIN_SIZES is {aug.MIN_SIZES}; expected one or more lengths in pixels, 1 or more.")
-    if aug.MAX_SIZE < 1:
-        raise InputError(f"TEST.AUG.MAX_SIZE is {aug.MAX_SIZE}; expected a length in pixels, 1 or more.")
-    return partial(plan_views, min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
-
-
-def _read_window(cfg: CfgNode) -> SlidingWindow | None:
-    test = cfg.MODEL.MASK_FORMER.TEST
-    size, overlap = tuple(test.SLIDING_WINDOW), test.SLIDING_WINDOW_OVERLAP
-    if not size:
-        return None
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(
-            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW is {size}; expected (height, width) in pixels, or () for none."
-        )
-    if not 0 <= overlap < 1:
-        raise InputError(
-            f"MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP is {overlap}; expected a fraction, 0 or more and below 1."
-        )
-    return SlidingWindow(size=size, overlap=overlap)
+        return cfg, TestTimeModel(model=model, window=window)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing: views are made of the original
+    cfg.freeze()
+    views = partial(plan_views, min_sizes=tuple(aug.MIN_SIZES), max_size=aug.MAX_SIZE, flip=aug.FLIP)
+    return cfg, TestTimeModel(model=model, views=views, window=window)
 
 
 def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
@@ -123,8 +99,7 @@ def innermost(model: nn.Module) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """How finely an image is divided once memory did not suffice.
 
     Attributes:
@@ -236,57 +211,50 @@ class TestTimeModel(nn.Module):
 
     def _segment(self, example: dict[str, Any]) -> dict[str, Any]:
         image: Tensor = example["image"]
-        rows, columns = image.shape[-2:]
-        output = dict(zip(("height", "width"), output_size(example, (rows, columns))))
-        views = self.views((rows, columns))
-        if isinstance(self.model, MaskFormer) and self.window is None:
-            return _segment_by_queries(self.model, image, views, output)
-        scores = ScoreAverage()
+        image_size = (image.shape[-2], image.shape[-1])
+        output = dict(zip(("height", "width"), output_size(example, image_size)))
+        # Whose queries are averaged, see ``maskformer.inference.tta``; of others, scores alone.
+        model = self.model if isinstance(self.model, MaskFormer) and self.window is None else None
+        options = InferenceOptions() if model is None else model.inference
+        views = self.views(image_size)
+        total: Tensor | None = None
+        queries: QueryAverage | None = None
         for view in views:
-            scores.add(view.restore(self._scores(view.show(image), output)))
-        return {"sem_seg": _answer(self.model, scores.mean())}
-
-    def _scores(self, image: Tensor, output: dict[str, int]) -> Tensor:
-        """(K,height,width) scores of one view, in windows where it is larger than one."""
-        if self.window is None or self.window.holds(image):
-            return _semantic_scores(self.model, {"image": image, **output})
-        scores = self.window.average(image, lambda part: _semantic_scores(self.model, {"image": part}))
-        return resize_maps(scores, (output["height"], output["width"]))
-
-
-def _semantic_scores(model: nn.Module, example: dict[str, Any]) -> Tensor:
-    """(K,height,width) scores, also of a model that gives labels."""
-    if not isinstance(model, MaskFormer):
-        return model([example])[0]["sem_seg"]
-    (prediction,) = model.predict([example])
-    return model.semantic_scores(*prediction)
-
-
-def _answer(model: nn.Module, scores: Tensor) -> Tensor:
-    """What the model gives as "sem_seg": (K,height,width) scores, or their (height,width) int32 labels."""
-    gives_labels = isinstance(model, MaskFormer) and model.inference.semantic_as_labels
-    return scores.max(0).indices.int() if gives_labels else scores
-
-
-def _segment_by_queries(model: MaskFormer, image: Tensor, views: list[View], output: dict[str, int]) -> dict[str, Any]:
-    """All results of MaskFormer from whole views; see ``maskformer.inference.tta``."""
-    options = model.inference
-    scores = ScoreAverage()
-    queries: QueryAverage | None = None
-    for view in views:
-        (prediction,) = model.predict([{"image": view.show(image), **output}])
-        if options.semantic_on:
-            scores.add(view.restore(model.semantic_scores(*prediction)))
-        if not (options.panoptic_on or options.instance_on):
-            continue
-        if queries is None:  # the largest view, not flipped
-            queries = QueryAverage(*prediction)
-        else:
-            queries.add(*prediction, flipped=view.flipped)
-    results = {"sem_seg": _answer(model, scores.mean())} if options.semantic_on else {}
-    if queries is None:
+            shown = {"image": view.show(image), **output}
+            if model is None:
+                scores = self._scores(shown)
+            else:
+                (prediction,) = model.predict([shown])
+                if options.semantic_on:
+                    scores = model.semantic_scores(*prediction)
+                if queries is not None:
+                    queries.add(*prediction, flipped=view.flipped)
+                elif options.panoptic_on or options.instance_on:  # the largest view, not flipped
+                    queries = QueryAverage(*prediction)
+            if options.semantic_on:
+                scores = view.restore(scores)
+                total = scores.clone() if total is None else total.add_(scores)
+        results: dict[str, Any] = {}
+        if total is not None:
+            gives_labels = isinstance(self.model, MaskFormer) and self.model.inference.semantic_as_labels
+            mean = total.div_(len(views))
+            results["sem_seg"] = mean.max(0).indices.int() if gives_labels else mean
+        if model is not None and queries is not None:
+            results |= model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)
         return results
-    return {**results, **model.segment_results(queries.class_logits, queries.mask_logits, queries.geometry)}
+
+    def _scores(self, shown: dict[str, Any]) -> Tensor:
+        """(K,height,width) scores of one view, in windows where it is larger than one."""
+        if self.window is None or self.window.holds(shown["image"]):
+            return self._scores_of(shown)
+        scores = self.window.average(shown["image"], lambda part: self._scores_of({"image": part}))
+        return resize_maps(scores, (shown["height"], shown["width"]))
+
+    def _scores_of(self, example: dict[str, Any]) -> Tensor:
+        """(K,height,width) scores, also of a model that gives labels."""
+        if not isinstance(self.model, MaskFormer):
+            return self.model([example])[0]["sem_seg"]
+        return self.model.semantic_scores(*self.model.predict([example])[0])
 
 
 def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:

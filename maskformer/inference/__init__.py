@@ -4,12 +4,11 @@ from .instance import instance_inference, top_pairs
 from .panoptic import kept_queries, panoptic_inference
 from .resize import Geometry, resize_maps
 from .semantic import semantic_inference, semantic_labels
-from .tta import QueryAverage, ScoreAverage, SlidingWindow, View, plan_views
+from .tta import QueryAverage, SlidingWindow, View, plan_views
 
 __all__ = [
     "Geometry",
     "QueryAverage",
-    "ScoreAverage",
     "SlidingWindow",
     "View",
     "instance_inference",

@@ -17,27 +17,11 @@ _BAND_BYTES = 2**23  # of a band's masks or scores; the C library gives blocks a
 _BLOCK_BYTES = 2**21  # of the scores that an arg-max reads: they stay in a core's cache
 
 
-def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Marginalise over queries: sum over q of p_q(class) * sigmoid(mask_q).
-
-    Args:
-        class_logits: (Q,K+1) logits.
-        mask_logits: (Q,H,W) logits at the resolution of the answer.
-
-    Returns:
-        (K,H,W) scores, at least 0; the class of a pixel is the arg-max.
-
-    Source: MaskFormer, section 3.4, "Semantic inference".
-    """
-    class_probs = class_logits.softmax(-1)[:, :-1]
-    return torch.einsum("qk,qhw->khw", class_probs, mask_logits.sigmoid())
-
-
 @torch.no_grad()
 def semantic_inference(
     class_logits: Tensor, mask_logits: Tensor, geometry: Geometry, *, restore_masks_first: bool
 ) -> Tensor:
-    """Semantic scores at the original size of the image, without gradients.
+    """Semantic scores at the original size of the image, without gradients: sum over q of p_q(class) * sigmoid(mask_q).
 
     Args:
         class_logits: (Q,K+1) logits.
@@ -46,7 +30,9 @@ def semantic_inference(
         restore_masks_first: resize masks to the original size before classes are summed, else the scores after it.
 
     Returns:
-        (K,height,width) scores.
+        (K,height,width) scores, at least 0; the class of a pixel is the arg-max.
+
+    Source: MaskFormer, section 3.4, "Semantic inference".
     """
     bands = _Bands(class_logits, mask_logits, geometry, restore_masks_first=restore_masks_first)
     scores = mask_logits.new_empty(len(bands.class_probs), *geometry.output_size)

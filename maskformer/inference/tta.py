@@ -10,8 +10,9 @@ and a single view gives exactly the plain result.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,13 +82,6 @@ class SlidingWindow:
         """Whether one window is enough for an image (3,rows,columns)."""
         return image.shape[-2] <= self.size[0] and image.shape[-1] <= self.size[1]
 
-    def places(self, image_size: Size) -> Iterator[tuple[slice, slice]]:
-        """Yields (rows, columns) of every window, row by row; they stay inside the image."""
-        for top in window_starts(image_size[0], self.size[0], self.overlap):
-            for left in window_starts(image_size[1], self.size[1], self.overlap):
-                bottom, right = min(top + self.size[0], image_size[0]), min(left + self.size[1], image_size[1])
-                yield slice(top, bottom), slice(left, right)
-
     def average(self, image: Tensor, scores_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Average the scores of overlapping windows; a pixel's score is the mean over the windows that hold it.
 
@@ -101,16 +95,17 @@ class SlidingWindow:
             (K,rows,columns) scores.
         """
         rows, columns = image.shape[-2:]
-        total = count = None
-        for window in self.places((rows, columns)):
+        total, count = None, torch.zeros(rows, columns)
+        starts = (window_starts(*sides, self.overlap) for sides in zip((rows, columns), self.size))
+        for top, left in itertools.product(*starts):
+            window = slice(top, top + self.size[0]), slice(left, left + self.size[1])
             scores = scores_of(image[(slice(None), *window)])
-            if total is None or count is None:
+            if total is None:
                 total = scores.new_zeros(len(scores), rows, columns)
-                count = scores.new_zeros(rows, columns)
             total[(slice(None), *window)] += scores
             count[window] += 1
-        assert total is not None and count is not None  # there is always a window
-        return total.div_(count)
+        assert total is not None  # there is always a window
+        return total.div_(count.to(total))
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -130,26 +125,6 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     last = length - window
     num_steps = math.ceil(last / furthest_step)
     return [last * step // num_steps for step in range(num_steps + 1)]
-
-
-class ScoreAverage:
-    """The mean of scores of equal shape, holding their sum only."""
-
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
-        self._count = 0
-
-    def add(self, scores: Tensor) -> None:
-        """Take one view's scores (K,height,width)."""
-        if self._total is None:
-            self._total = torch.zeros_like(scores)
-        self._total += scores
-        self._count += 1
-
-    def mean(self) -> Tensor:
-        """(K,height,width)."""
-        assert self._total is not None
-        return self._total / self._count
 
 
 class QueryAverage:

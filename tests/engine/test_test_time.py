@@ -189,7 +189,7 @@ def test_evaluation_finds_the_models_own_mode(semantic_model, training):
         ([*AUG, "TEST.AUG.MIN_SIZES", "()"], r"TEST\.AUG\.MIN_SIZES is \(\)"),
         ([*AUG, "TEST.AUG.MIN_SIZES", "(0, 5)"], r"TEST\.AUG\.MIN_SIZES is \(0, 5\)"),
         ([*AUG, "TEST.AUG.MAX_SIZE", "0"], r"TEST\.AUG\.MAX_SIZE is 0"),
-        ([f"{MASK_FORMER_TEST}SLIDING_WINDOW", "(5,)"], r"SLIDING_WINDOW is \(5,\); expected \(height, width\)"),
+        ([f"{MASK_FORMER_TEST}SLIDING_WINDOW", "(5,)"], r"SLIDING_WINDOW is \(5,\), expected \(height, width\)"),
         ([f"{MASK_FORMER_TEST}SLIDING_WINDOW", "(5,0)"], r"SLIDING_WINDOW is \(5, 0\)"),
         (
             [f"{MASK_FORMER_TEST}SLIDING_WINDOW", "(5,5)", f"{MASK_FORMER_TEST}SLIDING_WINDOW_OVERLAP", "1.0"],

@@ -10,20 +10,24 @@ from torch.nn.functional import interpolate
 
 from benchmarks import definitions
 from maskformer.inference import Geometry, resize, semantic, semantic_inference, semantic_labels
-from maskformer.inference.semantic import semantic_scores
+
+
+def scores_at_their_size(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    size = tuple(mask_logits.shape[-2:])
+    return semantic_inference(class_logits, mask_logits, Geometry(size, size, size), restore_masks_first=False)
 
 
 def test_scores_of_two_queries_and_one_pixel_are_worked_by_hand():
     class_probs = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])  # the last is "no object"
-    mask_logits = torch.tensor([[[0.0]], [[float("inf")]]])  # mask probabilities 1/2 and 1
-    scores = semantic_scores(class_probs.log(), mask_logits)
+    mask_logits = torch.tensor([[[0.0]], [[100.0]]])  # mask probabilities 1/2 and 1
+    scores = scores_at_their_size(class_probs.log(), mask_logits)
     torch.testing.assert_close(scores[:, 0, 0], torch.tensor([0.5 * 0.5 + 0.2, 0.25 * 0.5 + 0.2]))
 
 
 @pytest.mark.parametrize("name", [case["name"] for case in read_json("panoptic", "cases.json")])
 def test_scores_are_the_reference(name):
     arrays = np.load(REFERENCE / "panoptic" / "cases.npz")
-    scores = semantic_scores(*(torch.as_tensor(arrays[f"{name}_{part}"]) for part in ("mask_cls", "mask_pred")))
+    scores = scores_at_their_size(*(torch.as_tensor(arrays[f"{name}_{part}"]) for part in ("mask_cls", "mask_pred")))
     torch.testing.assert_close(scores, torch.as_tensor(arrays[f"{name}_semantic"]), rtol=1e-9, atol=1e-12)
 
 
@@ -38,9 +42,9 @@ def test_padding_is_cropped_and_the_size_restored(restore_masks_first):
 
     masks = resized(mask_logits, (32, 32))
     if restore_masks_first:
-        expected = semantic_scores(class_logits, resized(masks[:, :20, :30], (40, 45)))
+        expected = definitions.semantic_scores(class_logits, resized(masks[:, :20, :30], (40, 45)))
     else:
-        expected = resized(semantic_scores(class_logits, masks)[:, :20, :30], (40, 45))
+        expected = resized(definitions.semantic_scores(class_logits, masks)[:, :20, :30], (40, 45))
     torch.testing.assert_close(actual, expected)
     assert actual.shape == (2, 40, 45)
 
@@ -49,7 +53,7 @@ def test_permuting_queries_changes_nothing():
     class_logits, mask_logits = torch.randn(5, 4), torch.randn(5, 3, 3)
     order = torch.tensor([3, 1, 4, 0, 2])
     torch.testing.assert_close(
-        semantic_scores(class_logits[order], mask_logits[order]), semantic_scores(class_logits, mask_logits)
+        scores_at_their_size(class_logits[order], mask_logits[order]), scores_at_their_size(class_logits, mask_logits)
     )
 
 

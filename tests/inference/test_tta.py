@@ -6,7 +6,7 @@ import torch
 from detectron2.data import transforms as T
 from torch.nn import functional as F
 
-from maskformer.inference import Geometry, QueryAverage, ScoreAverage, View, plan_views
+from maskformer.inference import Geometry, QueryAverage, View, plan_views
 from maskformer.inference.tta import match_queries, resample_masks
 
 YES, NO = 12.0, -12.0  # logits of a sure yes and a sure no
@@ -31,14 +31,6 @@ def test_a_flipped_view_shows_the_mirror_image_and_flips_its_result_back():
     assert view.show(image)[0].tolist() == [[2, 1, 0], [5, 4, 3]]
     assert torch.equal(view.restore(view.show(image)), image)
     assert torch.equal(View((2, 3)).restore(image), image)
-
-
-def test_scores_are_averaged_with_equal_weights_and_left_as_they_are():
-    average, first = ScoreAverage(), torch.tensor([[[1.0, 2.0]]])
-    for scores in (first, torch.tensor([[[4.0, 2.0]]]), torch.tensor([[[4.0, 5.0]]])):
-        average.add(scores)
-    assert average.mean().tolist() == [[[3.0, 3.0]]]
-    assert first.tolist() == [[[1.0, 2.0]]]
 
 
 def plain(rows: int, columns: int) -> Geometry:

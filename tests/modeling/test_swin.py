@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from maskformer.config import load_config
 from maskformer.modeling import D2SwinTransformer
 from maskformer.modeling.backbones.swin import rising_probabilities
-from maskformer.modeling.backbones.swin_stage import PatchMerging, SwinBlock
-from maskformer.modeling.backbones.window_attention import (
-    ShiftMask,
+from maskformer.modeling.backbones.swin_stage import (
+    PatchMerging,
+    SwinBlock,
     WindowAttention,
     join_windows,
     partition_windows,
     relative_position_index,
+    shift_mask,
 )
 from maskformer.structures import InputError
 
@@ -49,7 +50,7 @@ def test_pairs_with_the_same_offset_share_a_bias():
 
 def test_shift_mask_keeps_cells_of_opposite_borders_apart():
     # 2 x 2 windows of 2 x 2 cells, rolled by one: the last row and column came from the first ones.
-    mask = ShiftMask(2, 1)(2, 2)
+    mask = shift_mask(2, 2, 2, 1, None)
     assert not mask[0].any()
     assert mask[1].tolist() == [[0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0]]
     assert mask[2].tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0]]
@@ -65,7 +66,9 @@ def test_shift_mask_equals_the_labels_of_regions(num_rows, num_columns, window, 
     columns = torch.arange(num_columns * window) >= num_columns * window - shift
     regions = (2 * rows[:, None] + columns[None, :]).view(1, num_rows * window, num_columns * window, 1)
     regions = partition_windows(regions, window)[0, :, :, 0]
-    assert torch.equal(ShiftMask(window, shift)(num_rows, num_columns), regions[:, :, None] != regions[:, None, :])
+    assert torch.equal(
+        shift_mask(num_rows, num_columns, window, shift, None), regions[:, :, None] != regions[:, None, :]
+    )
 
 
 def attend_cell_by_cell(block: SwinBlock, x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +111,7 @@ def test_shifted_windows_equal_a_loop_over_cells(size, shift, qk_scale):
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, *size, 8, dtype=torch.float64)
-    mask = ShiftMask(3, 1)(*(math.ceil(length / 3) for length in size))
+    mask = shift_mask(*(math.ceil(length / 3) for length in size), 3, 1, None)
     actual = block._attend(x, mask)
     for image in range(2):
         torch.testing.assert_close(actual[image], attend_cell_by_cell(block, x[image]), rtol=1e-10, atol=1e-10)
@@ -122,7 +125,7 @@ def test_block_adds_attention_and_network_to_its_input():
     hidden = F.gelu(block.norm2(y) @ block.mlp.fc1.weight.T + block.mlp.fc1.bias)
     expected = y + hidden @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
     assert hidden.shape[-1] == 12
-    torch.testing.assert_close(block(x, ShiftMask(2, 1)(1, 1)), expected)
+    torch.testing.assert_close(block(x, shift_mask(1, 1, 2, 1, None)), expected)
 
 
 @torch.no_grad()
@@ -155,7 +158,7 @@ def test_stochastic_depth_leaves_out_a_residual_of_an_image_or_scales_it():
     block.mlp.fc2.weight.zero_()  # leaves the attention's residual alone
     block.mlp.fc2.bias.zero_()
     x = torch.randn(1, 2, 2, 4).expand(400, -1, -1, -1)
-    mask = ShiftMask(2, 1)(1, 1)
+    mask = shift_mask(1, 1, 2, 1, None)
     residual = block.eval()(x, mask)[0] - x[0]
     changes = block.train()(x, mask) - x
     kept = changes.flatten(1).abs().sum(1) > 0
