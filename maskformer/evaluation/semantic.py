@@ -16,7 +16,7 @@ from torch import Tensor
 from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
 from maskformer.data.files.masks import encode_segments
 from maskformer.data.files.reading import check_same_size, read_label_map
-from maskformer.kernels import find_kernels
+from maskformer.kernels import best_classes
 from maskformer.structures import InputError
 
 from .evaluator import ImageEvaluator, Records
@@ -138,18 +138,8 @@ def read_labels(semantic: Tensor, num_classes: int) -> np.ndarray:
     """
     has_scores = semantic.dim() == 3
     check_num_classes(len(semantic) if has_scores else max(int(semantic.max()) + 1, num_classes), num_classes)
-    labels = _best_classes(semantic.detach()) if has_scores else semantic
+    labels = best_classes(semantic.detach()) if has_scores else semantic
     return labels.to(torch.uint8 if num_classes <= 256 else torch.int16).cpu().numpy()
-
-
-def _best_classes(scores: Tensor) -> Tensor:
-    """(height,width) classes of (K,height,width) scores, the lower of equal ones."""
-    kernels = find_kernels(scores)
-    if kernels is None:
-        return scores.max(0).indices  # not argmax, which is slower on a CPU
-    labels = torch.empty(scores.shape[1:], dtype=torch.int32)
-    kernels.write_best_classes(scores.flatten(1).contiguous().numpy(), labels.view(-1).numpy())
-    return labels
 
 
 def check_num_classes(predicted: int, num_classes: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskformer.kernels import find_kernels, for_each
+from maskformer.kernels import best_classes, find_kernels, for_each
 
 from .resize import Geometry, plan_bands
 
@@ -70,7 +70,7 @@ def semantic_labels(
 
     def write(rows: range) -> None:
         if bands.restores_scores:
-            best = _first_best(bands.restored_scores(rows).flatten(1))
+            best = best_classes(bands.restored_scores(rows))
         else:
             mask_probs = bands.mask_probs(rows).flatten(1)
             pixels = max(block_bytes // (len(bands.class_probs) * mask_probs.element_size()), 1)
@@ -83,18 +83,7 @@ def semantic_labels(
 
 
 class _Bands:
-    """What is needed of some rows of the output, independent of the other rows.
-
-    Args:
-        class_logits: (Q,K+1).
-        mask_logits: (Q,h,w).
-        geometry: the image's sizes.
-        restore_masks_first: see ``semantic_inference``.
-
-    Attributes:
-        class_probs: (K,Q).
-        restores_scores: whether scores are resized, and not masks.
-    """
+    """What is needed of some rows of the output, independent of the others; ``class_probs`` are (K,Q)."""
 
     def __init__(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry, *, restore_masks_first: bool):
         self.class_probs = class_logits.softmax(-1)[:, :-1].T.contiguous()
@@ -129,14 +118,4 @@ def _best_classes(class_probs: Tensor, mask_probs: Tensor) -> Tensor:
     if find_kernels(class_probs, mask_probs) is None:
         # max along neighbours in memory, not argmax: several times faster on a CPU, and it gives the first of equals.
         return (mask_probs.T @ class_probs.T).max(1).indices
-    return _first_best(class_probs @ mask_probs)
-
-
-def _first_best(scores: Tensor) -> Tensor:
-    """(pixels,): the first class with the largest of (K,pixels) scores."""
-    kernels = find_kernels(scores)
-    if kernels is None:
-        return scores.max(0).indices
-    labels = torch.empty(scores.shape[1], dtype=torch.int32)
-    kernels.write_best_classes(scores.contiguous().numpy(), labels.numpy())
-    return labels
+    return best_classes(class_probs @ mask_probs)

@@ -4,7 +4,7 @@ dispatch (whether loops can be used; threads), loops (of losses and inference), 
 and for other types and devices, the callers compute the same with PyTorch's operators.
 """
 
-from .dispatch import find_kernels, for_each, import_loops
+from .dispatch import best_classes, find_kernels, for_each, import_loops
 from .interpolation import interpolation_matrix, plan_interpolation
 
-__all__ = ["find_kernels", "for_each", "import_loops", "interpolation_matrix", "plan_interpolation"]
+__all__ = ["best_classes", "find_kernels", "for_each", "import_loops", "interpolation_matrix", "plan_interpolation"]

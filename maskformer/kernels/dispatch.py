@@ -59,6 +59,16 @@ def _has_numba() -> bool:
     return True
 
 
+def best_classes(scores: Tensor) -> Tensor:
+    """(...) the class, the lower of equal ones, with the largest of (K,...) scores."""
+    kernels = find_kernels(scores)
+    if kernels is None:
+        return scores.max(0).indices  # not argmax, which is slower on a CPU
+    labels = torch.empty(scores.shape[1:], dtype=torch.int32)
+    kernels.write_best_classes(scores.flatten(1).contiguous().numpy(), labels.view(-1).numpy())
+    return labels
+
+
 def for_each(work: Callable[[_Item], None], items: Sequence[_Item], device: torch.device) -> None:
     """Call a function with each item, without gradients; on a CPU at once in as many threads as PyTorch has.
 

@@ -24,7 +24,7 @@ from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, requi
 from maskformer.data.files.json_files import read_json
 from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
-from maskformer.evaluation.panoptic_quality import VOID, average_quality, count_pairs, match_segments
+from maskformer.evaluation.panoptic import VOID, average_quality, count_pairs, match_segments
 from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.structures import InputError
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from panopticapi.evaluation import PQStat
 
-from maskformer.evaluation.panoptic_quality import VOID, average_quality, count_pairs, match_segments
+from maskformer.evaluation.panoptic import VOID, average_quality, count_pairs, match_segments
 
 
 def compare(predicted: list, label: list) -> PQStat:
