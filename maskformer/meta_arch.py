@@ -226,22 +226,20 @@ class MaskFormer(nn.Module):
         padded = masks.pad(padding).tensor if isinstance(masks, SegmentMasks) else F.pad(masks.bool(), padding)
         return Targets(labels=labels.to(self.device, non_blocking=True), masks=padded)
 
-    def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
+    def _results(self, *prediction: Any) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if self.inference.semantic_on:
-            infer = semantic_labels if self.inference.semantic_as_labels else semantic_inference
-            restore_first = self._restores_masks_first
-            results["sem_seg"] = infer(class_logits, mask_logits, geometry, restore_masks_first=restore_first)
-        return {**results, **self.segment_results(class_logits, mask_logits, geometry)}
+            results["sem_seg"] = self.semantic_scores(*prediction, as_labels=self.inference.semantic_as_labels)
+        return {**results, **self.segment_results(*prediction)}
 
-    def semantic_scores(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> Tensor:
-        """(K,height,width) scores from what ``predict`` says of one image."""
-        return semantic_inference(class_logits, mask_logits, geometry, restore_masks_first=self._restores_masks_first)
-
-    @property
-    def _restores_masks_first(self) -> bool:
+    def semantic_scores(
+        self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry, *, as_labels: bool = False
+    ) -> Tensor:
+        """(K,height,width) scores, or (height,width) labels, from what ``predict`` says of one image."""
         options = self.inference
-        return options.restore_masks_first or options.panoptic_on or options.instance_on
+        restore_first = options.restore_masks_first or options.panoptic_on or options.instance_on
+        infer = semantic_labels if as_labels else semantic_inference
+        return infer(class_logits, mask_logits, geometry, restore_masks_first=restore_first)
 
     def _queries_of_segments(self, class_logits: Tensor) -> Tensor:
         """(N,) int64: the queries of (Q,K+1) class logits that ``segment_results`` reads masks of."""

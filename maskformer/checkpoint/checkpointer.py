@@ -110,24 +110,6 @@ def _tagged_in(folder: str) -> str | None:
     return name if name and name.isprintable() and "\ufffd" not in name else None
 
 
-def _find_damage(path: str) -> str | None:
-    """As ``find_damage``; what has no checksum, of an earlier version, is judged by reading it."""
-    damage = find_damage(path)
-    if damage is None and not os.path.exists(path + CHECKSUM_SUFFIX):
-        try:
-            read_weights(path)
-        except InputError as error:
-            return f"cannot be read ({error})"
-    return damage
-
-
-def _iteration_in(content: dict[str, Any]) -> int:
-    """The last iteration before a checkpoint; -1 of weights alone."""
-    state = content.get("trainer")
-    iteration = (state if isinstance(state, dict) else content).get("iteration")
-    return iteration if isinstance(iteration, int) else -1
-
-
 class Checkpointer(DetectionCheckpointer):
     """Saves and loads models, optimisers and progress; a file that does not fit the model is an ``InputError``.
 
@@ -230,13 +212,19 @@ class Checkpointer(DetectionCheckpointer):
         """The name of a checkpoint, or else what is wrong with all of them."""
         damages: list[str] = []
         for name in self._candidates():
-            damage = _find_damage(os.path.join(self.save_dir, name))
+            path = os.path.join(self.save_dir, name)
+            damage = find_damage(path)
+            try:
+                if damage is None and not os.path.exists(path + CHECKSUM_SUFFIX):  # of an earlier version
+                    read_weights(path)
+            except InputError as error:
+                damage = f"cannot be read ({error})"
             if damage is None:
                 if damages:
                     logger.warning("Resuming from %s instead, the last checkpoint that is whole.", name)
                 return name, ""
             damages.append(f"{name} {damage}")
-            logger.warning("Checkpoint %s %s.", os.path.join(self.save_dir, name), damage)
+            logger.warning("Checkpoint %s %s.", path, damage)
             others = [other for other in _unknown_weights(self.save_dir, but=self._weights) if other != name]
             if others:  # the right one may be among these
                 damages.append(f"{', '.join(others)} came without a checksum")
@@ -264,9 +252,12 @@ class Checkpointer(DetectionCheckpointer):
         if match := NUMBERED.fullmatch(name):
             return int(match[1])
         try:
-            return _iteration_in(read_weights(os.path.join(self.save_dir, name)))
+            content = read_weights(os.path.join(self.save_dir, name))
         except InputError:
             return math.inf
+        state = content.get("trainer")
+        iteration = (state if isinstance(state, dict) else content).get("iteration")
+        return iteration if isinstance(iteration, int) else -1
 
     def _saved_here(self) -> list[str]:
         return _weights_in(self.save_dir, with_checksum=True)
@@ -300,8 +291,7 @@ class Checkpointer(DetectionCheckpointer):
                     f"{checkpoint} holds weights but no training's state, so it cannot be resumed: name another in "
                     f"{LAST_CHECKPOINT}, or start anew without --resume, with MODEL.WEIGHTS set to this file."
                 )
-            match = NUMBERED.fullmatch(os.path.basename(checkpoint))
-            last = int(match[1]) if match else self._loaded_iteration
+            last = self._iteration_of(os.path.basename(checkpoint))
             numbered = filter(NUMBERED.fullmatch, self._saved_here())
             self._numbered = [name for name in numbered if self._iteration_of(name) <= last]
             return rest
@@ -324,12 +314,9 @@ class Checkpointer(DetectionCheckpointer):
             InputError: the file is missing, cannot be fetched or read, is in no known layout, or does not fit the
                 model.
         """
-        if path:
-            path = find_weights_file(path)
-            self._require_file(path)
-        return super().load(path, checkpointables)
-
-    def _require_file(self, path: str) -> None:
+        if not path:
+            return super().load(path, checkpointables)
+        path = find_weights_file(path)
         url = urlparse(path)
         self._source = path
         self._heuristics = parse_qs(url.query).get("matching_heuristics") == ["True"]
@@ -345,10 +332,11 @@ class Checkpointer(DetectionCheckpointer):
             raise InputError(
                 f"Weights file {path} {damage}. Take another file, or delete {path}{CHECKSUM_SUFFIX} if you changed it."
             )
+        return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
-        self._held, self._loaded_iteration = frozenset(content), _iteration_in(content)
+        self._held = frozenset(content)
         if self._heuristics:
             content["matching_heuristics"] = True
         return content

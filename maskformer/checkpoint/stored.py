@@ -206,12 +206,7 @@ _REFUSED = (
 
 
 class _Reader:
-    """What names stand for in the pickles of one file.
-
-    Args:
-        size: of the file, in bytes.
-        outer: budget of the file that this one stands in, as a pickled tensor's does; it then holds no other file.
-    """
+    """What names stand for in the pickles of one file; ``outer``: budget of the file that it stands in, at most one."""
 
     def __init__(self, size: int, outer: _Budget | None = None):
         self._size = size

@@ -55,11 +55,7 @@ def semantic_labels(
 ) -> Tensor:
     """The class of each pixel: the arg-max of ``semantic_inference``, whose scores are never held at once.
 
-    Args:
-        class_logits: (Q,K+1) logits.
-        mask_logits: (Q,h,w) logits.
-        geometry: the image's sizes.
-        restore_masks_first: see ``semantic_inference``.
+    Args: those of ``semantic_inference``.
 
     Returns:
         (height,width) int32, 0..K-1.

@@ -139,12 +139,7 @@ def _some_mask_costs(kernels: Any, mask_logits: Tensor, targets: Tensor) -> tupl
 
 
 def _pairwise_terms(kernels: Any, mask_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What (n, pixels) logits cost, over alpha.
-
-    Returns:
-        (n, pixels) positive minus negative cost; (n, pixels) p; (2,n) sums over pixels of the negative cost without
-        its weight, and of p.
-    """
+    """(n, pixels) positive minus negative cost over alpha, and p; (2,n) sums of the unweighted negative cost, and p."""
     if kernels is not None:
         return _pairwise_terms_compiled(kernels, mask_logits.detach().contiguous())
     probs, softplus = mask_logits.sigmoid(), F.softplus(mask_logits)

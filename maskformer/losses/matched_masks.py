@@ -127,11 +127,7 @@ def _weigh(weights: Tensor, maps: Tensor) -> Tensor:
 
 
 def _sums_and_gradients(mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The three sums over pixels, and the three maps at low resolution, of each mask.
-
-    Returns:
-        (3,T,N) sums of e, z e and the focal loss; (3,T,N,h,w) gradient of the focal sum, e (1 - e) and z e (1 - e).
-    """
+    """(3,T,N) sums of e, z e and the focal loss; (3,T,N,h,w) gradient of the focal sum, e (1 - e) and z e (1 - e)."""
     kernels = find_kernels(mask_logits)
     if kernels is not None:
         return _sums_and_gradients_compiled(kernels, mask_logits.detach(), masks)
