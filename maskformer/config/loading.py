@@ -44,7 +44,9 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     layers = _read_layers(path) if path else []
     if path:
         content = functools.reduce(_merge, (content for _, content in layers))
-        _check_keys(content, cfg, path)
+        for key in _key_names(content):
+            if not key.startswith("DATASETS.OWN."):  # those are of the user's choice
+                _check_key(key, cfg, path)
         content.pop("VERSION", None)
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
@@ -128,13 +130,6 @@ def _named(source: str) -> Iterator[None]:
         yield
     except _MERGE_ERRORS as error:
         raise InputError(f"In {source}: {str(error) or type(error).__name__}") from error
-
-
-def _check_keys(content: dict[str, Any], cfg: CfgNode, source: str, prefix: str = "") -> None:
-    for key, value in content.items():
-        _check_key(f"{prefix}{key}", cfg, source)
-        if isinstance(value, dict) and f"{prefix}{key}" != "DATASETS.OWN":  # which has keys of the user's
-            _check_keys(value, cfg, source, f"{prefix}{key}.")
 
 
 def _key_names(node: dict[str, Any], prefix: str = "") -> Iterator[str]:

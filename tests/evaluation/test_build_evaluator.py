@@ -11,8 +11,7 @@ from PIL import Image
 from tiny_dataset import INPUTS, NAME, perfect_output
 
 from maskformer.config import load_config
-from maskformer.evaluation import build_evaluator
-from maskformer.evaluation.build import MEASURES
+from maskformer.evaluation import MEASURES, build_evaluator
 from maskformer.evaluation.panoptic import PanopticEvaluator
 from maskformer.structures import InputError
 

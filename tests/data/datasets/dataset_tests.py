@@ -16,7 +16,7 @@ from maskformer.data.checks.verification import class_names
 from maskformer.data.datasets import register_all
 from maskformer.data.files.json_files import check_annotation
 from maskformer.data.files.reading import check_declared_size, read_label_map, read_segment_ids
-from maskformer.evaluation.build import MEASURES
+from maskformer.evaluation import MEASURES
 
 Record = dict[str, Any]
 

@@ -20,8 +20,7 @@ from maskformer.config import load_config
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.registration import index_colour
 from maskformer.data.files.reading import read_label_map, read_segment_ids
-from maskformer.evaluation import build_evaluator
-from maskformer.evaluation.build import MEASURES
+from maskformer.evaluation import MEASURES, build_evaluator
 from maskformer.structures import InputError
 
 SEMANTIC = {  # name without split: classes, ignore label, a class by its index
