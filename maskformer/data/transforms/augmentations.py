@@ -5,6 +5,7 @@ Randomness comes from NumPy's and Python's global generators, which Detectron2 s
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -154,6 +155,49 @@ def _blank(size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(np.uint8(0), (*size, 3))
 
 
+class ColourJitter(ColorAugSSDTransform):
+    """Detectron2's jitter with the same draws and values; each step is one look-up or one conversion of the image."""
+
+    def apply_image(self, img: np.ndarray, interp: str | None = None) -> np.ndarray:  # noqa: ARG002
+        """Jitter an image.
+
+        Args:
+            img: (H,W,3) uint8, left as it is.
+            interp: of no effect.
+        """
+        img = self.brightness(np.ascontiguousarray(img))
+        contrast_first = random.randrange(2)
+        steps = (self.saturation, self.hue)
+        for step in (self.contrast, *steps) if contrast_first else (*steps, self.contrast):
+            img = step(img)
+        return img
+
+    def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
+        """Scale and shift values: in a table of all 256, not in each pixel."""
+        return cv2.LUT(img, super().convert(np.arange(256, dtype=np.uint8), alpha, beta))
+
+    def saturation(self, img: np.ndarray) -> np.ndarray:
+        """Scale the saturation, one time in two."""
+        if random.randrange(2):
+            alpha = random.uniform(self.saturation_low, self.saturation_high)
+            return self._look_up(img, 1, super().convert(np.arange(256, dtype=np.uint8), alpha))
+        return img
+
+    def hue(self, img: np.ndarray) -> np.ndarray:
+        """Turn the hue, one time in two."""
+        if random.randrange(2):
+            turned = (np.arange(256) + random.randint(-self.hue_delta, self.hue_delta)) % 180
+            return self._look_up(img, 0, turned.astype(np.uint8))
+        return img
+
+    def _look_up(self, img: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+        """Replace the hue (channel 0), saturation (1) or value (2) by a table's."""
+        there, back = (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB) if self.is_rgb else (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR)
+        hsv = cv2.cvtColor(img, there)
+        cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+        return cv2.cvtColor(hsv, back)
+
+
 def pad_to_multiple(array: np.ndarray, divisor: int, value: int) -> np.ndarray:
     """Pad bottom and right, so that height and width are multiples of a number.
 
@@ -233,7 +277,7 @@ def build_crop(
 def build_colour_jitter(image_format: str) -> T.Transform:
     """Build SSD's random brightness, contrast, saturation and hue for "RGB" or "BGR" images."""
     _check_option("INPUT.FORMAT", image_format, ("RGB", "BGR"))
-    return ColorAugSSDTransform(img_format=image_format)
+    return ColourJitter(img_format=image_format)
 
 
 def build_flip(direction: str) -> T.Augmentation | None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
 from PIL import Image
 
 from maskformer.data.transforms.augmentations import (
@@ -149,6 +152,18 @@ def test_nothing_is_padded_where_the_size_fits_or_no_divisor_is_given(size: tupl
 def test_unknown_option_names_its_key(build: object, key: str) -> None:
     with pytest.raises(InputError, match=f"{key}.*expected"):
         build()
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_colour_jitter_draws_and_gives_what_detectron2s_does(image_format: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    theirs, ours = ColorAugSSDTransform(img_format=image_format), build_colour_jitter(image_format)
+    for seed in range(100):
+        random.seed(seed)
+        expected, next_draw = theirs.apply_image(image), random.random()
+        random.seed(seed)
+        assert np.array_equal(ours.apply_image(image), expected)
+        assert random.random() == next_draw
 
 
 def plain_recipes() -> dict[str, tuple[T.AugmentationList, T.AugmentationList]]:
