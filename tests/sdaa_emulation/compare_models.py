@@ -1,7 +1,7 @@
 """Prints, as one JSON line, how models on the emulated device compare with the same on the CPU.
 
-By "MODEL, batch, mode", where features are overwritten at inference "in parts": the largest difference of a loss, a
-gradient or a result, over the largest value on the CPU; or the error.
+By "MODEL, batch, mode": the largest difference of a loss, a gradient or a result, over the largest value on the CPU; or
+the error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from maskformer.config import load_config
-from maskformer.modeling import in_place
 from maskformer.structures import Classes
 
 CLASSES = 5
@@ -121,9 +120,6 @@ def main() -> None:
             batch = draw_batch(size)
             report[f"{name}, {size}, training"] = compare(options, batch, training=True)
             report[f"{name}, {size}, evaluation"] = compare(options, batch, training=False)
-            in_place._LARGE, usual = 0, in_place._LARGE
-            report[f"{name}, {size}, evaluation in parts"] = compare(options, batch, training=False)
-            in_place._LARGE = usual
     print("\n" + json.dumps(report))
 
 

@@ -135,8 +135,8 @@ def shift_mask(num_rows: int, num_columns: int, window_size: int, shift: int, de
     """
     # Of a window at the end of an axis, the last cells were rolled there from the axis's beginning.
     is_rolled = torch.arange(window_size, device=device) >= window_size - shift
-    rows = is_rolled.repeat_interleave(window_size)
-    columns = is_rolled.repeat(window_size)
+    rows = is_rolled[:, None].expand(window_size, window_size).flatten()  # Tensor.repeat is not on every device
+    columns = is_rolled[None, :].expand(window_size, window_size).flatten()
     is_last_row = torch.arange(num_rows, device=device) == num_rows - 1
     is_last_column = torch.arange(num_columns, device=device) == num_columns - 1
     of_rows = is_last_row[:, None, None, None] & (rows[:, None] != rows)
