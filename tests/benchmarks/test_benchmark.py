@@ -137,7 +137,6 @@ def test_a_drawn_segment_map_has_all_segments():
 def test_a_quick_run_measures_every_kind_of_case(tmp_path: Path, capsys: pytest.CaptureFixture):
     pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
     names = [
-        "training step R50 512 x 512, 10 masks",
         "parts of the training step R50 512 x 512",
         "matcher and losses 512 x 512, 10 masks",
         "optimizer and clipping, 41 M parameters",
