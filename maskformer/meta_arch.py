@@ -226,11 +226,12 @@ class MaskFormer(nn.Module):
         padded = masks.pad(padding).tensor if isinstance(masks, SegmentMasks) else F.pad(masks.bool(), padding)
         return Targets(labels=labels.to(self.device, non_blocking=True), masks=padded)
 
-    def _results(self, *prediction: Any) -> dict[str, Any]:
+    def _results(self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry) -> dict[str, Any]:
         results: dict[str, Any] = {}
         if self.inference.semantic_on:
-            results["sem_seg"] = self.semantic_scores(*prediction, as_labels=self.inference.semantic_as_labels)
-        return {**results, **self.segment_results(*prediction)}
+            as_labels = self.inference.semantic_as_labels
+            results["sem_seg"] = self.semantic_scores(class_logits, mask_logits, geometry, as_labels=as_labels)
+        return {**results, **self.segment_results(class_logits, mask_logits, geometry)}
 
     def semantic_scores(
         self, class_logits: Tensor, mask_logits: Tensor, geometry: Geometry, *, as_labels: bool = False

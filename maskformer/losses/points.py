@@ -46,13 +46,13 @@ class PointMasks:
         num_layers, _, num_queries = predictions.class_logits.shape[:3]
         device = predictions.mask_logits.device
         num_pairs = sum(min(num_queries, len(target.labels)) for target in targets)
-        num_certain = int(self.importance_ratio * self.num_points)
+        num_uncertain = int(self.importance_ratio * self.num_points)
         candidates = int(self.oversample_ratio * self.num_points)
         drawn: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         for layer in [num_layers - 1, *range(num_layers - 1)]:
             of_costs = [torch.rand(1, self.num_points, 2, device=device) for _ in targets]
             of_pairs = torch.rand(num_pairs, candidates, 2, device=device)
-            uniform = torch.rand(num_pairs, self.num_points - num_certain, 2, device=device)
+            uniform = torch.rand(num_pairs, self.num_points - num_uncertain, 2, device=device)
             drawn[layer] = torch.cat(of_costs), of_pairs, uniform
         return SampledMasks(*(torch.stack(some) for some in zip(*(drawn[layer] for layer in range(num_layers)))))
 
@@ -99,10 +99,10 @@ class SampledMasks:
         self, mask_logits: Tensor, masks: Tensor, candidates: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of (N,1,h,w) logits and (N,1,H,W) masks of one layer: two scalars, summed over pairs."""
-        num_certain = self.of_costs.shape[2] - uniform.shape[1]
+        num_uncertain = self.of_costs.shape[2] - uniform.shape[1]
         with torch.no_grad():
             uncertainty = -sample(mask_logits, candidates)[:, 0].abs()
-            chosen = uncertainty.topk(num_certain, dim=1).indices
+            chosen = uncertainty.topk(num_uncertain, dim=1).indices
             points = torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)
             targets = sample(masks, points)[:, 0]
         logits = sample(mask_logits, points)[:, 0]
