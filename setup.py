@@ -36,7 +36,7 @@ setup(
         "Programming Language :: Python :: 3.13",
     ],
     packages=find_packages(include=["maskformer", "maskformer.*"]),
-    package_data={"maskformer.data.datasets": ["categories/*.json"]},
+    package_data={"maskformer.data.datasets": ["categories/*.json"], "maskformer.reports": ["templates/*.html"]},
     # detectron2 and panopticapi are not on PyPI under these names: install/build_wheels.py builds them, and their own
     # repositories have them too.
     install_requires=[
@@ -45,6 +45,7 @@ setup(
         "torch>=2.4",
         "torchvision",
         "fvcore",
+        "jinja2",
         "matplotlib",
         "numba>=0.60; python_version < '3.15'",  # without it all works, more slowly
         "numpy",
@@ -59,15 +60,25 @@ setup(
     ],
     extras_require={
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
+        "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
+        "app": ["gradio>=5"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny>=2.10"],
         "test": [
             "cityscapesscripts",
+            "datasets>=3",
+            "defusedxml",
+            "gradio>=5",
             "h5py",
             "hypothesis>=6.100",
+            "mlflow-skinny>=2.10",
             "ninja",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "selenium>=4.20",  # drives Debian's chromium
             "timm>=1.0",
             "transformers>=4.40",
+            "wandb",
         ],
         "dev": ["mypy", "ruff"],
     },

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +35,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def _chromium() -> Iterator[webdriver.Chrome]:
+    driver = shutil.which("chromedriver")
+    if driver is None or shutil.which("chromium") is None:
+        pytest.skip("no chromium: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = webdriver.Chrome(options=options, service=Service(driver))
+    yield chromium
+    chromium.quit()
+
+
+@pytest.fixture
+def open_page(_chromium: webdriver.Chrome) -> Iterator[Callable[[str | Path], webdriver.Chrome]]:
+    """Opens a file or an address in a real browser; at the end, its console must hold no error."""
+
+    def open_in_browser(page: str | Path) -> webdriver.Chrome:
+        _chromium.get(page.resolve().as_uri() if isinstance(page, Path) else page)
+        return _chromium
+
+    yield open_in_browser
+    errors = [entry["message"] for entry in _chromium.get_log("browser") if entry["level"] == "SEVERE"]
+    assert errors == []
 
 
 @pytest.fixture(autouse=True)

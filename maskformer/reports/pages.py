@@ -1,0 +1,54 @@
+"""HTML pages: one file each, which opens from disk without a network, from the templates beside this module."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from maskformer.files import unfinished
+
+JPEG_QUALITY = 85
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("maskformer.reports"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_page(path: str | Path, template: str, content: Mapping[str, Any]) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        path: of the HTML file.
+        template: a file in ``templates``, which extends ``base.html``.
+        content: what its names stand for. Texts are escaped, whatever they hold.
+    """
+    page = _TEMPLATES.get_template(template).render(content)
+    with unfinished(Path(path)) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def picture_url(picture: np.ndarray, *, longest_side: int | None = None) -> str:
+    """A picture as a ``data:`` address, so that a page holds it.
+
+    Args:
+        picture: (height,width,3) uint8 RGB.
+        longest_side: a larger picture is made smaller, to this many pixels; None: never.
+    """
+    scale = 1.0 if longest_side is None else min(1.0, longest_side / max(picture.shape[:2]))
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
