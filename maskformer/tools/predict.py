@@ -5,6 +5,8 @@
 Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
 inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+
+Several processes share the inputs, under torchrun or with ``--shard I/N``, and write what one process writes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import cv2
 import numpy as np
 
 from maskformer.config import load_config
-from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
@@ -31,6 +33,7 @@ from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.runs.launch import find_place, find_shard, gather_from_ranks, is_restarted, take_device
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
@@ -99,31 +102,33 @@ def _warn(sentence: str) -> None:
 
 
 def _annotate_all(
-    sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
-) -> int:
-    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end."""
+    work: Sequence[tuple[Source, Path]], annotator: Annotator, *, resume: bool = False, may_leave_out: bool = True
+) -> tuple[int, int]:
+    """Write the picture of each source; one that cannot be drawn is left out and named at the end, or ends the work.
+
+    Returns:
+        How many were left out, and how many had been written before.
+    """
     left_out, num_before = [], 0
-    with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
-        for source, output in zip(sources, outputs, strict=True):
+    quiet = len(work) < PROGRESS_FROM or find_place().rank > 0
+    with ProgressLine("Drawing", len(work), unit="inputs", quiet=quiet) as progress:
+        for source, output in work:
             try:
                 with _named(source):
                     if source.is_video:
-                        _annotate_video(source, output, annotator, quiet=len(sources) > 1)
+                        _annotate_video(source, output, annotator, quiet=may_leave_out)
                     elif resume and media.has_ids(output, annotator.facts_of(source)):
                         num_before += 1
                     else:
                         _annotate_image(source, output, annotator)
             except BadImageError as error:
-                if len(sources) == 1:
+                if not may_leave_out:
                     raise
                 left_out.append(error)
             progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
         _warn(f"left out: {failure}")
-    place = outputs[0] if len(sources) == 1 else outputs[0].parent
-    before = f" ({num_before} of them before)" if num_before else ""
-    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
-    return EXIT_SOME_LEFT_OUT if left_out else 0
+    return len(left_out), num_before
 
 
 @contextmanager
@@ -199,6 +204,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="after an interruption: pass over images whose files are complete and of the same model and options; "
         "videos are drawn again",
     )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="draw every N-th input, from the I-th on, counted from 0; all shards 0/N .. N-1/N draw all",
+    )
     parser.add_argument("--task", choices=TASKS, help="by default the first of these that the model has switched on")
     parser.add_argument(
         "--confidence-threshold",
@@ -218,6 +228,7 @@ def _build_annotator(args: argparse.Namespace) -> Annotator:
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
+    take_device(Accelerator(cfg.MODEL.DEVICE), find_place())
     task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = tasks.with_threshold(task, cfg, args.confidence_threshold)
@@ -252,11 +263,27 @@ def predict(args: argparse.Namespace) -> int:
         sources = [Source(args.video_input, is_video=True)]
     else:
         sources = media.find_sources(args.input)
+    shard, place = find_shard(args.shard), find_place()
     if args.output is None:
+        if args.shard is not None or place.world_size > 1:
+            raise InputError("Several processes show no window: say with --output where to write (a file or a folder).")
         open_window()
         return _show_all(sources, _build_annotator(args))
     outputs = media.plan_outputs(sources, args.output)
-    return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
+    work = list(zip(sources, outputs, strict=True))[shard]
+    done = _annotate_all(
+        work[place.rank :: place.world_size],
+        _build_annotator(args),
+        resume=args.resume or is_restarted(),
+        may_leave_out=len(sources) > 1,
+    )
+    left_out, num_before = map(sum, zip(*gather_from_ranks(done)))
+    if place.rank == 0:
+        target = outputs[0] if len(outputs) == 1 else outputs[0].parent
+        of_shard = f" of shard {args.shard}" if args.shard is not None else ""
+        before = f" ({num_before} of them before)" if num_before else ""
+        print(f"{len(work) - left_out} of {len(work)} inputs{of_shard} drawn{before}: {printable(str(target))}")
+    return EXIT_SOME_LEFT_OUT if left_out else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
