@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from .signals import REQUESTS, passing_signals_on
 
 PORTS = range(20000, 32768)  # below those that systems give to connections
 TIMEOUT = timedelta(minutes=30)  # evaluation on one rank may keep the others waiting
+STORE_TIMEOUT = timedelta(seconds=5)  # to look again where rank 0 is to be found
 SHARE_TIMEOUT = timedelta(days=7)  # a rank that has done its share waits for the slowest
 MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # glibc's, of a user
 
@@ -137,7 +139,7 @@ def gather_from_ranks(value: Any) -> list[Any]:
     place = find_place()
     if place.world_size == 1:
         return [value]
-    distributed.init_process_group("gloo", timeout=SHARE_TIMEOUT)
+    _join("gloo", "env://", place, SHARE_TIMEOUT)
     values: list[Any] = [None] * place.world_size
     distributed.all_gather_object(values, value)
     distributed.barrier()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
@@ -203,14 +205,42 @@ def _join_and_run(main: Callable[..., Any], args: argparse.Namespace, device: De
     """Run, joined with others."""
     take_device(device, place)
     backend = device.process_group_backend()
-    distributed.init_process_group(
-        backend, init_method=url, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
-    )
+    _join(backend, url, place, TIMEOUT)
     comm.create_local_process_group(place.local_world_size)
     main(args)
     # After an error neither is reached: they could wait for ranks that no longer answer.
     comm.synchronize()  # rank 0 keeps the addresses of all: it must not leave while another still needs them
     distributed.destroy_process_group()
+
+
+def _join(backend: str, url: str, place: Place, timeout: timedelta) -> None:
+    """Make the processes of a run a group: they meet at an address, or in a store of their own."""
+    keeps_what_was = may_be_restarted() and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    meeting: dict[str, Any] = {"store": _open_store(place)} if keeps_what_was else {"init_method": url}
+    distributed.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=timeout, **meeting)
+
+
+def _open_store(place: Place) -> distributed.TCPStore:
+    """A store that ends with these processes, opened by rank 0, which says in torchrun's own where it is.
+
+    torchrun's outlives processes: those that it starts again would read there where the earlier ones were to be found.
+    Its count of restarts cannot tell both apart, because it differs between machines.
+    """
+    host, port, key = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "maskformer"
+    of_torchrun = distributed.TCPStore(host, port, is_master=False, timeout=TIMEOUT)
+    if place.rank == 0:
+        store, name = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False), secrets.token_hex()
+        store.set(key, name)
+        of_torchrun.set(key, f"{store.port} {name}")
+        return store
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while time.monotonic() < end:
+        own_port, name = of_torchrun.get(key).decode().split()
+        with contextlib.suppress(distributed.DistError):  # an earlier rank 0 had that port
+            store = distributed.TCPStore(host, int(own_port), is_master=False, timeout=STORE_TIMEOUT)
+            if store.get(key).decode() == name:
+                return store
+    raise RunError(f"Rank 0 was not found within {TIMEOUT} (rank {place.rank}, {host}).")
 
 
 def take_device(device: Device, place: Place) -> None:

@@ -87,7 +87,7 @@ def test_shard_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize(
-    "shard", ["3/3", "1/0", "0/0", "-1/2", "1", "a/b", "1/2/3", "", "1.0/2", "٠/٢", "0/9999999999"]
+    "shard", ["3/3", "1/0", "0/0", "-1/2", "1", "a/b", "1/2/3", "", "1.0/2", "\u0660/\u0662", "0/9999999999"]
 )
 def test_shard_that_is_none_is_refused(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], shard: str
