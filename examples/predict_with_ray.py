@@ -36,6 +36,8 @@ from maskformer.reports import tasks
 from maskformer.structures import BadImageError
 
 ENDINGS = ["jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "ppm"]
+# Reading and writing wait for disks. If they asked for cores, workers that take all of them would wait for ever.
+AT_WORKERS: dict[str, Any] = {"ray_remote_args": {"num_cpus": 0}, "concurrency": 4}
 RUN_LENGTHS = pa.struct({"size": pa.list_(pa.int32()), "counts": pa.string()})
 SEGMENT = pa.struct(
     {"category_id": pa.int32(), "category_name": pa.string(), "score": pa.float32(), "area": pa.int64()}
@@ -96,10 +98,10 @@ class Segmenter:
 def read_pictures(args: argparse.Namespace) -> ray.data.Dataset:
     """Rows of ``name`` and ``image`` (bytes), read as they are asked for."""
     if args.image_column is None:
-        files = ray.data.read_binary_files(args.input, include_paths=True, file_extensions=ENDINGS)
+        files = ray.data.read_binary_files(args.input, include_paths=True, file_extensions=ENDINGS, **AT_WORKERS)
         return files.rename_columns({"path": "name", "bytes": "image"})
     columns = [args.name_column, args.image_column]
-    rows = ray.data.read_parquet(args.input, columns=columns).select_columns(columns)
+    rows = ray.data.read_parquet(args.input, columns=columns, **AT_WORKERS).select_columns(columns)
     return rows.rename_columns({args.name_column: "name", args.image_column: "image"})
 
 
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         num_cpus=args.cpus,
         num_gpus=args.gpus,
     )
-    segments.write_parquet(args.output)
+    segments.write_parquet(args.output, **AT_WORKERS)
     return 0
 
 
