@@ -89,7 +89,7 @@ def test_semantic_pixels_are_classes_above_the_threshold_and_others_are_ignored(
     np.testing.assert_array_equal(labels == 255, (probs <= middle).numpy())
     np.testing.assert_array_equal(labels[labels != 255], classes[probs > middle].numpy())
     assert metadata.ignore_label == 255
-    assert list(metadata.stuff_classes)[0] == "ball"
+    assert next(iter(metadata.stuff_classes)) == "ball"
     assert Path(records[0]["file_name"]).read_bytes() == (images / "a.png").read_bytes()
 
 
