@@ -150,7 +150,9 @@ def _content(rows: Any, index: int, column: str, root: Path) -> Path | bytes:
         return cell["bytes"]
     path = os.path.realpath(cell.get("path") or "")
     if not path.startswith(os.path.realpath(root) + os.sep):
-        raise BadImageError(f"Row {index} has no picture as {column} that is in {root}. {REMEDY}")
+        raise BadImageError(
+            f"Row {index} has as {column} neither content nor a file in {root}, but {cell.get('path')!r}. {REMEDY}"
+        )
     return Path(path)
 
 
