@@ -8,7 +8,10 @@ features: two of pictures, of which one holds masks (semantic), or one and a lis
 
 from __future__ import annotations
 
+import glob
+import importlib
 import os
+import re
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -22,9 +25,22 @@ from maskformer.structures import BadImageError, InputError
 from ..files.masks import find_rle_fault
 from ..files.reading import decode
 from .outlines import BAD, Shapes, from_polygon
-from .source import REMEDY, Annotated, Entry, Losses, Size, Source, check_size, read_json_file, walk
+from .source import (
+    EVALUATION,
+    REMEDY,
+    TRAINING,
+    Annotated,
+    Entry,
+    Losses,
+    Size,
+    Source,
+    check_size,
+    read_json_file,
+    walk,
+)
 from .yolo_seg import BOXES
 
+_SPLITS = (*TRAINING, *EVALUATION)
 _MASK_WORDS = ("mask", "label", "annotation", "seg", "target")
 _CLASS_KEYS = ("category", "categories", "category_id", "label", "labels", "class", "class_id")
 _MASK_KEYS = ("segmentation", "segmentations", "polygon", "polygons", "mask", "masks", "rle")
@@ -69,14 +85,16 @@ def _load(root: Path, main: Path | None, cache: tempfile.TemporaryDirectory[str]
         import datasets
     except ImportError as error:
         raise InputError("hf-datasets needs the library datasets: pip install datasets.") from error
-    kind, files = _kind(root, main)
     datasets.disable_progress_bars()
     try:
-        if kind == "disk":
+        if main is None and ((root / "state.json").is_file() or (root / "dataset_dict.json").is_file()):
             loaded = datasets.load_from_disk(str(root))
-        else:
-            where = {"data_dir": str(root)} if kind == "imagefolder" else {"data_files": files}
-            loaded = datasets.load_dataset(kind, cache_dir=cache.name, **where)
+        else:  # not by load_dataset, which tells Hugging Face's servers
+            kind, files = _find_files(root, main)
+            module = importlib.import_module(f"datasets.packaged_modules.{kind.lower()}.{kind.lower()}")
+            builder = getattr(module, kind)(cache_dir=cache.name, data_files=files)
+            builder.download_and_prepare()
+            loaded = builder.as_dataset()
     except Exception as error:  # pyarrow's, and whatever a script of the library meets
         raise InputError(f"{main or root} cannot be read by datasets: {str(error).splitlines()[0]}.") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
@@ -88,20 +106,20 @@ def _load(root: Path, main: Path | None, cache: tempfile.TemporaryDirectory[str]
     return splits
 
 
-def _kind(root: Path, main: Path | None) -> tuple[str, dict[str, list[str]]]:
-    """How datasets is to load it, and the files of each split, of which their names tell."""
-    if main is None and ((root / "state.json").is_file() or (root / "dataset_dict.json").is_file()):
-        return "disk", {}
-    for kind in ("parquet", "arrow"):
+def _find_files(root: Path, main: Path | None) -> tuple[str, dict[str, list[str]]]:
+    """The class of ``datasets`` that reads the files, and those of each split, of which their names tell."""
+    for kind in ("Parquet", "Arrow"):
         files: dict[str, list[str]] = {}
         for path in [main] if main else walk(root):
-            if path.suffix == f".{kind}":
-                words = path.relative_to(root).as_posix().lower().replace("-", "/").replace("_", "/").split("/")
-                named = [word for word in words if word.partition(".")[0] in ("train", "validation", "val", "test")]
-                files.setdefault(named[-1].partition(".")[0] if named else "train", []).append(str(path))
+            if path.suffix == f".{kind.lower()}":
+                words = re.split(r"[\W_]+", path.relative_to(root).as_posix().lower())
+                split = next((word for word in reversed(words) if word in _SPLITS), "train")
+                files.setdefault(split, []).append(glob.escape(str(path)))
         if files:
             return kind, files
-    return "imagefolder", {}
+    folders = [path for path in root.iterdir() if path.is_dir() and path.name.lower() in _SPLITS]
+    named = {path.name.lower(): [f"{glob.escape(str(path))}/**"] for path in folders}
+    return "ImageFolder", named or {"train": [f"{glob.escape(str(root))}/**"]}
 
 
 def _fields(feature: Any) -> dict[str, Any]:
