@@ -22,6 +22,7 @@ from maskformer.data.importing.archive import open_source
 from maskformer.data.importing.importer import Summary, write_dataset
 from maskformer.data.importing.source import Losses, Source
 from maskformer.data.importing.target import CONFIGURATION, plain_name
+from maskformer.engine.setup import register_datasets
 from maskformer.files import folder_beside
 from maskformer.reports.console import ProgressLine
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
@@ -113,10 +114,10 @@ def import_dataset(args: argparse.Namespace) -> int:
                 losses=losses,
                 progress=lambda jobs: ProgressLine("importing", items=jobs, unit="pictures"),
             )
+            register_datasets(load_config(str(built / CONFIGURATION)))  # which refuses the name of another dataset
             built.rename(target)
     except OSError as error:
-        raise InputError(f"TARGET {args.target} cannot be written: {error.strerror or error}.") from error
-    load_config(str(target / CONFIGURATION))
+        raise InputError(f"{args.source} cannot be written to TARGET {args.target}: {error}.") from error
     print(describe(summary, losses, args.target / CONFIGURATION))
     return EXIT_SOME_LEFT_OUT if summary.left_out else 0
 

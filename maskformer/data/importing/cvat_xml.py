@@ -30,7 +30,8 @@ def read(root: Path, main: Path | None, losses: Losses) -> Source:
     Raises:
         InputError: defusedxml is missing, or the file is, or it is of another form.
     """
-    file = main or root / "annotations.xml"
+    found = sorted(root.glob("*.xml"))
+    file = main or (found[0] if len(found) == 1 else root / "annotations.xml")
     pictures, names = Pictures(root), []
     splits: dict[str, list[Entry]] = {}
     for element in _elements(file):

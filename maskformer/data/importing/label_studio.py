@@ -81,8 +81,8 @@ def _find(pictures: Pictures, value: Any) -> str | None:
         return None
     parts = urlsplit(value.replace("\\", "/").replace("#", "%23"))
     path = parse_qs(parts.query).get("d", [parts.path])[0]
-    found = pictures.find(path) or pictures.find(value)
-    return found or pictures.find(re.sub(r"^[0-9a-f]{8}-", "", path.rpartition("/")[2]))
+    name = path.rpartition("/")[2]
+    return pictures.find(path) or pictures.find(name) or pictures.find(re.sub(r"^[0-9a-f]{8}-", "", name))
 
 
 def _value(result: dict[str, Any]) -> dict[str, Any]:

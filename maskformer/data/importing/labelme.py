@@ -32,6 +32,7 @@ from .source import (
     check_size,
     entry_of_file,
     read_json_file,
+    read_text,
     walk,
 )
 from .yolo_seg import MISSING
@@ -74,7 +75,7 @@ def _order(root: Path, labels: set[str]) -> tuple[str, ...]:
     """The classes in the order of ``labels.txt``, which labelme's commands take, or else of their names."""
     listed = []
     if (root / "labels.txt").is_file():
-        listed = (root / "labels.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+        listed = read_text(root / "labels.txt").splitlines()
     names = [name.strip() for name in listed if name.strip() and name.strip() != IGNORE]
     used = [name for name in names if name in labels or name not in BACKGROUNDS]
     return tuple(dict.fromkeys([*used, *sorted(labels)]))
@@ -84,7 +85,8 @@ def _entry(pictures: Pictures, path: Path, content: dict[str, Any], losses: Loss
     where = path.relative_to(pictures.root).as_posix()
     folder, image = os.path.dirname(where), str(content.get("imagePath") or f"{path.stem}.png")
     annotate = partial(_annotate, path, where, losses)
-    found = pictures.find(image, folder) or pictures.find(path.stem, folder)
+    found = pictures.find(image, folder) or pictures.beside(os.path.basename(image.replace("\\", "/")), folder)
+    found = found or pictures.beside(path.stem, folder)
     if found is not None:
         return entry_of_file(pictures, found, annotate, where)
     if isinstance(content.get("imageData"), str):

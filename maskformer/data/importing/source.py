@@ -21,12 +21,13 @@ import numpy as np
 from maskformer.structures import BadImageError, InputError
 
 from ..files.json_files import read_json
-from ..files.reading import decode, read_picture, to_rgb
+from ..files.reading import decode, read_picture, refuse_what_is_no_file, to_rgb
 from .target import IMAGE_SUFFIXES
 
 Size = tuple[int, int]  # height, width
 REMEDY = "Restore it, or export the dataset again."
 TRAINING, EVALUATION = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")
+_MOST_BYTES = 2**26  # of a text file
 BACKGROUNDS = ("background", "_background_", "__background__")
 
 
@@ -115,24 +116,26 @@ class Pictures:
             for key in {parts.name, parts.stem}:  # frames of a video are named without an ending
                 self._of_name.setdefault(key, []).append(name)
 
+    def beside(self, name: str, folder: str) -> str | None:
+        """The picture of a name, with or without its ending, in a folder."""
+        return next((each for each in self._of_name.get(_normal(name), []) if os.path.dirname(each) == folder), None)
+
     def find(self, name: str, near: str = "") -> str | None:
         """The picture that a source calls so, as a path from the root, or None.
 
         Args:
-            name: a path of this or another machine, relative or not, with "/" or a backslash; or an address.
+            name: a path of this or another machine, relative or not, with "/" or a backslash, as it is or as in an
+                address; its last folders have to be those of the file, as far as both have any.
             near: the folder, from the root, that a relative name starts from.
         """
-        wanted = _normal(unquote(name) if "%" in name and name not in self.files else name)
-        wanted = wanted.replace("\\", "/")
-        beside = os.path.normpath(os.path.join(near, wanted)).replace(os.sep, "/")
-        if beside in self.files:
-            return beside
-        parts = [part for part in wanted.split("/") if part not in ("", ".", "..")]
-        found = self._of_name.get(parts[-1], []) if parts else []
-        for length in range(len(parts), 0, -1):  # the file of that name with the most folders in common
-            same = [each for each in found if _ends_with(each, parts[-length:])]
-            if same:
-                return same[0] if len(same) == 1 else None
+        for wanted in dict.fromkeys(_normal(text).replace("\\", "/") for text in (name, unquote(name))):
+            beside = os.path.normpath(os.path.join(near, wanted)).replace(os.sep, "/")
+            if beside in self.files:
+                return beside
+            parts = [part for part in wanted.split("/") if part not in ("", ".", "..")]
+            found = [each for each in self._of_name.get(parts[-1], []) if _agree(each, parts)] if parts else []
+            if len(found) == 1:
+                return found[0]
         return None
 
 
@@ -152,9 +155,11 @@ def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _ends_with(path: str, parts: list[str]) -> bool:
-    own = path.split("/")
-    return own[-len(parts) :] == parts or (own[-len(parts) : -1], PurePosixPath(path).stem) == (parts[:-1], parts[-1])
+def _agree(path: str, parts: list[str]) -> bool:
+    """Whether the folders of a file and of a name are the same, from the last on, as far as both go."""
+    own = path.split("/")[:-1]
+    number = min(len(own), len(parts) - 1)
+    return own[len(own) - number :] == parts[len(parts) - 1 - number : -1]
 
 
 def entry_of_file(pictures: Pictures, name: str, annotate: Callable[[Size], Any], where: str = "") -> Entry:
@@ -194,7 +199,23 @@ def read_json_file(path: Path) -> Any:
     Raises:
         BadImageError: it is none.
     """
+    refuse_what_is_no_file(str(path))
     try:
         return read_json(path)
     except InputError as error:
         raise BadImageError(str(error)) from error
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file of a source.
+
+    Raises:
+        BadImageError: it cannot be read, or is too large for what it should hold.
+    """
+    refuse_what_is_no_file(str(path))
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise BadImageError(f"{path} has {path.stat().st_size} bytes; expected {_MOST_BYTES} at most. {REMEDY}")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise BadImageError(f"{path} cannot be read: {error.strerror}. {REMEDY}") from error

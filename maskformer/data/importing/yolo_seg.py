@@ -19,7 +19,7 @@ import yaml
 from maskformer.structures import InputError
 
 from .outlines import BAD, UNKNOWN_CLASS, Shapes, from_polygon
-from .source import Annotated, Entry, Losses, Pictures, Size, Source, entry_of_file
+from .source import Annotated, Entry, Losses, Pictures, Size, Source, entry_of_file, read_text
 
 SPLITS = ("train", "val", "valid", "test")
 BOXES = "boxes without an outline (rows of detection)"
@@ -66,8 +66,8 @@ def _find_yaml(root: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}; restore it.") from error
     return content if isinstance(content, dict) else {}
 
@@ -119,7 +119,7 @@ def _from_root(root: Path, path: str) -> str | None:
 
 def _read_list(pictures: Pictures, path: str, losses: Losses) -> list[str]:
     found = []
-    for line in (pictures.root / path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(pictures.root / path).splitlines():
         if line := line.strip():
             name = pictures.find(line, os.path.dirname(path))
             if name is None:
@@ -134,10 +134,10 @@ def _annotate(pictures: Pictures, name: str, names: dict[int, str], losses: Loss
     stem = os.path.splitext(f"{head}/labels/{tail}" if tail and f"{head}/images/{tail}" == f"/{name}" else name)[0]
     path = pictures.root / f"{stem.lstrip('/')}.txt"
     shapes = Shapes(size, name, losses)
-    if not path.is_file():
+    if not path.exists():
         losses.add(UNLABELLED, name)
         return []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_text(path).splitlines():
         if words := line.split():
             _add_row(shapes, words, names)
     return shapes.objects()

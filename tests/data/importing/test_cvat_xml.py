@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -159,3 +160,23 @@ def test_a_name_that_leads_out_is_a_missing_picture(source: Path, tmp_path: Path
         source, image("../../secret.png", SHAPES), image(str(tmp_path / "secret.png"), SHAPES), image("a.png", SHAPES)
     )
     assert losses(import_from("cvat-xml").printed)["pictures that are missing"] == 2
+
+
+def test_a_picture_in_another_folder_is_not_taken_for_it(source: Path, import_from: Import) -> None:
+    draw(source / "images/right/a.png")
+    draw(source / "images/b.png")
+    write(source, image("left/a.png", SHAPES), image("b.png", SHAPES))
+    result = import_from("cvat-xml")
+    assert losses(result.printed)["pictures that are missing"] == 1
+    assert list(result.objects()) == ["b.png"]
+
+
+@pytest.mark.parametrize(("program", "library"), [("cvat-xml", "defusedxml"), ("hf-datasets", "datasets")])
+def test_an_optional_library_that_is_missing_is_named(
+    source: Path, import_from: Import, monkeypatch: pytest.MonkeyPatch, program: str, library: str
+) -> None:
+    write(source, image("a.png"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == library] + [library]:
+        monkeypatch.setitem(sys.modules, name, None)
+    result = import_from(program)
+    assert result.code == 2 and f"pip install {library}" in result.printed

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,16 @@ def test_a_mask_that_would_fill_the_memory_is_no_object(
     result = import_from("labelme")
     assert len(result.objects()["a.jpg"]) == 1
     assert losses(result.printed) == {"shapes whose numbers make no sense": 1}
+
+
+def test_what_is_no_file_or_has_an_odd_name_keeps_nobody_waiting(source: Path, import_from: Import) -> None:
+    os.mkfifo(source / "pipe.json")
+    os.mkfifo(source / "pipe.png")
+    draw(source / "50% grau #1.jpg")
+    write(source / "50% grau #1.json", [shape("Gräser\x1b[31m", SQUARE)])
+    draw(source / "a%20b.jpg")
+    write(source / "a%20b.json", [shape("Gräser\x1b[31m", SQUARE)])
+    result = import_from("labelme", "--val-share", 0)
+    assert sorted(result.objects()) == ["50% grau #1.jpg", "a%20b.jpg"]
+    assert result.content["OWN"]["garden"]["classes"] == ["Gräser\\x1b[31m"]
+    assert losses(result.printed)["files of annotations that cannot be read"] == 1
