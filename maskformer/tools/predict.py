@@ -7,6 +7,8 @@ inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` an
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
 
 Several processes share the inputs, under torchrun or with ``--shard I/N``, and write what one process writes.
+
+With ``--as-dataset``, the folder becomes a dataset that training reads instead, with the results as its labels.
 """
 
 from __future__ import annotations
@@ -17,27 +19,32 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 
 from maskformer.config import load_config
+from maskformer.data.importing.target import IMAGE_SUFFIXES
 from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
 from maskformer.reports import media, tasks
+from maskformer.reports.as_dataset import FOLDERS, ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
-from maskformer.runs.launch import find_place, find_shard, gather_from_ranks, is_restarted, take_device
+from maskformer.runs.launch import Place, find_place, find_shard, gather_from_ranks, is_restarted, take_device
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
+MAPPERS = {name: f"mask_former_{name}" for name in TASKS}  # that read a dataset of a task's results
 PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
 EXIT_SOME_LEFT_OUT = 1
 
@@ -51,12 +58,14 @@ class Annotator:
         task: how to read, draw and encode the output.
         classes: K names and colours.
         facts: what the JSON says about model and dataset.
+        things: numbers of the classes that are counted one by one.
     """
 
     segment: Callable[[np.ndarray], dict[str, Any]]
     task: Task
     classes: ClassTable
     facts: dict[str, Any]
+    things: frozenset[int] = frozenset()
 
     def facts_of(self, source: Source) -> dict[str, Any]:
         """What the JSON of one image says first, and by which another one in its place is told."""
@@ -65,6 +74,69 @@ class Annotator:
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
         return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read and written, by all processes alike, and which part of it is whose.
+
+    Attributes:
+        sources: all inputs.
+        outputs: the file for each.
+        shard: "I/N", as asked for; None: all inputs.
+        place: of this process among those that torchrun started.
+        resume: whether to pass over what is done.
+    """
+
+    sources: Sequence[Source]
+    outputs: Sequence[Path]
+    shard: str | None
+    place: Place
+    resume: bool
+
+    @property
+    def work(self) -> list[tuple[Source, Path]]:
+        """Of the shard."""
+        return list(zip(self.sources, self.outputs, strict=True))[find_shard(self.shard)]
+
+    @property
+    def own_work(self) -> list[tuple[Source, Path]]:
+        """Of this process."""
+        return self.work[self.place.rank :: self.place.world_size]
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether there is one input: if it is bad, that is a mistake."""
+        return len(self.sources) == 1
+
+    def tell(self, num_left_out: int, num_before: int) -> None:
+        """Say what was done."""
+        target = self.outputs[0] if self.is_of_one else self.outputs[0].parent
+        before = f" ({num_before} of them before)" if num_before else ""
+        of_shard = "" if self.shard is None else f" of shard {self.shard}"
+        count = len(self.work)
+        print(f"{count - num_left_out} of {count} inputs{of_shard} drawn{before}: {printable(str(target))}")
+
+
+def _draw(source: Source, output: Path, annotator: Annotator, *, resume: bool, quiet: bool) -> bool:
+    """Write what is seen in an image or a video; False: an earlier run did."""
+    if source.is_video:
+        _annotate_video(source, output, annotator, quiet=quiet)
+    elif resume and media.has_ids(output, annotator.facts_of(source)):
+        return False
+    else:
+        _annotate_image(source, output, annotator)
+    return True
+
+
+def _label(source: Source, output: Path, annotator: Annotator, dataset: ResultDataset, *, resume: bool) -> bool:
+    """Add an image with its result to a dataset; False: an earlier run did."""
+    facts = annotator.facts_of(source)
+    if resume and dataset.has(output, facts):
+        return False
+    result = annotator.task.read(annotator.segment(media.read_picture(source.name)))
+    dataset.add(source.name, output, annotator.task.encode(result, annotator.classes), facts)
+    return True
 
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
@@ -101,34 +173,64 @@ def _warn(sentence: str) -> None:
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def _annotate_all(
-    work: Sequence[tuple[Source, Path]], annotator: Annotator, *, resume: bool = False, may_leave_out: bool = True
-) -> tuple[int, int]:
-    """Write the picture of each source; one that cannot be drawn is left out and named at the end, or ends the work.
+def _annotate_all(plan: Plan, annotate: Callable[[Source, Path], bool]) -> int:
+    """Write the results of this process's share; of several, one that cannot be read is left out and named at the end.
 
     Returns:
-        How many were left out, and how many had been written before.
+        The exit code: that of all processes that share the work.
     """
-    left_out, num_before = [], 0
-    quiet = len(work) < PROGRESS_FROM or find_place().rank > 0
+    left_out, num_before, work = [], 0, plan.own_work
+    quiet = len(work) < PROGRESS_FROM or plan.place.rank > 0
     with ProgressLine("Drawing", len(work), unit="inputs", quiet=quiet) as progress:
         for source, output in work:
             try:
                 with _named(source):
-                    if source.is_video:
-                        _annotate_video(source, output, annotator, quiet=may_leave_out)
-                    elif resume and media.has_ids(output, annotator.facts_of(source)):
-                        num_before += 1
-                    else:
-                        _annotate_image(source, output, annotator)
+                    num_before += not annotate(source, output)
             except BadImageError as error:
-                if not may_leave_out:
+                if plan.is_of_one:
                     raise
                 left_out.append(error)
             progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
         _warn(f"left out: {failure}")
-    return len(left_out), num_before
+    num_left_out, num_before = map(sum, zip(*gather_from_ranks((len(left_out), num_before))))
+    if plan.place.rank == 0:
+        plan.tell(num_left_out, num_before)
+    return EXIT_SOME_LEFT_OUT if num_left_out else 0
+
+
+def _write_dataset(plan: Plan, args: argparse.Namespace) -> int:
+    """Write the results of all images as a dataset; a shard leaves what holds them together to a later call."""
+    folder = Path(args.output)
+    cfg, annotator = _build_annotator(args, plan.place)
+    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things)
+    exit_code = _annotate_all(plan, partial(_label, annotator=annotator, dataset=dataset, resume=plan.resume))
+    if plan.place.rank > 0:
+        return exit_code
+    if plan.shard is not None:
+        print("When all shards are done, the same command with --resume and without --shard writes dataset.yaml.")
+        return exit_code
+    mapper = cfg.INPUT.DATASET_MAPPER_NAME
+    more = {} if annotator.task.name in mapper else {"INPUT": {"DATASET_MAPPER_NAME": MAPPERS[annotator.task.name]}}
+    path, kept = dataset.finish(plan.outputs, os.path.abspath(args.config_file), more)
+    print(f"{kept} of {len(plan.outputs)} pictures have a result above the threshold: {printable(str(path))}")
+    return exit_code
+
+
+def _plan_dataset(sources: Sequence[Source], args: argparse.Namespace, *, is_shared: bool) -> list[Path]:
+    """Where the pictures of a dataset go; other processes may have begun to fill its folders."""
+    folder = Path(args.output)
+    videos = [source.name for source in sources if source.is_video]
+    if videos:
+        raise InputError(f"--as-dataset takes images, but {videos[0]} is a video: give its frames as images.")
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() and not args.resume else set()
+    if folder.is_file() or held - (set(FOLDERS) if is_shared else set()):
+        remedy = "a folder that is new or empty, or --resume to go on with what the same command began"
+        raise InputError(f"--output {folder} is a file, or holds files; expected {remedy}.")
+    return [
+        path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_suffix(".png")
+        for path in media.plan_outputs(sources, os.path.join(folder, "images", ""))
+    ]
 
 
 @contextmanager
@@ -215,20 +317,27 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="T",
         help=f"0..1. Instance: draw and save what scores higher (default {INSTANCE_THRESHOLD}). Panoptic: the least "
-        "class probability of a segment, MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD. Semantic results have none.",
+        "class probability of a segment, MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD. Semantic: pixels whose class is "
+        "not more probable have none (default 0).",
+    )
+    parser.add_argument(
+        "--as-dataset",
+        action="store_true",
+        help="make --output a dataset instead of drawings: pictures, label maps or COCO JSON of what exceeds the "
+        "threshold, and dataset.yaml for train_net.py",
     )
     parser.add_argument("--device", default="auto", help='cpu, cuda, ...; "auto": an accelerator, else the CPU')
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
     return parser
 
 
-def _build_annotator(args: argparse.Namespace) -> Annotator:
-    """Load the model and what is known about its classes."""
+def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, Annotator]:
+    """Load the configuration, the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
-    take_device(Accelerator(cfg.MODEL.DEVICE), find_place())
+    take_device(Accelerator(cfg.MODEL.DEVICE), place)
     task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = tasks.with_threshold(task, cfg, args.confidence_threshold)
@@ -245,7 +354,10 @@ def _build_annotator(args: argparse.Namespace) -> Annotator:
         "dataset": dataset,
         "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
     }
-    return Annotator(predictor, task, classes, facts)
+    # Labels alone, which take a K-th of the memory, have no probability.
+    segment = partial(predictor, semantic_as_labels=not args.confidence_threshold)
+    things = (predictor.classes and predictor.classes.things) or frozenset()
+    return cfg, Annotator(segment, task, classes, facts, things)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -263,27 +375,25 @@ def predict(args: argparse.Namespace) -> int:
         sources = [Source(args.video_input, is_video=True)]
     else:
         sources = media.find_sources(args.input)
-    shard, place = find_shard(args.shard), find_place()
+    find_shard(args.shard)  # a mistake is told before anything else
+    place = find_place()
+    is_shared = args.shard is not None or place.world_size > 1
     if args.output is None:
-        if args.shard is not None or place.world_size > 1:
-            raise InputError("Several processes show no window: say with --output where to write (a file or a folder).")
+        if args.as_dataset or is_shared:
+            raise InputError(
+                "--as-dataset, --shard and torchrun need a file or folder to write to: name it (--output)."
+            )
         open_window()
-        return _show_all(sources, _build_annotator(args))
-    outputs = media.plan_outputs(sources, args.output)
-    work = list(zip(sources, outputs, strict=True))[shard]
-    done = _annotate_all(
-        work[place.rank :: place.world_size],
-        _build_annotator(args),
-        resume=args.resume or is_restarted(),
-        may_leave_out=len(sources) > 1,
-    )
-    left_out, num_before = map(sum, zip(*gather_from_ranks(done)))
-    if place.rank == 0:
-        target = outputs[0] if len(outputs) == 1 else outputs[0].parent
-        of_shard = f" of shard {args.shard}" if args.shard is not None else ""
-        before = f" ({num_before} of them before)" if num_before else ""
-        print(f"{len(work) - left_out} of {len(work)} inputs{of_shard} drawn{before}: {printable(str(target))}")
-    return EXIT_SOME_LEFT_OUT if left_out else 0
+        return _show_all(sources, _build_annotator(args, place)[1])
+    if args.as_dataset:
+        outputs = _plan_dataset(sources, args, is_shared=is_shared)
+    else:
+        outputs = media.plan_outputs(sources, args.output)
+    plan = Plan(sources, outputs, args.shard, place, resume=args.resume or is_restarted())
+    if args.as_dataset:
+        return _write_dataset(plan, args)
+    annotator = _build_annotator(args, place)[1]
+    return _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,6 +111,26 @@ def test_mistakes_and_names_are_those_of_all_inputs_not_of_the_share(
     assert predict.main(command(tmp_path / "out", "--shard", "0/2", inputs=broken)) == 1
 
 
+def test_shards_of_a_dataset_are_joined_by_a_last_call(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def run(folder: str, *arguments: str) -> int:
+        return predict.main(command(tmp_path / folder / "seen", "--as-dataset", *arguments))
+
+    def all_files(folder: str) -> dict[Path, bytes]:
+        root = tmp_path / folder
+        return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    assert run("whole") == 1
+    assert [run("shards", "--shard", f"{index}/2") for index in (1, 0)] == [1, 0]
+    assert "--resume" in capsys.readouterr().out
+    assert not (tmp_path / "shards" / "seen" / "dataset.yaml").exists()
+    assert run("shards", "--shard", "0/2") == 0  # as often as wanted, while it is no dataset
+    assert run("shards", "--resume") == 1
+    assert all_files("shards") == all_files("whole")
+    assert run("shards", "--shard", "0/2") == 2
+
+
 def test_several_processes_show_no_window(shapes_config: str, images: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--config-file", shapes_config, "--input", str(images), "--shard", "0/2"]
     assert predict.main(words) == 2
