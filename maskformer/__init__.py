@@ -6,6 +6,10 @@ Importing this package registers its components with Detectron2 and does nothing
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskformer.predictor import Predictor, load
 
 try:
     import detectron2  # noqa: F401
@@ -32,9 +36,20 @@ __all__ = [
     "MaskFormer",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "Predictor",
     "SetCriterion",
     "Trainer",
     "add_maskformer_config",
+    "load",
 ]
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor`` and ``load`` when they are asked for: what draws takes a while to import."""
+    if name in ("Predictor", "load"):
+        from maskformer import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

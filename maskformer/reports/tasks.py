@@ -262,6 +262,25 @@ class Task:
         """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
         return f"{self.name.upper()}_ON"
 
+    def above(self, threshold: float) -> tuple[Task, dict[str, Any]]:
+        """The task that keeps only what scores higher, and the options of the model that do so (panoptic).
+
+        Args:
+            threshold: 0..1.
+
+        Raises:
+            InputError: the threshold is outside 0..1, or the task is semantic.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"The threshold is {threshold}; expected 0..1.")
+        if self.name == "semantic":
+            raise InputError(
+                "A threshold does not apply to semantic results, where every pixel has its best class: leave it out."
+            )
+        if self.name == "panoptic":
+            return self, {"object_mask_threshold": threshold}
+        return replace(self, read=partial(read_instances, threshold=threshold)), {}
+
 
 def read_semantic(output: dict[str, Any]) -> np.ndarray:
     """The best class of each pixel, (height,width) int32 or int64."""
