@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,15 +23,17 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
+from tqdm import tqdm
 
 from maskformer.kernels import import_loops
-from maskformer.structures import InputError, RunError
+from maskformer.structures import SCREEN, InputError, RunError
 
 from .evaluator import ImageByImageEvaluators
 from .journal import Journal, tidy_partial_results
 
 logger = logging.getLogger(__name__)
 
+PROGRESS_SECONDS = 10  # between lines on the screen
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
 _WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
@@ -94,7 +97,7 @@ def evaluate_datasets(
         evaluator = build_evaluator(cfg, name)
         journal = _keep_journal(cfg, model, name, evaluator)
         loader = build_loader(cfg, name, frozenset() if journal is None else journal.done)
-        results[name] = inference_on_dataset(model, loader, evaluator)
+        results[name] = inference_on_dataset(model, WatchedLoader(loader, name), evaluator)
         if comm.is_main_process():
             logger.info("Evaluation results for %s in csv format:", name)
             print_csv_format(results[name])
@@ -102,6 +105,34 @@ def evaluate_datasets(
         gc.collect()
         release_memory()  # else a training keeps what its evaluations needed
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+class WatchedLoader:
+    """A loader of an evaluation that says on the screen how far it is.
+
+    Args:
+        loader: of this process; all have about as many images.
+        name: of the dataset.
+    """
+
+    def __init__(self, loader: Any, name: str):
+        self._loader = loader
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        processes, start = comm.get_world_size(), time.monotonic()
+        total, said, done = len(self) * processes, start, 0
+        SCREEN.info("evaluating %d images of %s", total, self._name)
+        for batch in self._loader:
+            yield batch
+            done, now = done + processes, time.monotonic()
+            if now - said >= PROGRESS_SECONDS or done == total:
+                said, speed = now, done / max(now - start, 1e-6)
+                left = tqdm.format_interval((total - done) / speed)
+                SCREEN.info("image %*d of %d   %.1f images/s   %s left", len(str(total)), done, total, speed, left)
 
 
 def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator) -> Journal | None:
@@ -119,7 +150,7 @@ def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: 
 
 def _report(journal: Journal, dataset_name: str, unfinished: int) -> None:
     if journal.done:
-        logger.info(
+        SCREEN.info(
             "Going on with an interrupted evaluation on %s: %d images were measured before, with the same weights, "
             "configuration, data and code (%s). TEST.RESUME False would measure all of them again.",
             dataset_name, len(journal.done), journal.folder,
