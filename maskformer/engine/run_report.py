@@ -85,7 +85,7 @@ def _leaves(node: Mapping[str, Any], beginning: str = "") -> Iterator[tuple[str,
 
 
 def _say(title: str, text: str) -> None:
-    SCREEN.info("  %-10s %s", title, text)
+    SCREEN.info("  %-12s %s", title, text)
 
 
 def say_data_and_model(cfg: CfgNode, model: nn.Module, *, training: bool) -> None:
@@ -107,7 +107,8 @@ def say_data_and_model(cfg: CfgNode, model: nn.Module, *, training: bool) -> Non
     when = f", every {period} iterations and at the end" if training and period else ""
     _say("testing", _with_sizes(test) + when if test else "nothing (DATASETS.TEST is empty)")
     classes = f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
-    _say("model", f"{architecture} on {cfg.MODEL.BACKBONE.NAME}: {parameters / 1e6:.1f} M parameters, {classes}")
+    backbone = type(getattr(model, "backbone", None)).__name__
+    _say("model", f"{architecture} on {backbone}: {parameters / 1e6:.1f} M parameters, {classes}")
 
 
 def _with_sizes(names: Sequence[str]) -> str:
@@ -140,7 +141,7 @@ class RunReport(HookBase):
         _say(
             "schedule",
             f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images, {epochs:.1f} epochs; "
-            f"{cfg.SOLVER.OPTIMIZER} at {rate:g}, {cfg.SOLVER.LR_SCHEDULER_NAME}"
+            f"{type(trainer.optimizer).__name__} at {rate:g}, {cfg.SOLVER.LR_SCHEDULER_NAME}"
             + (", mixed precision" if cfg.SOLVER.AMP.ENABLED else ""),
         )
 
@@ -161,11 +162,11 @@ class RunReport(HookBase):
 
     def after_train(self) -> None:
         """Say where everything is, if the training has come to its end."""
-        trainer, folder = self.trainer, self.cfg.OUTPUT_DIR
+        trainer = self.trainer
         finished = trainer.iter >= trainer.max_iter
-        conclude(self.cfg, trainer.accelerator, finished=finished)
         if finished:
-            _say("model", os.path.join(folder, "model_final.pth"))
+            _say("model", os.path.join(self.cfg.OUTPUT_DIR, "model_final.pth"))
+        conclude(self.cfg, trainer.accelerator, finished=finished)
 
 
 def conclude(cfg: CfgNode, accelerator: Accelerator, *, finished: bool = True) -> None:

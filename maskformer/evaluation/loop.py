@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from tabulate import tabulate
 from torch import nn
 from tqdm import tqdm
 
+from maskformer.files import json_text
 from maskformer.kernels import import_loops
 from maskformer.structures import SCREEN, InputError, RunError
 
@@ -222,7 +222,7 @@ def format_scores(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def append_scores(path: str, results: Mapping[str, Any]) -> None:
-    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``.
+    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``; NaN is null.
 
     Args:
         path: the file, created where it is missing.
@@ -230,7 +230,7 @@ def append_scores(path: str, results: Mapping[str, Any]) -> None:
     """
     scores = {name: float(score) for name, score in flatten_results_dict(results).items()}
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(scores, sort_keys=True) + "\n")
+        file.write(json_text(dict(sorted(scores.items()))) + "\n")
 
 
 def check_expected_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:

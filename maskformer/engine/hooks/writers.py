@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
+from maskformer.files import json_text
 from maskformer.runs.output_folder import KeptFile, tell
 from maskformer.sdaa.tcappdll import TcappdllRecord, format_record, parse_line
 
@@ -76,13 +77,13 @@ class MetricsWriter(ResumableWriter):
         super().__init__(path, durable=True)
 
     def write(self) -> None:
-        """Write the latest value of each metric, medians where they are noisy, unless it has been written."""
+        """Write the latest value of each metric, medians where they are noisy, unless it was written; NaN is null."""
         lines: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
             if iteration > self._last_iteration:
                 lines.setdefault(iteration, {"iteration": iteration})[name] = value
         for iteration in sorted(lines):
-            self._file.write(json.dumps(lines[iteration], sort_keys=True) + "\n")
+            self._file.write(json_text(dict(sorted(lines[iteration].items()))) + "\n")
             self._last_iteration = iteration
         self._file.flush()
 
