@@ -72,14 +72,15 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
 
 def changed_keys(cfg: CfgNode) -> dict[str, list[Any]]:
     """The keys that differ from their defaults: [default, value] of each."""
-    defaults = dict(_leaves(default_config()))
-    return {key: [defaults.get(key), value] for key, value in _leaves(cfg) if value != defaults.get(key)}
+    defaults = dict(flatten(default_config()))
+    return {key: [defaults.get(key), value] for key, value in flatten(cfg) if value != defaults.get(key)}
 
 
-def _leaves(node: Mapping[str, Any], beginning: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], beginning: str = "") -> Iterator[tuple[str, Any]]:
+    """Each whole key of a configuration with its value."""
     for name, value in node.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, f"{beginning}{name}.")
+            yield from flatten(value, f"{beginning}{name}.")
         else:
             yield f"{beginning}{name}", list(value) if isinstance(value, tuple) else value
 

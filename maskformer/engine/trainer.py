@@ -35,9 +35,11 @@ from .accelerator import Accelerator, with_device
 from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
 from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
 from .hooks.saving import BestCheckpoint, SavingHook
-from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
+from .hooks.trackers import TRACKERS, Tracker, check_installed
+from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
-from .run_report import RunReport, conclude, say_data_and_model, show_scores
+from .pictures import ValidationPictures
+from .run_report import RunReport, conclude, flatten, say_data_and_model, show_scores
 from .run_state import ResumableWriter, RunState
 from .step import build_step_trainer
 from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
@@ -82,6 +84,8 @@ class Trainer(DefaultTrainer):
         ema, folder = cfg.SOLVER.EMA, cfg.OUTPUT_DIR
         self.average = WeightAverage(model, optimizer, decay=ema.DECAY, folder=folder) if ema.ENABLED else None
         self.stop_flag = StopFlag()
+        self._picture_writers: list[PictureWriter] = []
+        self._pictures = ValidationPictures(cfg)
         self.hooks: list[HookBase] = []  # in the order of their registration
         self.register_hooks(self.build_hooks())
 
@@ -198,7 +202,20 @@ class Trainer(DefaultTrainer):
                 averaged = self.test(cfg, self.model)
             results = {**results, "ema": averaged} if averaged else results
         self._last_eval_results = results
+        if comm.is_main_process() and self.cfg.TEST.PICTURES and self.cfg.DATASETS.TEST:
+            self._write_pictures()
         return results
+
+    def _write_pictures(self) -> None:
+        if not self._picture_writers:
+            return
+        try:
+            drawn = self._pictures.draw(self.model)
+        except Exception as error:  # scores are there; a picture is not worth a training
+            logger.warning("Validation pictures (TEST.PICTURES) cannot be drawn: %s: %s", type(error).__name__, error)
+            return
+        for writer in self._picture_writers:
+            writer.write_pictures(drawn)
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Add hooks, None left out, after those that there are."""
@@ -211,8 +228,9 @@ class Trainer(DefaultTrainer):
         Those that save and evaluate are ours: they outlive a full disk, heed signals, and know the average.
         """
         solver, loader = self.cfg.SOLVER, self._trainer.data_loader
-        self._resumable_writers: dict[str, ResumableWriter] = {}
+        self._resumable_writers: dict[str, ResumableWriter | Tracker] = {}
         self._run_state = RunState(self.accelerator, loader, self._resumable_writers)
+        check_installed(self.cfg.LOG.WRITERS)
         skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
         hooks: list[HookBase | None] = [
             AcceleratorHook(self.accelerator, images_per_step=solver.IMS_PER_BATCH),
@@ -245,7 +263,12 @@ class Trainer(DefaultTrainer):
         """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""
         folder = self.cfg.OUTPUT_DIR
         metrics = self._resumable_writers["metrics"] = MetricsWriter(os.path.join(folder, "metrics.json"))
-        return [CommonMetricPrinter(self.max_iter), metrics, EventFileWriter(folder)]
+        self._picture_writers = [] if "tensorboard" not in self.cfg.LOG.WRITERS else [EventFileWriter(folder)]
+        for name in TRACKERS.keys() & set(self.cfg.LOG.WRITERS):
+            tracker = TRACKERS[name](folder, dict(flatten(self.cfg)))
+            self._resumable_writers[name] = tracker
+            self._picture_writers.append(tracker)
+        return [CommonMetricPrinter(self.max_iter), metrics, *self._picture_writers]
 
     def after_step(self) -> None:
         """Run the hooks, and note which one runs: a checkpoint that it saves says so."""
