@@ -36,7 +36,6 @@ class ValidationPictures:
 
     def __init__(self, cfg: CfgNode):
         self._cfg = cfg
-        self._mapper = build_mapper(cfg, is_train=False)
         self._records: list[dict[str, Any]] | None = None
 
     def draw(self, model: nn.Module) -> dict[str, np.ndarray]:
@@ -61,10 +60,10 @@ class ValidationPictures:
     def _draw_one(self, model: nn.Module, dataset: str, record: dict[str, Any]) -> np.ndarray:
         from maskformer.reports import tasks  # with Matplotlib, which a training without pictures need not load
 
-        example = self._mapper(record)
+        example = build_mapper(self._cfg, is_train=False)(record)
         image = np.ascontiguousarray(example["image"].numpy().transpose(1, 2, 0))
         image = image if self._cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
-        scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+        scale = LONGEST_SIDE / max(image.shape[:2])  # small ones are enlarged, for labels have one size
         height, width = (max(1, round(scale * length)) for length in image.shape[:2])
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         output = model([{**example, "height": height, "width": width}])[0]

@@ -68,6 +68,8 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     _say("device", f"{facts['device']}{processes}")
     _say("results", f"{cfg.OUTPUT_DIR}, where log.txt has every detail")
+    if args.eval_only:
+        _say("weights", f"the last checkpoint there, else {cfg.MODEL.WEIGHTS}" if args.resume else cfg.MODEL.WEIGHTS)
 
 
 def changed_keys(cfg: CfgNode) -> dict[str, list[Any]]:
@@ -108,8 +110,8 @@ def say_data_and_model(cfg: CfgNode, model: nn.Module, *, training: bool) -> Non
     when = f", every {period} iterations and at the end" if training and period else ""
     _say("testing", _with_sizes(test) + when if test else "nothing (DATASETS.TEST is empty)")
     classes = f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
-    backbone = type(getattr(model, "backbone", None)).__name__
-    _say("model", f"{architecture} on {backbone}: {parameters / 1e6:.1f} M parameters, {classes}")
+    backbone = f" on {type(model.backbone).__name__}" if hasattr(model, "backbone") else ""
+    _say("model", f"{architecture}{backbone}: {parameters / 1e6:.1f} M parameters, {classes}")
 
 
 def _with_sizes(names: Sequence[str]) -> str:
@@ -155,10 +157,12 @@ class RunReport(HookBase):
         loss, rate, speed, memory = (
             latest.get(name, (math.nan, 0))[0] for name in ("total_loss", "lr", "images_per_second", "memory_peak_mb")
         )
-        seconds = (total - done) * self.cfg.SOLVER.IMS_PER_BATCH / speed if speed > 0 else 0
+        # The first step compiles and warms up: it says nothing of the others.
+        seconds = (total - done) * self.cfg.SOLVER.IMS_PER_BATCH / speed if done % PERIOD == 0 and speed > 0 else None
         SCREEN.info(
-            "iteration %*d of %d   loss %-7.4g   learning rate %-8.3g   %.1f images/s   %.0f MB   %s left",
-            len(str(total)), done, total, loss, rate, speed, memory, tqdm.format_interval(seconds),
+            "iteration %*d of %d   loss %-7.4g   learning rate %-8.3g   %.1f images/s   %.0f MB%s",
+            len(str(total)), done, total, loss, rate, speed, memory,
+            "" if seconds is None else f"   {tqdm.format_interval(seconds)} left",
         )  # fmt: skip
 
     def after_train(self) -> None:

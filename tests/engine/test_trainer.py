@@ -253,3 +253,10 @@ def test_resumed_run_obeys_other_rates_and_schedules(
 def test_resumed_run_refuses_what_it_cannot_obey(cfg: CfgNode, tmp_path: Path, solver: dict[str, object], key: str):
     with pytest.raises(InputError, match=key):
         resumed_after_two_steps(cfg, tmp_path, **solver)
+
+
+def test_writer_without_its_package_is_refused_before_the_first_step(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    cfg.LOG.WRITERS = ["mlflow"]
+    with pytest.raises(InputError, match=r"pip install 'maskformer\[mlflow\]'"):
+        Trainer(cfg)
