@@ -85,7 +85,12 @@ class _Axis:
 
 
 def make_chart(
-    title: str, ours: Mapping[str, Points], others: Mapping[str, Points], *, is_score: bool = False
+    title: str,
+    ours: Mapping[str, Points],
+    others: Mapping[str, Points],
+    *,
+    is_score: bool = False,
+    is_loss: bool = False,
 ) -> Chart | None:
     """Lay out the curves of one run, or of two over each other, which share a colour where they share a name.
 
@@ -93,7 +98,8 @@ def make_chart(
         title: what is drawn.
         ours: points by name; those without a point are left out.
         others: of the run that is compared.
-        is_score: begin at 0, and tell the best; else a logarithmic axis is chosen where it shows more.
+        is_score: tell the best too.
+        is_loss: take a logarithmic axis where it shows more.
 
     Returns:
         None where there is no point.
@@ -104,15 +110,15 @@ def make_chart(
     ]
     if not lines:
         return None
-    x, y = _fit_axes([points for *_, points in lines], is_score)
+    x, y = _fit_axes([points for *_, points in lines], is_loss)
     curves = [_make_curve(name, names.index(name), bool(is_other), points, x, y) for name, is_other, points in lines]
     return Chart(title, curves, x.ticks(), y.ticks(), is_score, y.is_log)
 
 
-def _fit_axes(lines: Sequence[Points], is_score: bool) -> tuple[_Axis, _Axis]:
+def _fit_axes(lines: Sequence[Points], is_loss: bool) -> tuple[_Axis, _Axis]:
     iterations, values = np.array([point for points in lines for point in points], dtype=float).T
     low, high = float(values.min()), float(values.max())
-    is_log = not is_score and low > 0 and high > LOG_FROM * low
+    is_log = is_loss and low > 0 and high > LOG_FROM * low
     if not is_log:
         low, high = min(0.0, low), max(0.0, high)
     if low == high:

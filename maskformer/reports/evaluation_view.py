@@ -170,7 +170,8 @@ def _describe_confusion(confusion: Confusion) -> dict[str, Any]:
         "unit": confusion.unit,
         "pairs": pairs[:PAIRS],
         "num_pairs": len(pairs),
-        "num_classes": len(names) - 1,
+        "num_classes": len(totals.keys() - {len(names) - 1}),
+        "num_shown": min(GRID_CLASSES, len(totals.keys() - {len(names) - 1})),
         "grid": _lay_out_grid(confusion, totals),
     }
 

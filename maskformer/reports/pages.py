@@ -52,7 +52,7 @@ def write_page(path: str | Path, template: str, content: Mapping[str, Any]) -> N
     """
     page = _TEMPLATES.get_template(template).render(content)
     with unfinished(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # of a file's name that is no UTF-8
 
 
 def picture_url(picture: np.ndarray, *, longest_side: int | None = None) -> str:

@@ -57,7 +57,7 @@ def describe(run: RunFolder, other: RunFolder | None = None) -> dict[str, Any]:
     picture_bytes = PICTURE_BYTES // max(1, sum(count_pictures(*pair) for pair in pairs))
     head = [f"{name}: " if other is not None else "" for name in names]
     return {
-        "title": " against ".join(names),
+        "title": "Report of " + " against ".join(names),
         "names": names,
         "summary": _summarize(run.facts),
         "notes": [start + note for start, each in zip(head, runs) for note in each.notes],
@@ -89,7 +89,8 @@ def _draw_charts(ours: dict[str, Points], theirs: dict[str, Points]) -> list[Cha
     charts = []
     for title, names in groups.items():
         lines = [{name.rpartition("/")[2]: run[name] for name in names if name in run} for run in (ours, theirs)]
-        charts.append(make_chart(title, lines[0], lines[1], is_score="/" in "".join(names)))
+        kind = {"is_loss": "loss" in title, "is_score": "scores" in title}
+        charts.append(make_chart(title, lines[0], lines[1], **kind))
     return [chart for chart in charts if chart is not None]
 
 

@@ -16,7 +16,9 @@ from maskformer.structures import InputError, printable
 def build_parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(prog="python -m maskformer.tools.report", description=__doc__.split(":")[0])
-    parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR", help="of a training or evaluation; the page goes there")
+    parser.add_argument(
+        "folder", type=Path, metavar="OUTPUT_DIR", help="of a training or evaluation; the page goes there"
+    )
     parser.add_argument("--against", type=Path, metavar="OTHER_DIR", help="another run: what differs comes first")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -40,7 +41,8 @@ def write_run(
     _write(inference / "per_image.json", {"version": 1, "dataset": "garden_val", "measure": "PQ", "images": images})
     order = sorted(images, key=lambda image: image["score"])
     chosen = {"worst": order[:num_pictures], "best": order[::-1][:num_pictures]}
-    pictures = {key: [_draw(inference, image, rng, picture_size) for image in kept] for key, kept in chosen.items()}
+    jpeg = _draw(rng, picture_size)
+    pictures = {key: [_save_layers(inference, image, jpeg) for image in kept] for key, kept in chosen.items()}
     _write(inference / "pictures.json", {"version": 1, **pictures})
     return folder
 
@@ -91,7 +93,9 @@ def evaluation(rng: np.random.Generator, names: list[str]) -> dict[str, Any]:
     pixels = [int(count) for count in rng.integers(1000, 1e6, known)] + [0]
     counts = [[true, true, pixels[true]] for true in range(known)]
     wrong = rng.integers(0, known, (8 * known, 2))
-    counts += [[int(t), int(p), int(rng.integers(1, 500))] for t, p in sorted(set(map(tuple, wrong))) if t != p]
+    counts += [
+        [int(t), int(p), 1 + int(pixels[t] * rng.beta(1, 12))] for t, p in sorted(set(map(tuple, wrong))) if t != p
+    ]
     return {
         "version": 1,
         "dataset": "garden_val",
@@ -121,13 +125,17 @@ def evaluation(rng: np.random.Generator, names: list[str]) -> dict[str, Any]:
     }
 
 
-def _draw(folder: Path, image: dict[str, Any], rng: np.random.Generator, size: tuple[int, int]) -> dict[str, Any]:
-    """Three JPEGs of noise, the worst that can be compressed."""
-    names = {}
-    for layer in ("picture", "truth", "prediction"):
-        names[layer] = f"pictures/{image['image_id']:05d}_{layer}.jpg"
-        noise = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / names[layer], quality=90)
+def _draw(rng: np.random.Generator, size: tuple[int, int]) -> bytes:
+    """A JPEG of noise, the worst that can be compressed."""
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _save_layers(folder: Path, image: dict[str, Any], jpeg: bytes) -> dict[str, Any]:
+    names = {layer: f"pictures/{image['image_id']:05d}_{layer}.jpg" for layer in ("picture", "truth", "prediction")}
+    for name in names.values():
+        (folder / name).write_bytes(jpeg)
     return {"file_name": image["file_name"], "score": image["score"], **names}
 
 

@@ -89,6 +89,11 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
     assert "<title>&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;</title>" in page
 
 
+def test_a_name_that_is_no_utf_8_is_shown_as_far_as_it_can_be(tmp_path: Path) -> None:
+    pages.write_page(tmp_path / "page.html", "base.html", {"title": b"caf\xe9.jpg".decode(errors="surrogateescape")})
+    assert "<h1>caf\\udce9.jpg</h1>" in (tmp_path / "page.html").read_text()
+
+
 def test_a_picture_is_made_smaller_where_it_is_to_be() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (100, 400, 3), dtype=np.uint8)
     small, whole = pages.picture_url(picture, longest_side=40), pages.picture_url(picture)
