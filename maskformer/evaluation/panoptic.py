@@ -288,9 +288,9 @@ def match_segments(
     for (true_id, predicted_id), pixels in pairs.items():
         true_areas[true_id] += pixels
         areas[predicted_id] += pixels
-    truth = {segment["id"]: segment for segment in annotated if true_areas[segment["id"]]}
-    crowds = {segment["category_id"]: id_ for id_, segment in truth.items() if segment["iscrowd"] == 1}
-    truth = {id_: int(segment["category_id"]) for id_, segment in truth.items() if segment["iscrowd"] != 1}
+    present = [segment for segment in annotated if true_areas[segment["id"]]]
+    crowds = {segment["category_id"]: segment["id"] for segment in present if segment["iscrowd"] == 1}
+    truth = {segment["id"]: int(segment["category_id"]) for segment in present if segment["iscrowd"] != 1}
     counted: dict[int, int] = {}  # predictions, less those that are mostly void or a crowd of their category
     for predicted_id, category in predicted.items():
         excused = pairs.get((VOID, predicted_id), 0) + pairs.get((crowds.get(category, -1), predicted_id), 0)
