@@ -41,7 +41,7 @@ ALLOWED = {
     "config": {"structures", "engine.accelerator"},
     "checkpoint": {"structures", "files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
-    "evaluation": {"structures", "data", "kernels"},
+    "evaluation": {"structures", "files", "data", "kernels"},
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": BELOW_ENGINE,
