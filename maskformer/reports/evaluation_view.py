@@ -198,12 +198,20 @@ def _lay_out_grid(confusion: Confusion, totals: Counter[int]) -> dict[str, Any]:
     }
 
 
-def _compare_sizes(ours: Evaluation, other: Evaluation) -> list[dict[str, Any]]:
+def _compare_sizes(ours: Evaluation, other: Evaluation) -> dict[str, Any] | None:
+    """Each measure (row) by size of the objects (column)."""
     theirs = {(row["measure"], row["size"]): row.get("score") for row in other.by_size}
-    return [
-        {"objects": None, "score": None, **row, "theirs": theirs.get((row["measure"], row["size"]))}
+    cells = {
+        (row["measure"], row["size"]): {
+            "score": (score := row.get("score")),
+            "objects": row.get("objects") or 0,
+            "change": difference(score, theirs.get((row["measure"], row["size"]))),
+        }
         for row in ours.by_size
-    ]
+    }
+    measures, sizes = (list(dict.fromkeys(row[key] for row in ours.by_size)) for key in ("measure", "size"))
+    rows = [(measure, [cells.get((measure, size)) for size in sizes]) for measure in measures]
+    return {"sizes": sizes, "rows": rows} if rows else None
 
 
 def _describe_images(evaluation: Evaluation) -> dict[str, Any] | None:

@@ -96,14 +96,13 @@ def _draw_charts(ours: dict[str, Points], theirs: dict[str, Points]) -> list[Cha
 
 def _group_scores(metrics: dict[str, Points]) -> dict[str, list[str]]:
     """The names of the scores to be drawn together, by the title of their chart."""
+    matches = [match for name in metrics if (match := _SCORE.match(name))]
     groups: dict[str, list[str]] = {}
-    for name in metrics:
-        match = _SCORE.match(name)
-        if match and match["metric"] in DRAWN_SCORES[match["kind"]]:
-            title = f"{KINDS[match['kind']].capitalize()} scores" + (
-                f", {match['dataset']}" if match["dataset"] else ""
-            )
-            groups.setdefault(title, []).append(name)
+    for kind, drawn in DRAWN_SCORES.items():
+        found = [match for match in matches if match["kind"] == kind and match["metric"] in drawn]
+        for match in sorted(found, key=lambda match: drawn.index(match["metric"])):
+            place = f", {match['dataset']}" if match["dataset"] else ""
+            groups.setdefault(f"{KINDS[kind].capitalize()} scores{place}", []).append(match[0])
     return groups
 
 
