@@ -78,9 +78,10 @@ def _to_picture(figure: Figure) -> np.ndarray:
 
 
 def read_losses(log: Path) -> list[tuple[int, float]]:
-    """(iteration, total loss) from Detectron2's ``metrics.json``; of an iteration told twice, the last."""
+    """(iteration, total loss) from ``metrics.json``, where it is a number; of an iteration told twice, the last."""
     entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    return sorted({entry["iteration"]: entry["total_loss"] for entry in entries if "total_loss" in entry}.items())
+    losses = {entry["iteration"]: entry["total_loss"] for entry in entries if "total_loss" in entry}
+    return sorted((iteration, loss) for iteration, loss in losses.items() if loss is not None)
 
 
 def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:
