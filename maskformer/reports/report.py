@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,10 @@ from maskformer.structures import InputError
 from .curves import Chart, make_chart
 from .evaluation_view import COUNTS, KINDS, count_pictures, describe_evaluation
 from .pages import write_page
-from .run_folder import Points, RunFolder, entries, mapping, number, read_run
+from .run_folder import LAYER_LOSS, SCORE, SHOWN_SCORES, Points, RunFolder, entries, mapping, number, read_run
 
 PAGE = "report.html"
 PICTURE_BYTES = 12_000_000  # of all pictures of a page, which become a third longer in it
-DRAWN_SCORES = {
-    "panoptic_seg": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"),
-    "sem_seg": ("mIoU", "mBoundaryIoU", "mACC", "pACC"),
-    "segm": ("AP", "AP50", "APs", "APm", "APl"),
-}
-_SCORE = re.compile(rf"^(?:(?P<dataset>.+)/)?(?P<kind>{'|'.join(DRAWN_SCORES)})/(?P<metric>[^/]+)$")
-_LOSS = re.compile(r"loss_[a-z_]*[a-z]")  # without a layer's number: of the last layer
 
 
 def write_report(output_dir: Path, against: Path | None = None) -> Path:
@@ -54,13 +46,14 @@ def describe(run: RunFolder, other: RunFolder | None = None) -> dict[str, Any]:
     names = _name_runs(runs)
     others = {} if other is None else other.evaluations
     pairs = [(evaluation, others.get(dataset)) for dataset, evaluation in run.evaluations.items()]
+    alone = [f"{names[-1]}: what it measured on {name} is not shown." for name in others if name not in run.evaluations]
     picture_bytes = PICTURE_BYTES // max(1, sum(count_pictures(*pair) for pair in pairs))
     head = [f"{name}: " if other is not None else "" for name in names]
     return {
         "title": "Report of " + " against ".join(names),
         "names": names,
         "summary": _summarize(run.facts),
-        "notes": [start + note for start, each in zip(head, runs) for note in each.notes],
+        "notes": [start + note for start, each in zip(head, runs) for note in each.notes] + alone,
         "evaluations": [describe_evaluation(*pair, names[-1], picture_bytes) for pair in pairs],
         "charts": _draw_charts(run.metrics, {} if other is None else other.metrics),
         "commands": [(name, command) for name, each in zip(names, runs) if (command := _command(each.facts))],
@@ -81,7 +74,7 @@ def _draw_charts(ours: dict[str, Points], theirs: dict[str, Points]) -> list[Cha
     """Losses, each kind of score on each dataset, learning rate and speed, as far as there is anything."""
     groups = {
         "Total loss": ["total_loss"],
-        "Losses of the last layer": [name for name in ours if _LOSS.fullmatch(name)],
+        "Losses of the last layer": [name for name in ours if LAYER_LOSS.fullmatch(name)],
         **_group_scores(ours),
         "Learning rate": ["lr"],
         "Images a second": ["images_per_second"],
@@ -96,9 +89,9 @@ def _draw_charts(ours: dict[str, Points], theirs: dict[str, Points]) -> list[Cha
 
 def _group_scores(metrics: dict[str, Points]) -> dict[str, list[str]]:
     """The names of the scores to be drawn together, by the title of their chart."""
-    matches = [match for name in metrics if (match := _SCORE.match(name))]
+    matches = [match for name in metrics if (match := SCORE.fullmatch(name))]
     groups: dict[str, list[str]] = {}
-    for kind, drawn in DRAWN_SCORES.items():
+    for kind, drawn in SHOWN_SCORES.items():
         found = [match for match in matches if match["kind"] == kind and match["metric"] in drawn]
         for match in sorted(found, key=lambda match: drawn.index(match["metric"])):
             place = f", {match['dataset']}" if match["dataset"] else ""
@@ -187,10 +180,10 @@ def _changes(facts: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _compare_keys(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, our value, their value) of each key that differs; what a run did not set has its default."""
+    """(key, our value, their value) of each key that differs but the folder; what a run did not set has its default."""
     mine, its = _changes(ours), _changes(theirs)
     rows = []
-    for key in sorted({*mine, *its}):
+    for key in sorted({*mine, *its} - {"OUTPUT_DIR"}):
         default = (mine.get(key) or its[key])[0]
         values = [changes[key][1] if key in changes else default for changes in (mine, its)]
         if values[0] != values[1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,15 @@ from maskformer.structures import InputError
 
 VERSION = 1  # of the files that are understood
 LAYERS = ("picture", "truth", "prediction")  # of the worst and best pictures
+
+OTHER_METRICS = ("total_loss", "lr", "images_per_second")
+LAYER_LOSS = re.compile(r"loss_[a-z_]*[a-z]")  # without a layer's number: of the last layer
+SHOWN_SCORES = {
+    "panoptic_seg": ("PQ", "SQ", "RQ", "PQ_th", "PQ_st"),
+    "sem_seg": ("mIoU", "mBoundaryIoU", "mACC", "pACC"),
+    "segm": ("AP", "AP50", "APs", "APm", "APl"),
+}
+SCORE = re.compile(rf"(?:(?P<dataset>.+)/)?(?P<kind>{'|'.join(SHOWN_SCORES)})/(?P<metric>\w+)")
 
 Scores = dict[str, dict[str, float | None]]  # percent, by kind of result and metric
 Points = list[tuple[int, float]]  # (iteration, value), in order
@@ -92,7 +102,7 @@ class RunFolder:
     Attributes:
         path: as the user gave it.
         facts: what ``run.json`` says.
-        metrics: the points of each metric.
+        metrics: the points of each metric of which there is a curve.
         evaluations: by dataset.
         notes: what is missing, a sentence each.
     """
@@ -202,14 +212,22 @@ def _metric_lines(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield entry if isinstance(entry, dict) else None
 
 
+def is_shown(name: str) -> bool:
+    """Whether there is a curve of a metric; those of single layers and classes are many."""
+    score = SCORE.fullmatch(name)
+    of_dataset = score is not None and score["metric"] in SHOWN_SCORES[score["kind"]]
+    return of_dataset or name in OTHER_METRICS or LAYER_LOSS.fullmatch(name) is not None
+
+
 def _forget_from(metrics: dict[str, Points], iteration: int) -> None:
-    for name, points in metrics.items():
-        metrics[name] = [point for point in points if point[0] < iteration]
+    for points in metrics.values():
+        while points and points[-1][0] >= iteration:
+            points.pop()
 
 
 def _add(metrics: dict[str, Points], iteration: int, entry: dict[str, Any]) -> None:
     for name, value in entry.items():
-        if type(value) in (int, float) or value is None:
+        if (type(value) in (int, float) or value is None) and is_shown(name):
             points = metrics.setdefault(name, [])
             if points and points[-1][0] == iteration:
                 points.pop()
