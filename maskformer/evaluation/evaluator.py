@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +18,10 @@ from maskformer.files import json_text
 from maskformer.structures import InputError
 
 from .journal import Journal
+from .results import describe_image, write_results
 
 Records = Sequence[Mapping[str, Any]]
+MeasuredImage = tuple[dict[str, Any], list[Any]]  # what tells it from others, and what each evaluator measured
 
 
 class ImageEvaluator(DatasetEvaluator):
@@ -34,6 +36,7 @@ class ImageEvaluator(DatasetEvaluator):
         entry_key: in the dataset's entries, says that they have labels for it.
         json_key: in the dataset's metadata, names a file that has them instead; "": none may.
         num_classes: K of the dataset, where a model must have as many.
+        details: what ``score`` found besides, for ``evaluation.json``: see ``maskformer.evaluation.results``.
     """
 
     switch: ClassVar[str]
@@ -79,9 +82,26 @@ class ImageEvaluator(DatasetEvaluator):
         """
         raise NotImplementedError
 
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:  # noqa: ARG002
+        """The scores of one image, by kind of result and metric as in ``score``; nan where nothing is to be judged.
+
+        Args:
+            measured: what ``measure`` gave of it; tuples may have become lists.
+        """
+        return {}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The label of one image in the form of a model's output, to be drawn.
+
+        Args:
+            example: entry of the dataset.
+        """
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forget all images."""
         self._measured: list[Any] = []
+        self.details: dict[str, Any] = {}
 
     def add(self, measured: Any) -> None:
         """Take what ``measure`` gave of an image."""
@@ -149,7 +169,7 @@ class ImageByImageEvaluators(DatasetEvaluators):
 
     Args:
         evaluators: of one dataset.
-        output_folder: where they write their results; None: nowhere.
+        output_folder: where they write their results, with scores of single images and classes; None: nowhere.
     """
 
     def __init__(self, evaluators: Sequence[ImageEvaluator], output_folder: str | None = None):
@@ -157,10 +177,16 @@ class ImageByImageEvaluators(DatasetEvaluators):
         self.evaluators = evaluators
         self.output_folder = output_folder
         self._journal: Journal | None = None
+        self._images: list[MeasuredImage] = []
 
     def keep_in(self, journal: Journal) -> None:
         """From now on, images go to a journal, and are counted in ``evaluate``, with those that it held before."""
         self._journal = journal
+
+    def reset(self) -> None:
+        """Forget all images but those of the journal."""
+        super().reset()
+        self._images = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Measure some images.
@@ -169,21 +195,39 @@ class ImageByImageEvaluators(DatasetEvaluators):
             inputs: entries of the dataset, with ``dataset_index`` where there is a journal.
             outputs: the model's, one for each.
         """
-        if self._journal is None:
-            super().process(inputs, outputs)
-            return
         for example, output in zip(inputs, outputs, strict=True):
             measured = [evaluator.measure(example, output) for evaluator in self.evaluators]
-            self._journal.append(example["dataset_index"], json.dumps(measured, separators=(",", ":")).encode())
+            image = describe_image(example), measured
+            if self._journal is None:
+                self._images.append(image)
+            else:
+                self._journal.append(example["dataset_index"], json.dumps(image, separators=(",", ":")).encode())
 
     def evaluate(self) -> dict[str, Any]:
         """The scores of all, on the main process; the same as without a journal, in the order of the dataset."""
-        if self._journal is None:
-            return super().evaluate()
-        images = dict(itertools.chain(*comm.gather(list(self._journal.lines()))))  # none but on the main process
-        for index in sorted(images):
-            for evaluator, measured in zip(self.evaluators, json.loads(images.pop(index)), strict=True):
+        described = []
+        for evaluator in self.evaluators:
+            evaluator.reset()
+        for facts, all_measured in self._gather():
+            of_kind: dict[str, dict[str, float]] = {}
+            for evaluator, measured in zip(self.evaluators, all_measured, strict=True):
                 evaluator.add(measured)
+                of_kind.update(evaluator.score_image(measured))
+            described.append({**facts, "scores": of_kind})
         scores: dict[str, Any] = super().evaluate()
-        self._journal.finish()
+        if comm.is_main_process() and self.output_folder is not None:
+            details = [evaluator.details for evaluator in self.evaluators]
+            write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
+        if self._journal is not None:
+            self._journal.finish()
         return scores
+
+    def _gather(self) -> Iterator[MeasuredImage]:
+        """The images of all processes, which are none but on the main one."""
+        if self._journal is None:
+            yield from itertools.chain(*comm.gather(self._images))
+            return
+        lines = dict(itertools.chain(*comm.gather(list(self._journal.lines()))))
+        for index in sorted(lines):
+            facts, measured = json.loads(lines.pop(index))
+            yield facts, measured
