@@ -44,7 +44,7 @@ ALLOWED = {
     "evaluation": {"structures", "files", "data", "kernels"},
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
-    "engine": BELOW_ENGINE,
+    "engine": {"reports", *BELOW_ENGINE},
     "export": {"structures", "files", "config", "checkpoint"},
     "reports": {"structures", "files", "data"},
     "predictor": {"engine", *BELOW_ENGINE},

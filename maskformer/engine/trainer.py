@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Container, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
 from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
+from maskformer.reports.comparison import Comparison
 from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import InputError
 
@@ -142,7 +144,10 @@ class Trainer(DefaultTrainer):
             else:
                 with inference_options(test_model, semantic_as_labels=True):
                     builders = cls.build_test_loader, cls.build_evaluator
-                    results = evaluate_datasets(loading_cfg, test_model, *builders, accelerator.release_unused_memory)
+                    num_classes, image_format = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, loading_cfg.INPUT.FORMAT
+                    drawing = partial(Comparison, num_classes=num_classes, image_format=image_format)
+                    release = accelerator.release_unused_memory
+                    results = evaluate_datasets(loading_cfg, test_model, *builders, release, drawing)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
