@@ -27,9 +27,9 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.evaluation.kept import Draw
 from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
-from maskformer.reports.comparison import Comparison
 from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import InputError
 
@@ -144,8 +144,7 @@ class Trainer(DefaultTrainer):
             else:
                 with inference_options(test_model, semantic_as_labels=True):
                     builders = cls.build_test_loader, cls.build_evaluator
-                    num_classes, image_format = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, loading_cfg.INPUT.FORMAT
-                    drawing = partial(Comparison, num_classes=num_classes, image_format=image_format)
+                    drawing = partial(_build_drawing, cfg)
                     release = accelerator.release_unused_memory
                     results = evaluate_datasets(loading_cfg, test_model, *builders, release, drawing)
         finally:
@@ -293,3 +292,9 @@ class Trainer(DefaultTrainer):
             )
         go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter
+
+
+def _build_drawing(cfg: CfgNode, dataset_name: str) -> Draw:
+    from maskformer.reports.comparison import Comparison  # here: importing the package loads no Matplotlib
+
+    return Comparison(dataset_name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, image_format=cfg.INPUT.FORMAT)
