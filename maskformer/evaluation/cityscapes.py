@@ -205,7 +205,7 @@ def _tabulate(averages: Mapping[str, Mapping[str, float]], matches: Iterable[Mat
 
 
 def _pair_instances(matches: Matches) -> list[ObjectRow]:
-    """A row of each annotated instance and each certain prediction that covers none, unless it is mostly void or a group."""
+    """A row of each instance, and of each certain prediction that covers none, unless it is mostly void or a group."""
     rows: list[ObjectRow] = []
     for name, predictions in matches["prediction"].items():
         instances = [each for each in matches["groundTruth"][name] if each["instID"] >= _INSTANCES_PER_LABEL]

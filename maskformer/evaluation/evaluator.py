@@ -18,7 +18,8 @@ from maskformer.files import json_text
 from maskformer.structures import InputError
 
 from .journal import Journal
-from .results import describe_image, write_results
+from .kept import Draw, KeptPictures
+from .results import describe_image, main_score, name_main_score, write_results
 
 Records = Sequence[Mapping[str, Any]]
 MeasuredImage = tuple[dict[str, Any], list[Any]]  # what tells it from others, and what each evaluator measured
@@ -177,11 +178,18 @@ class ImageByImageEvaluators(DatasetEvaluators):
         self.evaluators = evaluators
         self.output_folder = output_folder
         self._journal: Journal | None = None
+        self._pictures: KeptPictures | None = None
         self._images: list[MeasuredImage] = []
 
-    def keep_in(self, journal: Journal) -> None:
-        """From now on, images go to a journal, and are counted in ``evaluate``, with those that it held before."""
+    def keep_in(self, journal: Journal, draw: Draw | None = None) -> None:
+        """From now on, images go to a journal, and are counted in ``evaluate``, with those that it held before.
+
+        Args:
+            journal: of this evaluation.
+            draw: makes the pictures of the worst and best images, which the output folder gets; None: it gets none.
+        """
         self._journal = journal
+        self._pictures = None if draw is None else KeptPictures(journal.folder / "pictures", draw)
 
     def reset(self) -> None:
         """Forget all images but those of the journal."""
@@ -200,15 +208,30 @@ class ImageByImageEvaluators(DatasetEvaluators):
             image = describe_image(example), measured
             if self._journal is None:
                 self._images.append(image)
-            else:
-                self._journal.append(example["dataset_index"], json.dumps(image, separators=(",", ":")).encode())
+                continue
+            if self._pictures is not None:  # first: an image that the journal has is not seen again
+                self._offer(example, output, measured)
+            self._journal.append(example["dataset_index"], json.dumps(image, separators=(",", ":")).encode())
+
+    def _offer(self, example: dict[str, Any], output: dict[str, Any], all_measured: list[Any]) -> None:
+        """Have the picture of an image kept, drawn as that kind of result which gives its score."""
+        assert self._pictures is not None
+        of_evaluator = [e.score_image(measured) for e, measured in zip(self.evaluators, all_measured, strict=True)]
+        scores = {kind: each for of_kind in of_evaluator for kind, each in of_kind.items()}
+        name = name_main_score([{"scores": scores}])
+        if name is not None:
+            evaluator = next(e for e, of_kind in zip(self.evaluators, of_evaluator, strict=True) if name[0] in of_kind)
+            index = example["dataset_index"]
+            self._pictures.offer(index, main_score(scores), example, evaluator.truth, output)
 
     def evaluate(self) -> dict[str, Any]:
         """The scores of all, on the main process; the same as without a journal, in the order of the dataset."""
         described = []
         for evaluator in self.evaluators:
             evaluator.reset()
-        for facts, all_measured in self._gather():
+        indices = []
+        for index, facts, all_measured in self._gather():
+            indices.append(index)
             of_kind: dict[str, dict[str, float]] = {}
             for evaluator, measured in zip(self.evaluators, all_measured, strict=True):
                 evaluator.add(measured)
@@ -217,17 +240,20 @@ class ImageByImageEvaluators(DatasetEvaluators):
         scores: dict[str, Any] = super().evaluate()
         if comm.is_main_process() and self.output_folder is not None:
             details = [evaluator.details for evaluator in self.evaluators]
-            write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
+            rows = write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
+            if self._pictures is not None:
+                self._pictures.publish(zip(indices, rows, strict=True), Path(self.output_folder))
         if self._journal is not None:
             self._journal.finish()
         return scores
 
-    def _gather(self) -> Iterator[MeasuredImage]:
-        """The images of all processes, which are none but on the main one."""
+    def _gather(self) -> Iterator[tuple[int, dict[str, Any], list[Any]]]:
+        """The images of all processes, which are none but on the main one, with an index that rises."""
         if self._journal is None:
-            yield from itertools.chain(*comm.gather(self._images))
+            for index, image in enumerate(itertools.chain(*comm.gather(self._images))):
+                yield index, *image
             return
         lines = dict(itertools.chain(*comm.gather(list(self._journal.lines()))))
         for index in sorted(lines):
             facts, measured = json.loads(lines.pop(index))
-            yield facts, measured
+            yield index, facts, measured

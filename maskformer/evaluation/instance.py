@@ -15,7 +15,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -125,6 +125,7 @@ class InstanceEvaluator(ImageEvaluator):
         annotated = self._encoded_truth(image_id)
         masks = np.array([mask_util.decode(each["segmentation"]) for each in annotated], dtype=bool)
         objects = Instances(size, pred_masks=torch.as_tensor(masks.reshape(-1, *size)))
+        objects.pred_boxes = BitMasks(objects.pred_masks).get_bounding_boxes()
         objects.scores = torch.ones(len(annotated))
         objects.pred_classes = torch.tensor([class_of_id[each["category_id"]] for each in annotated], dtype=torch.int64)
         return {"instances": objects}

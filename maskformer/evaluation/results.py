@@ -69,7 +69,7 @@ def size_of(area: float) -> int:
 
 def write_results(
     folder: str, dataset: str, scores: Scores, details: Sequence[Mapping[str, Any]], images: Sequence[dict[str, Any]]
-) -> None:
+) -> list[dict[str, Any]]:
     """Write both files, each whole or not at all; a disk that refuses costs a warning.
 
     Args:
@@ -78,6 +78,9 @@ def write_results(
         scores: what is returned; metrics with "-" are of single classes, which are in the details.
         details: of each evaluator: "per_class", by kind of result; "confusion"; "by_size"; "boundary".
         images: what ``describe_image`` gave, and "scores", in the order of the dataset.
+
+    Returns:
+        The images, each with its "score" that they are ordered by.
     """
     means = {
         kind: {name: score for name, score in of_kind.items() if "-" not in name} for kind, of_kind in scores.items()
@@ -97,6 +100,7 @@ def write_results(
         write_json(Path(folder, "per_image.json"), per_image)
     except OSError as error:
         logger.warning("The scores of classes and images cannot be written to %s: %s.", folder, error.strerror or error)
+    return rows
 
 
 def _join(details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
