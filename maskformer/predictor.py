@@ -165,8 +165,9 @@ class Predictor:
             output_size: (height, width) of the results; the picture's own by default.
             task: "panoptic", "instance" or "semantic" alone, whether the configuration has it on or not; by default all
                 that it has on, of which the first of these is what ``Result.segments`` shows.
-            threshold: 0..1, of what is shown: the least score of an instance, by default 0.5; or the least class
-                probability of a panoptic segment, by default the configuration's OBJECT_MASK_THRESHOLD.
+            threshold: 0..1, of what is shown: the least score of an instance, by default 0.5; the least class
+                probability of a panoptic segment, by default the configuration's OBJECT_MASK_THRESHOLD; or that of a
+                pixel's class in semantic results, by default 0, for which ``sem_seg`` is scores.
             batch_size: how many pictures of a list the model sees at once, where neighbours have one size.
 
         Returns:

@@ -103,12 +103,18 @@ def test_thresholds_of_one_call(predictor: Predictor):
     assert len(predictor(PICTURES[0], task="panoptic").segments) == len(panoptic.segments)  # of that call alone
 
 
+def test_semantic_pixels_below_a_threshold_have_no_class(predictor: Predictor):
+    result = predictor(PICTURES[0], task="semantic", threshold=0.3)
+    scores = result["sem_seg"]
+    probs = (scores.amax(0) / scores.sum(0).clamp(min=1)).numpy()
+    assert ((result.label_map == -1) == (probs <= 0.3)).all() and 0 < (result.label_map == -1).mean() < 1
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
         ({"task": "depth"}, "depth"),
         ({"threshold": 2}, "2"),
-        ({"task": "semantic", "threshold": 0.5}, "semantic"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
