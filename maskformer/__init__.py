@@ -6,6 +6,11 @@ Importing this package registers its components with Detectron2 and does nothing
 from __future__ import annotations
 
 import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskformer.predictor import Predictor, load
 
 try:
     import detectron2  # noqa: F401
@@ -18,12 +23,14 @@ except ModuleNotFoundError as error:
         "from https://github.com/facebookresearch/detectron2"
     ) from None
 
-from maskformer.config import add_maskformer_config
-from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
-from maskformer.engine import Trainer
-from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.meta_arch import MaskFormer
-from maskformer.structures import ESCAPING
+with warnings.catch_warnings():  # of libraries, as they are imported: nobody who reads them here can change it
+    warnings.simplefilter("ignore")
+    from maskformer.config import add_maskformer_config
+    from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
+    from maskformer.engine import Trainer
+    from maskformer.losses import HungarianMatcher, SetCriterion
+    from maskformer.meta_arch import MaskFormer
+    from maskformer.structures import ESCAPING
 
 logging.getLogger(__name__).addHandler(ESCAPING)  # names out of files reach no log as they are
 
@@ -32,9 +39,20 @@ __all__ = [
     "MaskFormer",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "Predictor",
     "SetCriterion",
     "Trainer",
     "add_maskformer_config",
+    "load",
 ]
 
 __version__ = "0.2.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor`` and ``load`` when they are asked for: what draws takes a while to import."""
+    if name in ("Predictor", "load"):
+        from maskformer import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
