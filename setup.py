@@ -64,6 +64,7 @@ setup(
         "app": ["gradio>=5"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
+        "scale": ["pyarrow", "ray[data]>=2.60"],  # examples/predict_with_ray.py
         "test": [
             "cityscapesscripts",
             "datasets>=3",
@@ -73,8 +74,10 @@ setup(
             "hypothesis>=6.100",
             "mlflow-skinny>=2.10",
             "ninja",
+            "pyarrow",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "ray[data]>=2.60",
             "selenium>=4.20",  # drives Debian's chromium
             "timm>=1.0",
             "transformers>=4.40",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -24,7 +25,6 @@ import maskformer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "examples" / "predict_with_ray.py"
-WORKER = b"MapWorker"  # what Ray calls the process of an actor that maps
 
 
 def png(seed: int) -> bytes:
@@ -50,29 +50,26 @@ def predict_with_ray(shapes_config: str, tiny_options: list[str], tiny_weights: 
     return command
 
 
-def workers_of(driver: int) -> list[int]:
-    """The processes under Ray's raylet, which the driver started, that have a model."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    children = [process for process, parent in parents.items() if parent == driver]
-    below = [process for process, parent in parents.items() if parent in children]
-    return [process for process in below if WORKER in Path(f"/proc/{process}/cmdline").read_bytes()]
+def titles_below(driver: int) -> dict[int, bytes]:
+    """What Ray calls the processes under its raylet, which the driver started."""
+    parents, titles = {}, {}
+    for folder in (folder for folder in Path("/proc").iterdir() if folder.name.isdigit()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
+    return {process: title for process, title in titles.items() if parents.get(parents[process]) == driver}
 
 
-def kill_a_busy_worker(driver: subprocess.Popen[str]) -> None:
-    """Whichever first has a second of work behind it after it has loaded its model."""
+def kill_a_busy_worker(driver: subprocess.Popen[str]) -> bool:
+    """Whichever first maps pictures, half a second into that; False: none was seen at it."""
     while driver.poll() is None:
-        for worker in workers_of(driver.pid):
-            if b"submit" in Path(f"/proc/{worker}/cmdline").read_bytes():
+        for process, title in titles_below(driver.pid).items():
+            if title.startswith(b"ray::MapWorker") and b".submit" in title:
                 time.sleep(0.5)
-                os.kill(worker, signal.SIGKILL)
-                return
+                os.kill(process, signal.SIGKILL)
+                return True
         time.sleep(0.05)
+    return False
 
 
 @pytest.mark.slow
@@ -80,16 +77,17 @@ def test_parquet_of_bytes_becomes_parquet_of_segments_although_a_worker_is_kille
     predict_with_ray, pictures: dict[str, bytes | None], shapes_config: str, tiny_weights: str, tmp_path: Path
 ):
     table = pa.table({"id": list(pictures), "image": list(pictures.values()), "other": [0] * len(pictures)})
-    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=50)
-    words = ["--input", tmp_path / "pictures.parquet", "--image-column", "image", "--name-column", "id"]
+    for part in range(4):
+        pq.write_table(table.slice(51 * part, 51), tmp_path / f"{part}.parquet")
+    words = ["--input", *tmp_path.glob("*.parquet"), "--image-column", "image", "--name-column", "id"]
     driver = subprocess.Popen(
         predict_with_ray(*words, "--output", tmp_path / "segments"),
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    kill_a_busy_worker(driver)
+    killed = kill_a_busy_worker(driver)
     printed, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0, printed[-3000:]
+    assert killed and driver.returncode == 0, printed[-3000:]
     rows = {row["name"]: row for row in pq.read_table(tmp_path / "segments").to_pylist()}
     assert sorted(pq.read_table(tmp_path / "segments")["name"].to_pylist()) == sorted(pictures)
     assert {name for name, row in rows.items() if row["error"]} == {"none", "empty", "text", "cut"}
