@@ -80,6 +80,7 @@ def _describe(checked: Checked) -> dict[str, Any]:
         "looked_at": len(seen.sights),
         "count": checked.count,
         "unit": unit_of(seen),
+        "has_values": "pan_seg_file_name" not in seen.sights[0].record and unit_of(seen) == "pixels",
         "facts": describe(seen, checked.classes),
         "findings": [finding.sentence.split("`") for finding in checked.findings],
         "shares": class_shares(seen, checked.classes),
@@ -111,7 +112,7 @@ def _show(sight: Sight, checked: Checked) -> dict[str, Any]:
     """A picture beside its label, as far as both can be read, and a caption."""
     size = "cannot be read" if sight.size is None else f"{sight.size[1]} x {sight.size[0]}"
     segments = "" if sight.segments is None else f", {sight.segments} segments"
-    pictures = [_try(lambda: _shrink(_read_rgb(sight.file_name))), _try(lambda: _draw_label(sight, checked))]
+    pictures = [_try(lambda: _fit(_read_rgb(sight.file_name))), _try(lambda: draw_label(sight, checked))]
     urls = [picture_url(picture) for picture in pictures if picture is not None]
     return {"urls": urls, "name": Path(sight.file_name).name, "path": sight.file_name, "facts": f"{size}{segments}"}
 
@@ -128,20 +129,21 @@ def _read_rgb(file: str) -> np.ndarray:
     return np.asarray(read_picture(file))
 
 
-def _shrink(pixels: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
+def _fit(pixels: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+    """Bring a picture, small or large, to the size of a thumbnail."""
+    scale = SIDE / max(pixels.shape[:2])
     size = [max(1, round(scale * side)) for side in pixels.shape[1::-1]]
     return cv2.resize(pixels, size, interpolation=interpolation)
 
 
-def _draw_label(sight: Sight, checked: Checked) -> np.ndarray:
+def draw_label(sight: Sight, checked: Checked) -> np.ndarray:
     """The label over the picture, foreign values marked; alone where it does not fit or is a picture itself."""
     if sight.colors:
-        return _shrink(_read_rgb(sight.label_file), cv2.INTER_NEAREST)
-    picture = _shrink(_read_rgb(sight.file_name))
+        return _fit(_read_rgb(sight.label_file), cv2.INTER_NEAREST)
+    picture = _fit(_read_rgb(sight.file_name))
     ids, segments = _read_segments(sight, checked)
     foreign = np.isin(ids, [number for number, category in segments.items() if category is None])
-    ids, marked = _shrink(ids.astype(np.int32), cv2.INTER_NEAREST), _shrink(foreign.astype(np.float32)) > 0
+    ids, marked = _fit(ids.astype(np.int32), cv2.INTER_NEAREST), _fit(foreign.astype(np.float32)) > 0
     if picture.shape[:2] != ids.shape:
         picture = np.full((*ids.shape, 3), 255, dtype=np.uint8)
     info = [

@@ -31,7 +31,8 @@ PROBLEMS = {
 _NAMED = 3  # files after the first
 _NEAREST = "save labels as PNG, and resize them with nearest neighbour"
 _THIN = 50  # pixels that are all at edges, from which on that is told
-_MANY_COLORS = 64
+_MANY_COLORS = 300
+_MAIN_COLOR = 0.01  # of all pixels
 _ALIKE = 32  # in each channel; JPEG changes colours by less
 
 
@@ -105,14 +106,17 @@ def _find_colors(seen: Inspection, block: str) -> list[Finding]:
 
 
 def _main_colors(counts: Mapping[tuple[int, ...], ValueCount]) -> list[tuple[int, ...]]:
-    """Those that areas have and not only edges, the most frequent first, without what is nearly like another one."""
-    main: list[tuple[int, ...]] = []
-    for color, count in sorted(counts.items(), key=lambda pair: -pair[1].pixels):
-        is_alike = any(max(abs(a - b) for a, b in zip(color, other)) < _ALIKE for other in main)
-        is_alike &= len(counts) > _MANY_COLORS  # few colours are all meant
-        if not count.is_blurred and not is_alike:
-            main.append(color)
-    return main or sorted(counts, key=lambda color: -counts[color].pixels)
+    """The colours that are meant, the most frequent first: of very many, one of each group that is nearly alike."""
+    by_frequency = sorted(counts, key=lambda color: -counts[color].pixels)
+    if len(counts) <= _MANY_COLORS and not find_blurred(counts):
+        return by_frequency
+    pixels: dict[tuple[int, ...], int] = {}
+    for color in by_frequency:
+        alike = (other for other in pixels if max(abs(a - b) for a, b in zip(color, other)) < _ALIKE)
+        group = next(alike, color)
+        pixels[group] = pixels.get(group, 0) + counts[color].pixels
+    least = _MAIN_COLOR * sum(pixels.values())
+    return [color for color in by_frequency if pixels.get(color, 0) >= least]
 
 
 def _guess_colors(main: list[tuple[int, ...]], number: int, num_classes: int, block: str) -> str:

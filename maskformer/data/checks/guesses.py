@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from maskformer.structures import LabelValues
+
+T = TypeVar("T", int, tuple[int, ...])
 
 LEAST_BLURRED = 3  # values without an area, from which on they are blurred edges and not thin objects
 _BLURRED_AREA = 0.2  # of the pixels of such a value have four neighbours alike; of a class or an object, nearly all
@@ -51,8 +54,8 @@ def list_values(values: Iterable[int]) -> str:
     return f"{', '.join(map(str, values[:_SHOWN]))}, ... ({len(values)} in all, up to {values[-1]})"
 
 
-def find_blurred(foreign: Mapping[int, ValueCount]) -> set[int]:
-    """The values, outside all classes, that only edges have, if there are several and they are most of them."""
+def find_blurred(foreign: Mapping[T, ValueCount]) -> set[T]:
+    """The values or colours, of those that are no class, that only edges have, if there are several and most are so."""
     blurred = {value for value, count in foreign.items() if count.is_blurred}
     return blurred if len(blurred) >= max(LEAST_BLURRED, len(foreign) / 2) else set()
 
