@@ -40,6 +40,8 @@ TASK_NAMES = {
     "instance": "Objects, with scores",
     "semantic": "The class of each pixel",
 }
+HEADINGS = ("class", "pixels", "of the picture")
+NOTHING = (None, None, {"headers": list(HEADINGS), "data": []})  # result, picture, table
 SIDE = 560  # pixels, of the result on the page
 LARGEST_FILE = "200mb"
 KEPT_FOR = 3600  # seconds, of what the browser sent and got; the folder is Gradio's, $GRADIO_TEMP_DIR
@@ -97,19 +99,19 @@ class Segmenter:
             scores = [f"{100 * each['score']:.0f} %"] if "score" in each else []
             rows.append([each["category_name"], *scores, f"{each['area']:,}", f"{100 * each['area'] / size:.1f} %"])
         scores = ["score"] if task == "instance" else []
-        return {"headers": ["class", *scores, "pixels", "of the picture"], "data": rows}
+        return {"headers": [HEADINGS[0], *scores, *HEADINGS[1:]], "data": rows}
 
     def look(self, picture: np.ndarray | None, task: str, threshold: float, transparency: float) -> tuple[Any, ...]:
         """Result, picture and table for the page; a picture that cannot be segmented is told there."""
         if picture is None:
-            return None, None, None
+            return NOTHING
         with _told_on_the_page():
             result = self.segment(picture, task, threshold)
         return result, self.draw(picture, result, task, transparency), self.list_found(result, task)
 
     def redraw(self, picture: np.ndarray | None, result: Any, task: str, transparency: float) -> np.ndarray | None:
         """The picture for the page, with another transparency."""
-        return None if result is None else self.draw(picture, result, task, transparency)
+        return None if picture is None or result is None else self.draw(picture, result, task, transparency)
 
 
 def read_picture(path: str | None) -> np.ndarray | None:
@@ -173,16 +175,19 @@ def build_page(segmenter: Segmenter) -> Any:
                 beginning = round(100 * (1 - OPACITY))
                 transparency = gr.Slider(0, 100, beginning, step=1, label="Transparency in %", elem_id="transparency")
             with gr.Column(scale=2, min_width=320):
-                buttons = ["download", "fullscreen"]
-                drawn = gr.Image(label="Result", format="png", height=SIDE, buttons=buttons, elem_id="result")
-                listed = gr.Dataframe(label="Found", interactive=False, elem_id="found")
+                drawn = gr.Image(
+                    label="Result", format="png", height=SIDE, buttons=["download", "fullscreen"], elem_id="result"
+                )
+                listed = gr.Dataframe(NOTHING[2], label="Found", interactive=False, elem_id="found")
         look: dict[str, Any] = {
             "fn": segmenter.look,
             "inputs": [picture, task, threshold, transparency],
             "outputs": [result, drawn, listed],
             "concurrency_id": "model",  # one at a time
         }
-        file.change(read_picture, file, picture).then(**look)
+        # A broken picture must not leave the last one's result under its own name.
+        cleared = file.change(lambda: (None, *NOTHING), None, [picture, result, drawn, listed], show_progress="hidden")
+        cleared.then(read_picture, file, picture).success(**look)
         task.input(lambda name: gr.Slider(**_begin(segmenter, name)), task, threshold).then(**look)
         threshold.input(**look, trigger_mode="always_last", show_progress="hidden")
         seen = [picture, result, task, transparency]

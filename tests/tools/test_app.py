@@ -71,6 +71,13 @@ class Page:
         self.wait(lambda: self.find("#picture input[type=file]"))
         self.find("#picture input[type=file]")[0].send_keys(str(file))
 
+    def clear(self) -> None:
+        self.find("#picture button[aria-label=Clear], #picture button[aria-label='Remove this file']")[0].click()
+
+    @property
+    def text(self) -> str:
+        return self.find("body")[0].text
+
     @property
     def result(self) -> str:
         """Where the browser has the drawn picture from; "" if there is none."""
@@ -119,10 +126,14 @@ def test_a_broken_picture_is_told_on_the_page_and_the_next_one_is_drawn(
 ) -> None:
     (tmp_path / "<b>broken.png").write_bytes((tmp_path / "my picture.png").read_bytes()[:200])
     page = Page(open_page(address))
+    page.drop(tmp_path / "my picture.png")
+    page.wait_for_another("")
+    page.clear()
+    page.wait(lambda: not page.result)
     page.drop(tmp_path / "<b>broken.png")
-    page.wait(lambda: "expected a complete image file" in page.find("body")[0].text)
-    assert "broken.png" in page.find("body")[0].text and "/tmp" not in page.find("body")[0].text
-    page.find("#picture button[aria-label=Clear], #picture button[aria-label='Remove this file']")[0].click()
+    page.wait(lambda: "expected a complete image file" in page.text)
+    assert "broken.png" in page.text and "/tmp" not in page.text and not page.result
+    page.clear()
     page.drop(tmp_path / "my picture.png")
     page.wait_for_another("")
 
