@@ -48,16 +48,17 @@ def find_files(dataset: OwnDataset, path_key: str, other_key: str = "") -> Files
     suffixes = [dataset.image_suffix, dataset.label_suffix]
     own_suffix, other_suffix = suffixes if path_key == "images" else suffixes[::-1]
     types = IMAGES if path_key == "images" else LABELS
+    by_type_alone = other == folder and not own_suffix and not other_suffix
     found: Files = defaultdict(list)
     names = list_names(root)
     for name in names:
         path, place = f"{root}/{name}", pattern.fullmatch(name)
         if place is None or (other != folder and other.startswith(f"{folder}/") and path.startswith(f"{other}/")):
             continue
-        key = key_of("/".join(place.groups()), own_suffix, types)
+        key = key_of("/".join(place.groups()), own_suffix, (*IMAGES, *LABELS) if by_type_alone else types)
         if key is not None and not (other == folder and other_suffix and not own_suffix and key_of(name, other_suffix)):
             found[key].append(path)
-    if other == folder and not own_suffix and not other_suffix:
+    if by_type_alone and found:
         return _without_twins(found, path_key == "images")
     if not found:
         raise InputError(explain_no_files(dataset, path_key, names, types))
@@ -218,7 +219,7 @@ def choose(dataset: OwnDataset, images: Mapping[str, str]) -> list[tuple[str, st
 
 
 def label_names(dataset: OwnDataset) -> Names:
-    """All files in the folder of labels, whatever their suffix."""
+    """Finds the paths of all files in the folder of labels, whatever their suffix."""
     root = root_of(dataset.paths["labels"])
-    files = {name: f"{root}/{name}" for name in list_names(root) if os.path.splitext(name)[1].lower() in LABELS}
-    return Names(files, root)
+    paths = [f"{root}/{name}" for name in list_names(root) if os.path.splitext(name)[1].lower() in LABELS]
+    return Names(dict(zip(paths, paths)), root)

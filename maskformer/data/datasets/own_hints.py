@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 
 from maskformer.structures import OwnDataset
 
+from ..files import archives
+
 _LOOKED_AT = 200  # files, evenly spread
 _IMPORT = "python -m maskformer.tools.import_dataset --from"
 
@@ -32,6 +34,8 @@ def explain_missing_folder(key: str, folder: str) -> str:
 def explain_no_files(dataset: OwnDataset, path_key: str, names: Sequence[str], types: Collection[str]) -> str:
     """Why a folder with these files has none of the wanted ones, as far as they tell it."""
     where = f"{dataset.key}.{path_key} is {dataset.paths[path_key]}, which holds no file"
+    if not names and dataset.paths[path_key].startswith(archives.PREFIX):
+        return where + _explain_archive(dataset.paths[path_key])
     suffix = dataset.image_suffix if path_key == "images" else dataset.label_suffix
     if suffix and names:
         option = "image_suffix" if path_key == "images" else "label_suffix"
@@ -46,6 +50,14 @@ def explain_no_files(dataset: OwnDataset, path_key: str, names: Sequence[str], t
     elif path_key != "images" and kind in (".jpg", ".jpeg"):
         remedy = " JPEG changes the values of labels: write them anew as PNG, or name their folder."
     return f"{where} of the types {', '.join(sorted(types))}; it holds {seen}.{remedy}"
+
+
+def _explain_archive(path: str) -> str:
+    archive, inside = archives.split_address(path)
+    folders = sorted({name.rpartition("/")[0] for name in archives.list_members(archive)} - {""})
+    alike = [folder for folder in folders if folder.endswith(f"/{inside}")]
+    shown = ", ".join(alike or difflib.get_close_matches(inside, folders, n=3, cutoff=0.5) or folders[:5])
+    return f"; {archive} has the folders {shown or 'of none'}: correct the path behind it."
 
 
 def explain_missing_labels(dataset: OwnDataset, images: Sequence[str], labels: Sequence[str]) -> str:
