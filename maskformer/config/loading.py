@@ -16,7 +16,7 @@ from detectron2.config import CfgNode
 from maskformer.structures import InputError, OwnDataset
 
 from .keys import default_config
-from .own_datasets import absolute_paths, read_own_datasets
+from .own_datasets import absolute_paths, complete_classes, read_own_datasets
 from .values import check_unread, check_values
 
 
@@ -105,10 +105,11 @@ def _check_dataset_names(cfg: CfgNode, path: str, options: Sequence[str]) -> Non
 
 def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
     """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
-    for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
-        cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
+    block = absolute_paths(cfg.DATASETS.OWN, os.getcwd())
     with _named(source):
-        datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
+        datasets = {dataset.name: dataset for dataset in read_own_datasets(block)}
+    for name, content in complete_classes(block, datasets.values()).items():
+        cfg.DATASETS.OWN[name] = CfgNode(content)
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
 

@@ -15,8 +15,8 @@ from detectron2.data import Metadata
 from detectron2.structures import polygons_to_bitmask
 
 from maskformer.data.checks.findings import Finding, class_shares, describe, unit_of
-from maskformer.data.checks.inspection import Inspection, Sight
-from maskformer.data.files.reading import read_class_map, read_picture, read_segment_ids
+from maskformer.data.checks.inspection import Inspection, Sight, read_values
+from maskformer.data.files.reading import read_picture, read_segment_ids
 from maskformer.structures import Classes, InputError, PanopticResult
 
 from .pages import picture_url, write_page
@@ -112,7 +112,7 @@ def _show(sight: Sight, checked: Checked) -> dict[str, Any]:
     """A picture beside its label, as far as both can be read, and a caption."""
     size = "cannot be read" if sight.size is None else f"{sight.size[1]} x {sight.size[0]}"
     segments = "" if sight.segments is None else f", {sight.segments} segments"
-    pictures = [_try(lambda: _fit(_read_rgb(sight.file_name))), _try(lambda: draw_label(sight, checked))]
+    pictures = [_try(lambda: _fit(_read_image(sight))), _try(lambda: draw_label(sight, checked))]
     urls = [picture_url(picture) for picture in pictures if picture is not None]
     return {"urls": urls, "name": Path(sight.file_name).name, "path": sight.file_name, "facts": f"{size}{segments}"}
 
@@ -125,8 +125,8 @@ def _try(draw: Callable[[], np.ndarray]) -> np.ndarray | None:
         return None
 
 
-def _read_rgb(file: str) -> np.ndarray:
-    return np.asarray(read_picture(file))
+def _read_image(sight: Sight) -> np.ndarray:
+    return np.asarray(read_picture(sight.file_name, bands=sight.record.get("bands")))
 
 
 def _fit(pixels: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
@@ -139,8 +139,8 @@ def _fit(pixels: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
 def draw_label(sight: Sight, checked: Checked) -> np.ndarray:
     """The label over the picture, foreign values marked; alone where it does not fit or is a picture itself."""
     if sight.colors:
-        return _fit(_read_rgb(sight.label_file), cv2.INTER_NEAREST)
-    picture = _fit(_read_rgb(sight.file_name))
+        return _fit(np.asarray(read_picture(sight.label_file)), cv2.INTER_NEAREST)
+    picture = _fit(_read_image(sight))
     ids, segments = _read_segments(sight, checked)
     foreign = np.isin(ids, [number for number, category in segments.items() if category is None])
     ids, marked = _fit(ids.astype(np.int32), cv2.INTER_NEAREST), _fit(foreign.astype(np.float32)) > 0
@@ -173,7 +173,7 @@ def _read_segments(sight: Sight, checked: Checked) -> tuple[np.ndarray, dict[int
         ids = read_segment_ids(record["pan_seg_file_name"])
         return ids, {info["id"]: class_of.get(info["category_id"]) for info in record["segments_info"]}
     if "sem_seg_file_name" in record:
-        values = read_class_map(record["sem_seg_file_name"]).astype(np.int32)
+        values = read_values(sight.label_file, numbering).astype(np.int32)
         present = sight.pixels or dict.fromkeys(np.unique(values).tolist())
         return values, {value: class_of.get(value) for value in present if value not in numbering.ignored}
     assert sight.size is not None

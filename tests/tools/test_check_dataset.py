@@ -307,6 +307,22 @@ def test_a_value_in_few_files_may_be_a_mistake_and_keeps_what_is_ignored(
     assert "the value 9 in 1 of 4 files" in out and "labels/3.png" in out and "`ignore: [255, 9]`" in out
 
 
+def test_labels_by_colour_are_counted_and_unknown_colours_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    keys = "classes: [grass, path], colors: [[128, 0, 0], [0, 128, 0]]"
+    labels = [PALETTE[MAP], PALETTE[np.minimum(MAP, 1)], Image.fromarray(MASK)]
+    assert check_own(tmp_path, labels, f"{keys}, ignore: [[0, 0, 0]]", "--page", str(tmp_path / "page.html")) == 0
+    out = capsys.readouterr().out
+    areas = (MAP == 1).sum(), (MAP == 2).sum(), MASK.sum()
+    paths = areas[1] + areas[2]  # grass: once MAP's 1, once all of MASK, and all that the third file has as 0
+    grass = areas[0] + areas[2] + MASK.size - areas[2]
+    assert f"grass  {100 * grass / (grass + paths):6.2f} % of pixels" in out and "nothing wrong was found" in out
+    assert check_own(tmp_path, labels, keys, "--page", str(tmp_path / "page.html")) == 1
+    out = capsys.readouterr().out
+    assert (
+        "Labels of 2 files" in out and "colours that are no class, 1 in all" in out and "`ignore: [[0, 0, 0]]`" in out
+    )
+
+
 def test_numbers_of_objects_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert check_own(tmp_path, [MASK, MAP, np.maximum(MAP, 3 * (MAP == 0).astype(np.uint8))], "classes: [person]") == 1
     assert "numbers of objects" in capsys.readouterr().out

@@ -97,12 +97,27 @@ def _find_colors(seen: Inspection, block: str) -> list[Finding]:
     total = sum(count.pixels for count in counts.values())
     main = _main_colors(counts)
     shown = ", ".join(f"{list(color)} ({_percent(counts[color].pixels / total)})" for color in main[:6])
+    if seen.numbering.colors:
+        return [Finding(_explain_unknown_colors(coloured, len(counts), main, shown, block), coloured)]
     sentence = (
         f"Labels are pictures of several channels in {len(coloured)} of {len(seen.sights)} files, first "
         f"{coloured[0].label_file}, with {len(counts)} colours, such as {shown}; expected one number a pixel: "
         f"{_guess_colors(main, len(counts), len(seen.numbering.of_classes), block)}"
     )
     return [Finding(sentence, coloured)]
+
+
+def _explain_unknown_colors(
+    coloured: Sequence[Sight], number: int, main: Sequence[tuple[int, ...]], shown: str, block: str
+) -> str:
+    """What is wrong with labels by colours of which some are no class."""
+    remedy = f"a class of them is missing, or `ignore: {[list(color) for color in main[:6]]}` ({block})?"
+    if number > 2 * len(main):
+        remedy = f"most are rare and at edges, as JPEG and interpolation leave them: {_NEAREST}."
+    return (
+        f"Labels of {len(coloured)} files, first {coloured[0].label_file}, hold colours that are no class, {number} in all; of "
+        f"their pixels have {shown}; expected those of `colors`: {remedy}"
+    )
 
 
 def _main_colors(counts: Mapping[tuple[int, ...], ValueCount]) -> list[tuple[int, ...]]:

@@ -153,7 +153,7 @@ def _guess_by_count(values: Mapping[int, ValueCount], numbering: LabelValues, nu
         return f"{key}, if these pixels have no class, or else a class is missing in `classes`?"
     seen = sorted(values.keys() - set(numbering.ignored))
     if num_classes <= 2 and len(seen) > 2 and _look_like_objects(values):
-        return "are they numbers of objects? Then write COCO JSON, or set every object to the number of its class."
+        return "are they numbers of objects? Then write `objects` in place of `labels`."
     if foreign[0] >= 1000:
         return "are they numbers of objects, such as 1000 * class + number? Keep the class alone."
     if seen[0] == 0 and len(foreign) < len(seen) and seen[-1] < 2 * len(seen):

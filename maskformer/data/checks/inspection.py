@@ -18,7 +18,14 @@ from detectron2.data import Metadata
 from maskformer.structures import BadImageError, InputError, LabelValues
 
 from ..files.json_files import check_annotation, check_segments
-from ..files.reading import check_declared_size, check_same_size, read_class_map, read_picture, read_segment_ids
+from ..files.reading import (
+    check_declared_size,
+    check_same_size,
+    read_class_map,
+    read_label_map,
+    read_picture,
+    read_segment_ids,
+)
 from ..mappers.targets import number_annotated_segments
 from .guesses import ValueCount
 
@@ -82,7 +89,7 @@ class Inspection:
         self.sights.append(sight)
         try:
             with _problem("image"):
-                image = np.asarray(read_picture(record["file_name"]))
+                image = np.asarray(read_picture(record["file_name"], bands=record.get("bands")))
             sight.size = image.shape[0], image.shape[1]
             with _problem("declared"):
                 check_declared_size(record, image)
@@ -133,12 +140,13 @@ def _problem(kind: str) -> Iterator[None]:
 
 def _look_at_semantic(sight: Sight, image: np.ndarray, numbering: LabelValues) -> None:
     """Count the pixels of each value of a label map, and its segments: one a class."""
-    file = sight.record["sem_seg_file_name"]
+    file = sight.label_file
     try:
         with _problem("label"):
-            label_map = read_class_map(file)
+            label_map = read_values(file, numbering)
     except _Problem:
-        sight.colors = _count_colors(file)
+        known = {*numbering.colors, *numbering.ignored_colors}
+        sight.colors = {color: count for color, count in _count_colors(file).items() if color not in known}
         raise
     with _problem("size"):
         check_same_size(image, sight.file_name, label_map, file)
@@ -146,6 +154,27 @@ def _look_at_semantic(sight: Sight, image: np.ndarray, numbering: LabelValues) -
     if sight.pixels.keys() - {*numbering.of_classes, *numbering.ignored}:
         sight.inner = count_values(label_map[_is_inner(label_map)])
     sight.segments = len(sight.pixels.keys() - set(numbering.ignored))
+
+
+def read_values(label_file: str, numbering: LabelValues) -> np.ndarray:
+    """The values (H,W) of a label map, whether they are right or not; of colours, those of their classes.
+
+    Raises:
+        BadImageError: the file cannot be read, has several channels that are no colours, or a colour that is no class.
+    """
+    if not numbering.colors:
+        return read_class_map(label_file)
+    num_classes = len(numbering.of_classes)
+    try:
+        classes = read_label_map(label_file, num_classes, num_classes, numbering)
+    except BadImageError as error:
+        if numbering.by_palette:
+            raise
+        try:
+            return read_class_map(label_file)
+        except BadImageError:
+            raise error from None
+    return np.array([*numbering.of_classes, *(numbering.ignored[:1] or [-1])])[classes]
 
 
 def count_values(integers: np.ndarray) -> dict[int, int]:
@@ -208,7 +237,8 @@ def _look_at_panoptic(sight: Sight, image: np.ndarray) -> None:
 
 def _look_at_instances(sight: Sight, image: np.ndarray) -> None:
     """Count the annotations of each category that are no crowds; those with a mistake too, for they name a category."""
-    annotations = sight.record.get("annotations", [])
+    with _problem("label"):
+        annotations = list(sight.record.get("annotations", []))
     classes = [a.get("category_id", -1) for a in annotations if isinstance(a, dict) and not a.get("iscrowd", 0)]
     sight.pixels, sight.segments = dict(Counter(classes)), len(classes)
     for annotation in annotations:
@@ -223,6 +253,8 @@ def find_unpaired(metadata: Metadata, records: Iterable[Record]) -> list[str]:
         One sentence a folder; none where the metadata name no ``image_root`` and ``sem_seg_root``.
     """
     records, found = list(records), []
+    if metadata.get("own_key"):  # its loader looks itself
+        return []
     for folder_key, file_key, lacks in (
         ("image_root", "file_name", "no label"),
         ("sem_seg_root", "sem_seg_file_name", "no image"),
