@@ -325,7 +325,14 @@ def test_labels_by_colour_are_counted_and_unknown_colours_named(tmp_path: Path, 
 
 def test_numbers_of_objects_are_no_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert check_own(tmp_path, [MASK, MAP, np.maximum(MAP, 3 * (MAP == 0).astype(np.uint8))], "classes: [person]") == 1
-    assert "numbers of objects" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "numbers of objects" in out and "`objects` in place of `labels`" in out
+
+
+def test_photographs_are_no_labels(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    photograph = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert check_own(tmp_path, [photograph], "classes: [a, b, c]") == 1
+    assert "are images and labels swapped?" in capsys.readouterr().out
 
 
 def test_images_of_the_training_in_the_evaluation_are_found(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

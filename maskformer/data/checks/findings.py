@@ -33,6 +33,7 @@ _NEAREST = "save labels as PNG, and resize them with nearest neighbour"
 _THIN = 50  # pixels that are all at edges, from which on that is told
 _MANY_COLORS = 300
 _MAIN_COLOR = 0.01  # of all pixels
+_MOST_FREQUENT = 50  # colours, which in labels cover nearly all
 _ALIKE = 32  # in each channel; JPEG changes colours by less
 
 
@@ -99,10 +100,14 @@ def _find_colors(seen: Inspection, block: str) -> list[Finding]:
     shown = ", ".join(f"{list(color)} ({_percent(counts[color].pixels / total)})" for color in main[:6])
     if seen.numbering.colors:
         return [Finding(_explain_unknown_colors(coloured, len(counts), main, shown, block), coloured)]
+    remedy = _guess_colors(main, len(counts), len(seen.numbering.of_classes), block)
+    most = sorted((count.pixels for count in counts.values()), reverse=True)[:_MOST_FREQUENT]
+    if sum(most) < total / 2:
+        remedy = "they look like photographs: are images and labels swapped?"
     sentence = (
         f"Labels are pictures of several channels in {len(coloured)} of {len(seen.sights)} files, first "
         f"{coloured[0].label_file}, with {len(counts)} colours, such as {shown}; expected one number a pixel: "
-        f"{_guess_colors(main, len(counts), len(seen.numbering.of_classes), block)}"
+        f"{remedy}"
     )
     return [Finding(sentence, coloured)]
 
@@ -115,8 +120,8 @@ def _explain_unknown_colors(
     if number > 2 * len(main):
         remedy = f"most are rare and at edges, as JPEG and interpolation leave them: {_NEAREST}."
     return (
-        f"Labels of {len(coloured)} files, first {coloured[0].label_file}, hold colours that are no class, {number} in all; of "
-        f"their pixels have {shown}; expected those of `colors`: {remedy}"
+        f"Labels of {len(coloured)} files, first {coloured[0].label_file}, hold colours that are no class, {number} in "
+        f"all, such as {shown}; expected those of `colors`: {remedy}"
     )
 
 

@@ -152,21 +152,17 @@ def _guess_by_count(values: Mapping[int, ValueCount], numbering: LabelValues, nu
             return f"{key}?"
         return f"{key}, if these pixels have no class, or else a class is missing in `classes`?"
     seen = sorted(values.keys() - set(numbering.ignored))
-    if num_classes <= 2 and len(seen) > 2 and _look_like_objects(values):
-        return "are they numbers of objects? Then write `objects` in place of `labels`."
-    if foreign[0] >= 1000:
-        return "are they numbers of objects, such as 1000 * class + number? Keep the class alone."
+    if num_classes == 1 and len(seen) > 2 and _look_like_objects(values):
+        return "are they numbers of objects (then write `objects` in place of `labels`), or is a class missing?"
+    if foreign[-1] >= 1000:
+        return "are they numbers of objects, such as 1000 * class + number, or 256 * class? Keep the class alone."
     if seen[0] == 0 and len(foreign) < len(seen) and seen[-1] < 2 * len(seen):
         return f"values go up to {seen[-1]}, but `classes` has {num_classes} names: are some missing?"
     return f"`classes` has {num_classes} names, but labels hold {len(seen)} values: are they of another dataset?"
 
 
 def _look_like_objects(values: Mapping[int, ValueCount]) -> bool:
-    """Whether ever fewer files have ever higher values, from 1 on."""
+    """Whether values go up from 1, and no file has a value that more files have than the one before."""
     numbers = [value for value in values if value > 0]
     images = [values[value].images for value in numbers]
-    return (
-        numbers == list(range(1, len(numbers) + 1))
-        and images == sorted(images, reverse=True)
-        and images[0] > images[-1]
-    )
+    return numbers == list(range(1, len(numbers) + 1)) and images == sorted(images, reverse=True)
