@@ -144,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Looks at datasets and prints what it found; returns the exit code."""
     args = build_parser().parse_args(arguments)
     try:
+        if args.page is not None and not args.page.parent.is_dir():
+            raise InputError(f"--page {args.page} cannot be written: {args.page.parent} is no folder.")
         register_all(args.root)
         cfg = load_config(args.config_file)
         register_own(read_own_datasets(cfg.DATASETS.OWN))
