@@ -18,6 +18,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -350,7 +351,9 @@ def test_archive_is_trained_from_by_every_worker_without_unpacking(tmp_path: Pat
     write_text(tmp_path / "files/__MACOSX/data/images/._0.png", b"resource fork")
     pack(tmp_path / "files", tmp_path / "My data.ZIP")
     block = {**SCENE, "train": {"images": "My data.ZIP/data/images", "labels": "My data.ZIP/data/labels"}}
-    assert len(load_own(**block)) == 6
+    records = load_own(**block)
+    assert len(records) == 6
+    assert read_image(records[1]["file_name"], "RGB").max() == 91  # by Detectron2's own mappers too
     options = ["DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "3", "SEED", "1"]
     loader = iter(build_train_loader(read_config(tmp_path, block, *options)))
     examples = [example for _ in range(4) for example in next(loader)]
