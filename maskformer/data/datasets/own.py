@@ -89,6 +89,12 @@ def load_semantic(dataset: OwnDataset) -> list[Record]:
     is_all_named = are_named and all(label for _, label in chosen)
     labels = {} if is_all_named else one_of_each(dataset, "labels", find_files(dataset, "labels", "images"))
     label_of = {key: names.find(label) if label and names else labels.get(key) for key, label in chosen}
+    lost = next((label for key, label in chosen if label and label_of[key] is None), None)
+    if lost is not None:
+        raise InputError(
+            f"{dataset.paths['list']} ({dataset.key}.list) names the label {lost!r}, which is not in "
+            f"{dataset.paths['labels']}; expected that folder, or one above it: correct labels or list."
+        )
     _check_labelled(
         dataset, "labels", {key: images[key] for key, label in label_of.items() if label is None}, len(chosen)
     )

@@ -135,4 +135,6 @@ def explain_missing_image(images: str, file_name: str, names: Sequence[str]) -> 
         return f" {images} holds {len(names)} files, such as {(close or [*names, 'none'])[0]}."
     if found.endswith(f"/{wanted}"):
         return f" It is in {images}/{found[: -len(wanted) - 1]}: write images: {images}/{found[: -len(wanted) - 1]}."
-    return f" {found} lies in {images} itself, without the folder: correct the names in the JSON, or the folder."
+    head = wanted[: -len(found) - 1]
+    above = f"write images: {images[: -len(head) - 1]}" if images.endswith(f"/{head}") else "correct the JSON's names"
+    return f" {found} lies in {images} itself, without {head}: {above}."

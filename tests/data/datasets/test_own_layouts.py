@@ -18,6 +18,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -202,6 +203,7 @@ def test_pairs_of_a_list_need_no_common_name(tmp_path: Path, load_own: LoadOwn):
     [
         ("2007_000032\n2008_000001\n", r"Line 2 of .*train\.txt .*'2008_000001'.* such as '2007_0000"),
         ("2007_000001\n", r"1 of 1 images of .*scene\.train have no label, first .*2007_000001\.jpg"),
+        ("a/2007_000032.jpg b/2008_1.png\n", r"train\.list\) names the label 'b/2008_1\.png', which is not in .*Class"),
         ("# nothing\n\n", r"train\.txt, which names no image"),
         (b"\xff\xfe\x00", r"list is .*train\.txt, which cannot be read as text"),
     ],
@@ -350,7 +352,9 @@ def test_archive_is_trained_from_by_every_worker_without_unpacking(tmp_path: Pat
     write_text(tmp_path / "files/__MACOSX/data/images/._0.png", b"resource fork")
     pack(tmp_path / "files", tmp_path / "My data.ZIP")
     block = {**SCENE, "train": {"images": "My data.ZIP/data/images", "labels": "My data.ZIP/data/labels"}}
-    assert len(load_own(**block)) == 6
+    records = load_own(**block)
+    assert len(records) == 6
+    assert read_image(records[1]["file_name"], "RGB").max() == 91  # by Detectron2's own mappers too
     options = ["DATALOADER.NUM_WORKERS", "2", "SOLVER.IMS_PER_BATCH", "3", "SEED", "1"]
     loader = iter(build_train_loader(read_config(tmp_path, block, *options)))
     examples = [example for _ in range(4) for example in next(loader)]
@@ -503,6 +507,13 @@ def test_cvat_export_has_subfolders_and_brushed_masks(tmp_path: Path, load_own: 
     if images != "images":
         with pytest.raises(InputError, match=r"sub dir/a\.jpg does not exist.* write images: .*images/default\."):
             load_own(train={**split, "images": "images"})
+
+
+def test_folder_that_a_json_names_too_is_told(tmp_path: Path, load_own: LoadOwn):
+    write_coco(tmp_path, "images/a.jpg")
+    with pytest.raises(InputError, match=rf"write images: {tmp_path}\.$"):
+        load_own(train={"images": "images", "instances": "_annotations.coco.json"})
+    assert len(load_own(train={"images": ".", "instances": "_annotations.coco.json"})) == 1
 
 
 def test_panoptic_json_says_which_classes_are_things(tmp_path: Path, load_own: LoadOwn):
