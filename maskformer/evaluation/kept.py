@@ -42,7 +42,7 @@ class KeptPictures:
         self._folder = folder
         self._draw: Draw | None = draw
         self._worst: list[tuple[float, int]] = []  # score and index, the worst first
-        self._best: list[tuple[float, int]] = []  # likewise with the negative score
+        self._best: list[tuple[float, int]] = []  # both negative: the reverse order, also of equal scores
 
     def offer(
         self,
@@ -64,8 +64,8 @@ class KeptPictures:
         if self._draw is None or not math.isfinite(score):
             return
         before = self._kept()
-        for ranked, key in ((self._worst, score), (self._best, -score)):
-            bisect.insort(ranked, (key, index))
+        for ranked, place in ((self._worst, (score, index)), (self._best, (-score, -index))):
+            bisect.insort(ranked, place)
             del ranked[KEPT:]
         kept = self._kept()
         try:
@@ -82,7 +82,7 @@ class KeptPictures:
             self._draw = None
 
     def _kept(self) -> set[int]:
-        return {index for _, index in itertools.chain(self._worst, self._best)}
+        return {abs(index) for _, index in itertools.chain(self._worst, self._best)}
 
     def _paths(self, index: int) -> dict[str, Path]:
         return {layer: self._folder / f"{index:04d}_{layer}.jpg" for layer in LAYERS}
@@ -106,8 +106,9 @@ class KeptPictures:
             for index, image in images
             if math.isfinite(image["score"]) and all(path.exists() for path in self._paths(index).values())
         ]
-        worst = sorted(there)[: min(KEPT, (len(there) + 1) // 2)]
-        best = sorted(set(there) - set(worst), key=lambda each: (-each[0], each[1]))[:KEPT]
+        there.sort()
+        half = (len(there) + 1) // 2
+        worst, best = there[: min(KEPT, half)], there[half:][::-1][:KEPT]
         try:
             (target / "pictures.json").unlink(missing_ok=True)
             shutil.rmtree(target / "pictures", ignore_errors=True)

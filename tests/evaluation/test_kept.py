@@ -47,23 +47,24 @@ def publish(pictures: KeptPictures, folder: Path, scores: list[float] = SCORES) 
 
 def expected(scores: list[float]) -> tuple[list[str], list[str]]:
     ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-    best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    return [f"{index}.jpg" for index in ranked[:KEPT]], [f"{index}.jpg" for index in best[:KEPT]]
+    return [f"{index}.jpg" for index in ranked[:KEPT]], [f"{index}.jpg" for index in ranked[::-1][:KEPT]]
 
 
-def test_the_worst_and_best_are_kept_and_no_others(tmp_path: Path):
+@pytest.mark.parametrize("scores", [SCORES, [0.0] * 100])
+def test_the_worst_and_best_are_kept_and_no_others(tmp_path: Path, scores: list[float]):
     pictures = keeper(tmp_path)
-    show(pictures, range(100))
+    show(pictures, range(100), scores)
     assert len(list((tmp_path / "partial").iterdir())) == 3 * 2 * KEPT
-    assert publish(pictures, tmp_path) == expected(SCORES)
+    assert publish(pictures, tmp_path, scores) == expected(scores)
 
 
-def test_processes_and_those_before_them_keep_the_same(tmp_path: Path):
-    show(keeper(tmp_path), range(30))  # it was killed
-    show(keeper(tmp_path), range(70, 100))
+@pytest.mark.parametrize("scores", [SCORES, [0.0] * 100])
+def test_processes_and_those_before_them_keep_the_same(tmp_path: Path, scores: list[float]):
+    show(keeper(tmp_path), range(30), scores)  # it was killed
+    show(keeper(tmp_path), range(70, 100), scores)
     main = keeper(tmp_path)
-    show(main, range(30, 70))
-    assert publish(main, tmp_path) == expected(SCORES)
+    show(main, range(30, 70), scores)
+    assert publish(main, tmp_path, scores) == expected(scores)
 
 
 def test_of_few_images_none_is_both_worst_and_best(tmp_path: Path):
