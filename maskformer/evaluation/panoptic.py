@@ -317,11 +317,11 @@ def count_matches(objects: Iterable[ObjectRow]) -> PQStat:
         if true is not None and true == predicted:
             counts[true].iou += iou
             counts[true].tp += 1
-        else:
-            if true is not None:
-                counts[true].fn += 1
-            if predicted is not None:
-                counts[predicted].fp += 1
+            continue
+        if true is not None:
+            counts[true].fn += 1
+        if predicted is not None:
+            counts[predicted].fp += 1
     return counts
 
 
