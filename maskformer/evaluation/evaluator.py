@@ -241,7 +241,7 @@ class ImageByImageEvaluators(DatasetEvaluators):
             details = [evaluator.details for evaluator in self.evaluators]
             rows = write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
             if self._pictures is not None:
-                self._pictures.publish(zip(indices, rows, strict=True), Path(self.output_folder))
+                self._pictures.publish(list(zip(indices, rows, strict=True)), Path(self.output_folder))
         if self._journal is not None:
             self._journal.finish()
         return scores
