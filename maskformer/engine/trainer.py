@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Container, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.evaluation.kept import Draw
 from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
 from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
@@ -142,7 +144,9 @@ class Trainer(DefaultTrainer):
             else:
                 with inference_options(test_model, semantic_as_labels=True):
                     builders = cls.build_test_loader, cls.build_evaluator
-                    results = evaluate_datasets(loading_cfg, test_model, *builders, accelerator.release_unused_memory)
+                    drawing = partial(_build_drawing, cfg)
+                    release = accelerator.release_unused_memory
+                    results = evaluate_datasets(loading_cfg, test_model, *builders, release, drawing)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
@@ -288,3 +292,9 @@ class Trainer(DefaultTrainer):
             )
         go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter
+
+
+def _build_drawing(cfg: CfgNode, dataset_name: str) -> Draw:
+    from maskformer.reports.comparison import Comparison  # here: importing the package loads no Matplotlib
+
+    return Comparison(dataset_name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, image_format=cfg.INPUT.FORMAT)

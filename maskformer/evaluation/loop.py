@@ -28,6 +28,7 @@ from maskformer.structures import InputError, RunError
 
 from .evaluator import ImageByImageEvaluators
 from .journal import Journal, tidy_partial_results
+from .kept import Draw
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ def evaluate_datasets(
     build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
     build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
     release_memory: Callable[[], None],
+    build_drawing: Callable[[str], Draw] | None = None,
 ) -> dict[str, Any]:
     """Detectron2's loop over datasets, with partial results on disk.
 
@@ -85,6 +87,7 @@ def evaluate_datasets(
         build_loader: (cfg, dataset name, indices of the images to leave out) -> batches.
         build_evaluator: (cfg, dataset name) -> evaluator.
         release_memory: gives what the device no longer needs back, after each dataset.
+        build_drawing: (dataset name) -> what draws the worst and best images; None: they are not drawn.
 
     Returns:
         Scores by kind of result and metric; of several datasets, by their names first. On the main process only.
@@ -92,7 +95,7 @@ def evaluate_datasets(
     results: dict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         evaluator = build_evaluator(cfg, name)
-        journal = _keep_journal(cfg, model, name, evaluator)
+        journal = _keep_journal(cfg, model, name, evaluator, build_drawing)
         loader = build_loader(cfg, name, frozenset() if journal is None else journal.done)
         results[name] = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():
@@ -104,14 +107,20 @@ def evaluate_datasets(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator) -> Journal | None:
+def _keep_journal(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    evaluator: DatasetEvaluator,
+    build_drawing: Callable[[str], Draw] | None,
+) -> Journal | None:
     """A journal that is given to the evaluator; None where it cannot keep one."""
     if not isinstance(evaluator, ImageByImageEvaluators) or evaluator.output_folder is None:
         return None
     of_main = fingerprint(cfg, model, _describe_dataset(dataset_name)) if comm.is_main_process() else ""
     common = comm.all_gather(of_main)[0]
     journal = Journal(evaluator.output_folder, common, resume=cfg.TEST.RESUME)
-    evaluator.keep_in(journal)
+    evaluator.keep_in(journal, None if build_drawing is None else build_drawing(dataset_name))
     if comm.is_main_process():
         _report(journal, dataset_name, tidy_partial_results(evaluator.output_folder))
     return journal
