@@ -10,6 +10,7 @@ moved. What a dataset cannot hold is counted and said at the end.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def describe(summary: Summary, losses: Losses, configuration: Path) -> str:
     rows = [(count, what, losses.first[what]) for what, count in losses.counts.most_common()]
     table = tabulate(rows, headers=("number", "lost or changed", "first in"), disable_numparse=True)
     lines.append(table if rows else "nothing was lost")
-    lines.append(f"python train_net.py --config-file {configuration}")
+    lines.append(f"python train_net.py --config-file {shlex.quote(str(configuration))}")
     return "\n".join(printable(line, keep="\n") for line in lines)
 
 
