@@ -74,16 +74,18 @@ class Predictor:
         return getattr(innermost(self.model), "classes", None)
 
     @torch.inference_mode()
-    def __call__(self, image: Any, output_size: tuple[int, int] | None = None) -> dict[str, Any]:
+    def __call__(
+        self, image: Any, output_size: tuple[int, int] | None = None, *, semantic_as_labels: bool = True
+    ) -> dict[str, Any]:
         """Segment one image.
 
         Args:
             image: (height,width,3) uint8 RGB, or another picture that ``as_rgb`` takes, such as the name of a file.
             output_size: (height, width) of the results; the image's own by default.
+            semantic_as_labels: whether MaskFormer's ``sem_seg`` is labels, or scores, which take K times the memory.
 
         Returns:
-            The model's results: those switched on of ``sem_seg`` (of MaskFormer: labels, not scores), ``panoptic_seg``
-            and ``instances``.
+            The model's results: those switched on of ``sem_seg``, ``panoptic_seg`` and ``instances``.
 
         Raises:
             BadImageError: it is no picture, or so narrow that nothing is left of it when it is resized.
@@ -101,7 +103,7 @@ class Predictor:
             )
         resized = transform.apply_image(rgb)[:, :, self._channel_order]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        with inference_options(self.model, semantic_as_labels=True):
+        with inference_options(self.model, semantic_as_labels=semantic_as_labels):
             return self.model([{"image": pixels, "height": height, "width": width}])[0]
 
 

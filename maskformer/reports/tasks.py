@@ -207,10 +207,10 @@ class IdMap:
 
 
 def encode_semantic(class_map: np.ndarray, classes: ClassTable) -> IdMap:
-    """Class ids as pixel values, one byte where it holds them and the ignore value 255, else two bytes."""
+    """Class ids as pixel values, one byte where it holds them and the ignore value 255 (for -1), else two bytes."""
     dtype, ignore_value = (np.uint8, 255) if len(classes) <= 255 else (np.uint16, 65535)
     meaning = {"encoding": "pixel value = class id", "ignore_value": ignore_value}
-    return IdMap(class_map.astype(dtype), meaning)
+    return IdMap(np.where(class_map < 0, ignore_value, class_map).astype(dtype), meaning)
 
 
 def encode_panoptic(result: PanopticResult, classes: ClassTable) -> IdMap:
@@ -272,10 +272,23 @@ class Task:
         return f"{self.name.upper()}_ON"
 
 
-def read_semantic(output: dict[str, Any]) -> np.ndarray:
-    """The best class of each pixel, (height,width) int32 or int64."""
+def read_semantic(output: dict[str, Any], threshold: float = 0.0) -> np.ndarray:
+    """The best class of each pixel, (height,width) int32 or int64.
+
+    Args:
+        output: with ``sem_seg``: scores (K,height,width), or labels (height,width), which have no probability.
+        threshold: a pixel whose best class is not more probable is -1. MaskFormer's scores are probabilities as long
+            as they sum to at most 1, and the rest is "no object"; where they sum to more, they are divided by it.
+    """
     semantic = output["sem_seg"]
-    labels = semantic if semantic.dim() == 2 else semantic.argmax(dim=0)  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+    if semantic.dim() == 2:  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+        return semantic.cpu().numpy()
+    best, labels = semantic.max(dim=0)
+    if threshold > 0:
+        # Only the per-pixel models of Detectron2 give logits, of which some are negative.
+        total = semantic.sum(dim=0).clamp(min=1)
+        probs = semantic.softmax(dim=0).amax(dim=0) if semantic.min() < 0 else best / total
+        labels = labels.masked_fill(probs <= threshold, -1)
     return labels.cpu().numpy()
 
 
@@ -333,21 +346,17 @@ def with_threshold(task: Task, cfg: CfgNode, threshold: float) -> Task:
     """The task that keeps only what scores higher than a threshold.
 
     Args:
-        task: panoptic or instance.
+        task: any; semantic results have to be scores then (``Predictor``'s ``semantic_as_labels``).
         cfg: changed where the model applies the threshold itself (panoptic).
         threshold: 0..1.
 
     Raises:
-        InputError: the threshold is outside 0..1, or the task is semantic.
+        InputError: the threshold is outside 0..1.
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"--confidence-threshold is {threshold}; expected 0..1.")
     if task.name == "panoptic":
         cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = threshold
         return task
-    if task.name == "instance":
-        return replace(task, read=partial(read_instances, threshold=threshold))
-    raise InputError(
-        "--confidence-threshold does not apply to semantic results, where every pixel has its best class: leave it "
-        f"out, or use a model with {_switch_key(TASKS['panoptic'])} or {_switch_key(TASKS['instance'])}."
-    )
+    read = read_instances if task.name == "instance" else read_semantic
+    return replace(task, read=partial(read, threshold=threshold))

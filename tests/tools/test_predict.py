@@ -127,7 +127,6 @@ def test_panoptic_threshold_of_one_keeps_nothing(run: Run, images: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "semantic", "--confidence-threshold", "0.5"), "does not apply to semantic results"),
         (("--confidence-threshold", "50"), "--confidence-threshold is 50.0; expected 0..1"),
         (("--device", "abacus"), "abacus"),
         (("--weights", "missing.pth"), "missing.pth does not exist"),
