@@ -256,13 +256,22 @@ def test_scores_of_several_datasets_have_a_chart_each(tmp_path: Path) -> None:
 
 
 def test_a_key_that_one_run_left_alone_has_its_default(tmp_path: Path) -> None:
-    ours, theirs = run_facts(), {**run_facts(), "changed": {"SEED": [-1, 0], "SOLVER.BASE_LR": [1e-4, 1e-3]}}
+    ours = run_facts()
+    theirs = {**ours, "changed": {"SEED": [-1, 0], "SOLVER.BASE_LR": [1e-4, 1e-3], "OUTPUT_DIR": ["output", "b"]}}
     rows = report.describe(RunFolder(tmp_path, ours), RunFolder(tmp_path / "b", theirs))["differing_keys"]
     assert rows == [
         ("DATASETS.TRAIN", '["garden_train"]', "[]"),
         ("SOLVER.BASE_LR", "0.0001", "0.001"),
         ("SOLVER.MAX_ITER", "1000", "40000"),
     ]
+
+
+def test_a_dataset_that_only_the_other_run_measured_is_told(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(two_runs[1], tmp_path / "other"))
+    change_json(other / "inference" / "garden_val" / "evaluation.json", dataset="park_val")
+    content = report.describe(read_run(two_runs[0]), read_run(other))
+    assert [note for note in content["notes"] if "other" in note and "park_val" in note]
+    assert [evaluation["is_compared"] for evaluation in content["evaluations"]] == [False]
 
 
 @pytest.mark.parametrize(
