@@ -6,6 +6,7 @@ Importing this package registers its components with Detectron2 and does nothing
 from __future__ import annotations
 
 import logging
+import warnings
 
 try:
     import detectron2  # noqa: F401
@@ -18,12 +19,14 @@ except ModuleNotFoundError as error:
         "from https://github.com/facebookresearch/detectron2"
     ) from None
 
-from maskformer.config import add_maskformer_config
-from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
-from maskformer.engine import Trainer
-from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.meta_arch import MaskFormer
-from maskformer.structures import ESCAPING
+with warnings.catch_warnings():  # of libraries, as they are imported: nobody who reads them here can change it
+    warnings.simplefilter("ignore")
+    from maskformer.config import add_maskformer_config
+    from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
+    from maskformer.engine import Trainer
+    from maskformer.losses import HungarianMatcher, SetCriterion
+    from maskformer.meta_arch import MaskFormer
+    from maskformer.structures import ESCAPING
 
 logging.getLogger(__name__).addHandler(ESCAPING)  # names out of files reach no log as they are
 

@@ -93,6 +93,9 @@ class EscapingHandler(logging.Handler):
 ESCAPING = EscapingHandler()  # one, which a logger takes once, however often it is added
 
 
+SCREEN = logging.getLogger("maskformer.screen")  # what a run shows on the terminal; the log file has all else too
+
+
 class _Sentence(Exception):
     """An error whose message is for the terminal.
 

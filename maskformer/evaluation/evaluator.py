@@ -14,6 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from maskformer.files import json_text
 from maskformer.structures import InputError
 
 from .journal import Journal
@@ -163,7 +164,7 @@ class ImageEvaluator(DatasetEvaluator):
         """Write a JSON file to the output folder, where there is one."""
         if self.output_folder is not None:
             Path(self.output_folder).mkdir(parents=True, exist_ok=True)
-            Path(self.output_folder, file_name).write_text(json.dumps(content), encoding="utf-8")
+            Path(self.output_folder, file_name).write_text(json_text(content), encoding="utf-8")
 
 
 class ImageByImageEvaluators(DatasetEvaluators):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import logging
 import os
 import secrets
 import signal
@@ -180,5 +179,4 @@ def compute_deterministically() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS heeds it before its first product
     torch.backends.cudnn.benchmark = False  # it chooses by the clock
     torch.use_deterministic_algorithms(True, warn_only=True)
-    logging.captureWarnings(True)
     warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)

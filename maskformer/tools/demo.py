@@ -230,8 +230,7 @@ def draw_gallery(demo: Demo, scores: Scores) -> None:
         f"Trained from scratch on {demo.num_train} drawn images for {demo.cfg.SOLVER.MAX_ITER} iterations; "
         f"measured on {demo.num_val} others, in percent."
     )
-    content = gallery.make_page("MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
-    page.write_text(content, encoding="utf-8")
+    gallery.write_gallery(page, "MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
 
 
 def report(demo: Demo, scores: Scores, seconds: float) -> None:
