@@ -25,6 +25,7 @@ from maskformer.data.importing.target import CONFIGURATION, plain_name
 from maskformer.files import folder_beside
 from maskformer.reports.console import ProgressLine
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
 
 READERS: dict[str, Callable[[Path, Path | None, Losses], Source]] = {
@@ -160,4 +161,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())
