@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import os
@@ -34,7 +35,7 @@ from .test_time import innermost
 logger = logging.getLogger(__name__)
 
 PERIOD = 20  # iterations from one line to the next; losses are medians of as many
-CLASS_SCORES = ("IoU", "PQ", "AP")  # of single classes, on the screen
+CLASS_SCORES = {"sem_seg": "IoU", "panoptic_seg": "PQ", "segm": "AP"}  # of single classes, on the screen
 CLASSES_A_COLUMN, MOST_COLUMNS, LONGEST_NAME = 40, 3, 24  # of their table
 
 
@@ -68,6 +69,8 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     _say("device", f"{facts['device']}{processes}")
     _say("results", f"{cfg.OUTPUT_DIR}, where log.txt has every detail")
+    if args.eval_only:
+        _say("weights", f"the last checkpoint there, else {cfg.MODEL.WEIGHTS}" if args.resume else cfg.MODEL.WEIGHTS)
 
 
 def changed_keys(cfg: CfgNode) -> dict[str, list[Any]]:
@@ -108,8 +111,8 @@ def say_data_and_model(cfg: CfgNode, model: nn.Module, *, training: bool) -> Non
     when = f", every {period} iterations and at the end" if training and period else ""
     _say("testing", _with_sizes(test) + when if test else "nothing (DATASETS.TEST is empty)")
     classes = f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes"
-    backbone = type(getattr(model, "backbone", None)).__name__
-    _say("model", f"{architecture} on {backbone}: {parameters / 1e6:.1f} M parameters, {classes}")
+    backbone = f" on {type(model.backbone).__name__}" if hasattr(model, "backbone") else ""
+    _say("model", f"{architecture}{backbone}: {parameters / 1e6:.1f} M parameters, {classes}")
 
 
 def _with_sizes(names: Sequence[str]) -> str:
@@ -155,10 +158,12 @@ class RunReport(HookBase):
         loss, rate, speed, memory = (
             latest.get(name, (math.nan, 0))[0] for name in ("total_loss", "lr", "images_per_second", "memory_peak_mb")
         )
-        seconds = (total - done) * self.cfg.SOLVER.IMS_PER_BATCH / speed if speed > 0 else 0
+        # The first step compiles and warms up: it says nothing of the others.
+        seconds = (total - done) * self.cfg.SOLVER.IMS_PER_BATCH / speed if done % PERIOD == 0 and speed > 0 else None
         SCREEN.info(
-            "iteration %*d of %d   loss %-7.4g   learning rate %-8.3g   %.1f images/s   %.0f MB   %s left",
-            len(str(total)), done, total, loss, rate, speed, memory, tqdm.format_interval(seconds),
+            "iteration %*d of %d   loss %-7.4g   learning rate %-8.3g   %.1f images/s   %.0f MB%s",
+            len(str(total)), done, total, loss, rate, speed, memory,
+            "" if seconds is None else f"   {tqdm.format_interval(seconds)} left",
         )  # fmt: skip
 
     def after_train(self) -> None:
@@ -193,15 +198,17 @@ def _write_report(folder: Path) -> Path | None:
         return None
 
 
-def show_scores(results: Mapping[str, Mapping[str, Any]], *, classes: bool) -> None:
+def show_scores(results: Mapping[str, Mapping[str, Any]], folder: str, *, classes: bool) -> None:
     """Show scores on the screen, each kind of result in a line.
 
     Args:
         results: dataset -> kind of result -> metric -> score in percent; names with "-" are of single classes.
-        classes: whether to show a table of those too.
+        folder: OUTPUT_DIR, where our evaluators have written what they found.
+        classes: whether to show a table of classes too.
     """
     for dataset, kinds in results.items():
-        if classes and (table := format_class_scores(kinds)):
+        table = format_class_scores(Path(folder, "inference", dataset, "evaluation.json")) if classes else ""
+        if table:
             SCREEN.info("Classes of %s, in percent:\n%s", dataset, table)
         SCREEN.info("Scores on %s, in percent:", dataset)
         for kind, scores in kinds.items():
@@ -209,21 +216,27 @@ def show_scores(results: Mapping[str, Mapping[str, Any]], *, classes: bool) -> N
             _say(kind, "   ".join(shown))
 
 
-def format_class_scores(kinds: Mapping[str, Mapping[str, float]]) -> str:
-    """A table of the main score of each kind of result by class, "" where there are none; several columns of many."""
+def format_class_scores(file: Path) -> str:
+    """A table of the main score of each kind of result by class; "" where there are none.
+
+    Args:
+        file: ``evaluation.json`` of a dataset; see ``maskformer.evaluation.results``.
+    """
+    try:
+        per_class = json.loads(file.read_text(encoding="utf-8")).get("per_class", {})
+    except OSError:  # evaluators of others write none
+        return ""
+    kinds = {kind: metric for kind, metric in CLASS_SCORES.items() if per_class.get(kind)}
     rows: dict[str, dict[str, float]] = {}
-    for scores in kinds.values():
-        for name, score in scores.items():
-            metric, _, class_name = name.partition("-")
-            if class_name and metric in CLASS_SCORES:
-                rows.setdefault(class_name, {})[metric] = score
-    metrics = [metric for metric in CLASS_SCORES if any(metric in row for row in rows.values())]
-    cells = [[_short(name), *(row.get(metric, math.nan) for metric in metrics)] for name, row in rows.items()]
+    for kind, metric in kinds.items():
+        for row in per_class[kind]:
+            rows.setdefault(row["class"], {})[metric] = math.nan if row[metric] is None else row[metric]
+    cells = [[_short(name), *(row.get(metric, math.nan) for metric in kinds.values())] for name, row in rows.items()]
     height = max(CLASSES_A_COLUMN, -(-len(cells) // MOST_COLUMNS))
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = [[cell for row in line for cell in row or ()] for line in itertools.zip_longest(*columns)]
-    headers = ["class", *metrics] * len(columns)
-    return tabulate(lines, headers=headers, tablefmt="simple", floatfmt=".2f") if lines else ""
+    headers = ["class", *kinds.values()] * len(columns)
+    return tabulate(lines, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="") if lines else ""
 
 
 def _short(name: str) -> str:

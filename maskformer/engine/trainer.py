@@ -160,7 +160,7 @@ class Trainer(DefaultTrainer):
             by_dataset = results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
             logger.info("Scores in percent:\n%s", format_scores(by_dataset))
             is_last = not has_event_storage() or get_event_storage().iter >= cfg.SOLVER.MAX_ITER
-            show_scores(by_dataset, classes=is_last)
+            show_scores(by_dataset, cfg.OUTPUT_DIR, classes=is_last)
             if not has_event_storage():
                 append_scores(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), results)
                 conclude(cfg, accelerator)

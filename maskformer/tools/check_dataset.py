@@ -27,6 +27,7 @@ from maskformer.data.datasets.classes import ignore_label_of
 from maskformer.data.datasets.own import register_own
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.dataset_page import Checked, write_dataset_page
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
 
 _ROOT = "folder of all datasets (default: %(default)s); names that Detectron2 registers follow $DETECTRON2_DATASETS"
@@ -167,4 +168,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

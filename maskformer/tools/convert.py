@@ -30,6 +30,7 @@ from maskformer.export.hugging_face_config import describe_model, describe_prepr
 from maskformer.files import unfinished
 from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import Classes, InputError, printable
 
 SUFFIXES = (".safetensors", ".pth")
@@ -159,4 +160,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -38,6 +38,7 @@ from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
@@ -353,4 +354,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

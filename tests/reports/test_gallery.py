@@ -58,6 +58,7 @@ def test_losses_of_a_resumed_training_are_told_once(tmp_path: Path) -> None:
         {"iteration": 39, "total_loss": 2.0},
         {"iteration": 19, "total_loss": 2.5},
         {"iteration": 59, "sem_seg/mIoU": 80.0},
+        {"iteration": 79, "total_loss": None},
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
     assert gallery.read_losses(tmp_path / "metrics.json") == [(19, 2.5), (39, 2.0)]

@@ -25,6 +25,7 @@ from .writers import PictureWriter, values_after
 
 PROJECT = "maskformer"  # unless an environment variable of the service names another
 LONGEST_PAUSE = 64  # writes that are left out after one that failed
+LONGEST_REASON = 500  # characters of what a client says went wrong
 
 
 class Tracker(PictureWriter):
@@ -79,7 +80,8 @@ class Tracker(PictureWriter):
             self._failures = 0
         except Exception as error:  # of any of the libraries that a service's client is made of
             if not self._failures:
-                tell(f"{type(self).__name__} cannot be written ({error}); going on, and trying again now and then.")
+                reason = str(error).partition("\n")[0][:LONGEST_REASON]
+                tell(f"{type(self).__name__} cannot write ({reason}); going on, and trying again now and then.")
             self._failures += 1
             self._pause = min(2**self._failures, LONGEST_PAUSE)
 
@@ -119,7 +121,7 @@ class WandbWriter(Tracker):
         )
         # A resumed training goes back to its checkpoint, but W&B's own steps only go up.
         run.define_metric("*", step_metric="iteration")
-        if run.url:
+        if not run.offline:
             SCREEN.info("wandb: %s", run.url)
         return run
 
