@@ -271,6 +271,24 @@ class Task:
         """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
         return f"{self.name.upper()}_ON"
 
+    def above(self, threshold: float) -> tuple[Task, dict[str, Any]]:
+        """The task that keeps only what scores higher, and the options that a model needs for it.
+
+        Args:
+            threshold: 0..1.
+
+        Raises:
+            InputError: the threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"The threshold is {threshold}; expected 0..1.")
+        if self.name == "panoptic":
+            return self, {"object_mask_threshold": threshold}
+        if self.name == "instance":
+            return replace(self, read=partial(read_instances, threshold=threshold)), {}
+        # Labels alone, which take a K-th of the memory, have no probability.
+        return replace(self, read=partial(read_semantic, threshold=threshold)), {"semantic_as_labels": threshold == 0}
+
 
 def read_semantic(output: dict[str, Any], threshold: float = 0.0) -> np.ndarray:
     """The best class of each pixel, (height,width) int32 or int64.

@@ -291,8 +291,7 @@ def _build_annotator(args: argparse.Namespace) -> tuple[CfgNode, Annotator]:
         "dataset": dataset,
         "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
     }
-    # Labels alone, which take a K-th of the memory, have no probability.
-    segment = partial(predictor, semantic_as_labels=not args.confidence_threshold)
+    segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
     things = (predictor.classes and predictor.classes.things) or frozenset()
     return cfg, Annotator(segment, task, classes, facts, things)
 
