@@ -5,11 +5,13 @@ Importing this package registers its components with Detectron2 and does nothing
 
 from __future__ import annotations
 
+import importlib
 import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskformer.engine.commands import evaluate, train
     from maskformer.predictor import Predictor, load
 
 try:
@@ -43,16 +45,24 @@ __all__ = [
     "SetCriterion",
     "Trainer",
     "add_maskformer_config",
+    "evaluate",
     "load",
+    "train",
 ]
 
 __version__ = "0.2.0"
 
 
-def __getattr__(name: str) -> Any:
-    """``Predictor`` and ``load`` when they are asked for: what draws takes a while to import."""
-    if name in ("Predictor", "load"):
-        from maskformer import predictor
+_DOOR = {
+    "Predictor": "maskformer.predictor",
+    "evaluate": "maskformer.engine.commands",
+    "load": "maskformer.predictor",
+    "train": "maskformer.engine.commands",
+}
 
-        return getattr(predictor, name)
+
+def __getattr__(name: str) -> Any:
+    """The Python door when it is asked for: what draws takes a while to import."""
+    if name in _DOOR:
+        return getattr(importlib.import_module(_DOOR[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -149,6 +149,7 @@ def is_call_statement(node: ast.stmt) -> bool:
 def test_importing_a_module_registers_no_dataset():
     for path, tree in TREES.items():
         calls = [node.value.func for node in tree.body if is_call_statement(node)]
+        calls = [call for call in calls if ast.unparse(call) != "PathManager.register_handler"]  # how zips are opened
         assert not [
             where(path, call) for call in calls if "register" in ast.unparse(call) or "Catalog" in ast.unparse(call)
         ]

@@ -245,3 +245,64 @@ def test_what_is_no_model_is_named(tmp_path: Path):
 def test_a_key_that_does_not_exist_is_named(tiny_weights: str):
     with pytest.raises(InputError, match=r"INPUT\.MIN_SIZE_TSET.*MIN_SIZE_TEST"):
         load(SHAPES_CONFIG, tiny_weights, INPUT__MIN_SIZE_TSET=64)
+
+
+# Training and evaluation
+
+DATA = """
+_BASE_: nowhere.yaml
+DATASETS:
+  OWN:
+    garden:
+      classes: [grass, path]
+      train: {images: images, labels: labels}
+      val: {images: images, labels: labels}
+  TRAIN: [garden_train]
+  TEST: [garden_val]
+"""
+SEMANTIC = {
+    "MODEL__MASK_FORMER__TEST__PANOPTIC_ON": False,
+    "MODEL__MASK_FORMER__TEST__INSTANCE_ON": False,
+    "INPUT__DATASET_MAPPER_NAME": "mask_former_semantic",
+}
+
+
+@pytest.fixture(scope="module")
+def garden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("garden")
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for index in range(4):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:, 16 * index :] = 1
+        Image.fromarray(labels).save(folder / "labels" / f"{index}.png")
+        Image.fromarray(np.stack([labels * 200] * 3, -1)).save(folder / "images" / f"{index}.jpg")
+    (folder / "garden.yaml").write_text(DATA)
+    return folder / "garden.yaml"
+
+
+@pytest.mark.slow
+def test_trained_and_evaluated_twice_in_one_process(garden: Path, tmp_path: Path):
+    keys = {**KEYS, **SEMANTIC, "SOLVER__IMS_PER_BATCH": 2, "TEST__EVAL_PERIOD": 0}
+    del keys["MODEL__DEVICE"]
+    outcomes = [
+        maskformer.train(SHAPES_CONFIG, garden, output=tmp_path / name, device="cpu", SOLVER__MAX_ITER=number, **keys)
+        for name, number in (("one", 2), ("two", 3))
+    ]
+    for outcome, number in zip(outcomes, (2, 3)):
+        assert outcome.report == outcome.output / "report.html" and outcome.report.is_file()
+        assert 0 <= outcome.scores["sem_seg"]["mIoU"] <= 100
+        log = (outcome.output / "log.txt").read_text()
+        assert str(outcome.output) in log and str(outcomes[number == 2].output) not in log
+        run = json.loads((outcome.output / "run.json").read_text())
+        assert run["command"][:2] == ["train_net.py", "--config-file"] and run["iterations"] == number
+    weights = outcomes[1].output / "model_final.pth"
+    again = maskformer.evaluate(SHAPES_CONFIG, weights, garden, output=tmp_path / "three", device="cpu", **keys)
+    assert again.scores == outcomes[1].scores
+    result = maskformer.load(outcomes[1].output)(garden.parent / "images" / "1.jpg")
+    assert result.classes == ("grass", "path") and result.task == "semantic"
+
+
+def test_a_mistake_is_an_error_and_not_an_exit(garden: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"SOLVER\.MAX_ITR"):
+        maskformer.train(SHAPES_CONFIG, garden, output=tmp_path / "out", SOLVER__MAX_ITR=1)

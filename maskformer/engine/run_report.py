@@ -63,6 +63,7 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
         },
         "weights": cfg.MODEL.WEIGHTS,
         "iterations": cfg.SOLVER.MAX_ITER,
+        **({"command": args.command} if "command" in args else {}),
     }
     start_record(cfg.OUTPUT_DIR, facts, resumes=args.resume)
     SCREEN.info("MaskFormer %s, %s: %s", version, facts["kind"], args.config_file or "the default configuration")

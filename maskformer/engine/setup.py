@@ -29,7 +29,7 @@ from maskformer.runs.launch import (
     may_be_restarted,
     run_in_processes,
 )
-from maskformer.runs.output_folder import keep_logging, lock_output_folder
+from maskformer.runs.output_folder import KeptFile, keep_logging, lock_output_folder
 from maskformer.runs.screen import keep_warnings_off_screen, show_on_screen
 from maskformer.runs.signals import REQUESTS
 from maskformer.structures import ESCAPING
@@ -55,7 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: a mistake in the configuration.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.data)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     if not args.eval_only and not args.resume:
@@ -121,13 +121,23 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     keep_warnings_off_screen()
     try:
         with REQUESTS.listening():
-            device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
+            device = resolve_device(load_config(args.config_file, args.opts, args.data).MODEL.DEVICE)
             run_in_processes(main, args, Accelerator(device))
     except BaseException as error:
         if (exit_code := report(error)) is None:
             raise
         return exit_code
     return 0
+
+
+def end_logs() -> None:
+    """Let go of the log file of an earlier run of this process."""
+    for logger in map(logging.getLogger, _LOGGERS):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, KeptFile):
+                handler.flush()
+                logger.removeHandler(handler)
+    setup_logger.cache_clear()  # it gives a logger the handlers of a folder once
 
 
 def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -137,6 +147,7 @@ def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
         lock_output_folder(cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     keep_warnings_off_screen()
+    end_logs()
     for name in _LOGGERS:
         logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name, configure_stdout=False)

@@ -177,6 +177,9 @@ class Trainer(DefaultTrainer):
     def train(self) -> Any:
         """Detectron2's training, which SIGTERM and SIGINT end after the step, with a checkpoint.
 
+        Returns:
+            The last scores, on the main process.
+
         Raises:
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
             RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
@@ -188,7 +191,7 @@ class Trainer(DefaultTrainer):
             finally:
                 REQUESTS.stop_flag = None
                 self._trainer.release_data()
-        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+        if not comm.is_main_process():
             return None
         check_expected_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results)
         return self._last_eval_results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
 from maskformer.files import json_text
 from maskformer.structures import InputError
@@ -55,7 +55,9 @@ class ImageEvaluator(DatasetEvaluator):
     def has_truth(cls, metadata: Metadata, records: Records) -> bool:
         """Whether a dataset, by its metadata and entries, holds what the result is compared with."""
         json_file = metadata.get(cls.json_key)
-        return any(cls.entry_key in record for record in records) if json_file is None else os.path.isfile(json_file)
+        return (
+            any(cls.entry_key in record for record in records) if json_file is None else PathManager.isfile(json_file)
+        )
 
     def check(self, records: Records) -> None:
         """Raise an ``InputError`` where the truth lacks something that measuring the entries of the dataset needs."""
@@ -242,7 +244,7 @@ class ImageByImageEvaluators(DatasetEvaluators):
             details = [evaluator.details for evaluator in self.evaluators]
             rows = write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
             if self._pictures is not None:
-                self._pictures.publish(zip(indices, rows, strict=True), Path(self.output_folder))
+                self._pictures.publish(list(zip(indices, rows, strict=True)), Path(self.output_folder))
         if self._journal is not None:
             self._journal.finish()
         return scores

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,7 @@ class KeptPictures:
     def __init__(self, folder: Path, draw: Draw):
         self._folder = folder
         self._draw: Draw | None = draw
-        self._worst: list[tuple[float, int]] = []  # score and index, the worst first
-        self._best: list[tuple[float, int]] = []  # likewise with the negative score
+        self._ranked: list[tuple[float, int, int]] = []  # see ``_rank``
 
     def offer(
         self,
@@ -63,16 +62,15 @@ class KeptPictures:
         """
         if self._draw is None or not math.isfinite(score):
             return
-        before = self._kept()
-        for ranked, key in ((self._worst, score), (self._best, -score)):
-            bisect.insort(ranked, (key, index))
-            del ranked[KEPT:]
-        kept = self._kept()
+        rank = _rank(score, index)
+        bisect.insort(self._ranked, rank)
+        left = self._ranked.pop(KEPT) if len(self._ranked) > 2 * KEPT else None  # neither among the worst nor the best
+        if left == rank:
+            return
         try:
-            if index in kept:
-                self._save(index, self._draw(example, truth(example), output))
-            for left in before - kept:
-                for path in self._paths(left).values():
+            self._save(index, self._draw(example, truth(example), output))
+            if left is not None:
+                for path in self._paths(left[-1]).values():
                     path.unlink(missing_ok=True)
         except Exception as error:  # whatever it is, scores are worth more than pictures
             logger.warning(
@@ -80,9 +78,6 @@ class KeptPictures:
                 "best images.", example["file_name"], type(error).__name__, error,
             )  # fmt: skip
             self._draw = None
-
-    def _kept(self) -> set[int]:
-        return {index for _, index in itertools.chain(self._worst, self._best)}
 
     def _paths(self, index: int) -> dict[str, Path]:
         return {layer: self._folder / f"{index:04d}_{layer}.jpg" for layer in LAYERS}
@@ -92,7 +87,7 @@ class KeptPictures:
         for layer, path in self._paths(index).items():
             Image.fromarray(pictures[layer]).save(path, quality=JPEG_QUALITY)
 
-    def publish(self, images: Iterable[tuple[int, Mapping[str, Any]]], target: Path) -> None:
+    def publish(self, images: Sequence[tuple[int, Mapping[str, Any]]], target: Path) -> None:
         """Put the worst and best of all processes into a folder, with ``pictures.json``, in place of earlier ones.
 
         No image is both: of less than twice ``KEPT`` images, the worse half is the worst.
@@ -101,19 +96,21 @@ class KeptPictures:
             images: index, and "file_name" and "score" of each.
             target: of the dataset's results.
         """
-        there = [
-            (image["score"], index, image["file_name"])
+        file_names = {index: image["file_name"] for index, image in images}
+        there = sorted(
+            _rank(image["score"], index)
             for index, image in images
             if math.isfinite(image["score"]) and all(path.exists() for path in self._paths(index).values())
-        ]
-        worst = sorted(there)[: min(KEPT, (len(there) + 1) // 2)]
-        best = sorted(set(there) - set(worst), key=lambda each: (-each[0], each[1]))[:KEPT]
+        )
+        half = (len(there) + 1) // 2
+        parts = {"worst": there[:half][:KEPT], "best": there[half:][::-1][:KEPT]}
         try:
             (target / "pictures.json").unlink(missing_ok=True)
             shutil.rmtree(target / "pictures", ignore_errors=True)
             (target / "pictures").mkdir(parents=True)
             rows = {
-                name: [self._move(*each, target) for each in part] for name, part in (("worst", worst), ("best", best))
+                name: [self._move(score, index, file_names[index], target) for score, _, index in part]
+                for name, part in parts.items()
             }
             write_json(target / "pictures.json", {"version": VERSION, **rows})
         except OSError as error:
@@ -128,3 +125,8 @@ class KeptPictures:
             "score": score,
             **{layer: f"pictures/{path.name}" for layer, path in paths.items()},
         }
+
+
+def _rank(score: float, index: int) -> tuple[float, int, int]:
+    """By score; equal ones in an order of chance, so that of many equal ones not each is drawn as the last so far."""
+    return score, zlib.crc32(b"%d" % index), index

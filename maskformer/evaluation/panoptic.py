@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 from panopticapi.evaluation import PQStat
 from tabulate import tabulate
 
@@ -143,10 +142,10 @@ class PanopticEvaluator(ImageEvaluator):
         """What the dataset's JSON holds, or would hold; file names are whole paths."""
         if self._json_file is None:
             return panoptic_of_records(DatasetCatalog.get(self.name), self.metadata, self._source)
-        content = read_panoptic_json(PathManager.get_local_path(self._json_file), with_images=False)
+        content = read_panoptic_json(self._json_file, with_images=False)
         if "categories" not in content:
             raise InputError(f"{self._json_file} has no categories; expected COCO's format.")
-        folder = str(PathManager.get_local_path(require(self.metadata, "panoptic_root")))
+        folder = str(require(self.metadata, "panoptic_root"))
         for annotation in content["annotations"]:
             annotation["file_name"] = join_inside(folder, annotation["file_name"], self._json_file)
         return content
@@ -317,11 +316,11 @@ def count_matches(objects: Iterable[ObjectRow]) -> PQStat:
         if true is not None and true == predicted:
             counts[true].iou += iou
             counts[true].tp += 1
-        else:
-            if true is not None:
-                counts[true].fn += 1
-            if predicted is not None:
-                counts[predicted].fp += 1
+            continue
+        if true is not None:
+            counts[true].fn += 1
+        if predicted is not None:
+            counts[predicted].fp += 1
     return counts
 
 

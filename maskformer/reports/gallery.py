@@ -6,9 +6,11 @@ All pictures are (height,width,3) uint8 RGB.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -121,3 +123,17 @@ def write_gallery(
         {"heading": "Training", "columns": (), "is_wide": True, "pictures": training},
     ]
     write_page(page, "gallery.html", {"title": title, "summary": summary, "scores": scores, "sections": sections})
+
+
+def write_index(page: Path, title: str, pictures: Sequence[Path]) -> None:
+    """Write a page that shows pictures, which stay files beside it.
+
+    Args:
+        page: the file.
+        title: heading of the page.
+        pictures: in the page's folder.
+    """
+    shown = [(picture.name, quote(os.fsencode(picture.name))) for picture in pictures]
+    section = {"heading": "", "columns": (), "is_wide": False, "pictures": shown}
+    content = {"title": title, "summary": f"{len(pictures)} pictures in {page.parent}", "sections": [section]}
+    write_page(page, "gallery.html", content)

@@ -59,7 +59,7 @@ def describe(run: RunFolder, other: RunFolder | None = None) -> dict[str, Any]:
         "commands": [(name, command) for name, each in zip(names, runs) if (command := _command(each.facts))],
         "facts": _tabulate([_list_facts(each.facts) for each in runs]),
         "changed_keys": _list_changes(run.facts),
-        "differing_keys": [] if other is None else _compare_keys(run.facts, other.facts),
+        "differing_keys": _compare_keys(run.facts, other.facts) if other and run.facts and other.facts else None,
         "counts": COUNTS,
     }
 

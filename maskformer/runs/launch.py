@@ -149,6 +149,7 @@ def gather_from_ranks(value: Any) -> list[Any]:
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
     parser = default_argument_parser(epilog=_EXAMPLES)
+    parser.add_argument("--data", default="", metavar="FILE", help="its keys, such as DATASETS, are laid over the file")
     parser.set_defaults(dist_url="auto")  # not the one port of each user: a second run on the machine needs another
     return parser
 

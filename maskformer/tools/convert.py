@@ -23,6 +23,7 @@ from maskformer.config import load_config
 from maskformer.export.folder import write_folder, write_weights
 from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import Classes, InputError, printable
 
 SUFFIXES = (".safetensors", ".pth")
@@ -121,4 +122,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

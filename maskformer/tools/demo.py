@@ -41,6 +41,7 @@ from maskformer.reports.console import ProgressLine, console_to_log
 from maskformer.reports.media import write_picture
 from maskformer.reports.tasks import ClassTable
 from maskformer.runs import failures
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError
 
@@ -293,4 +294,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

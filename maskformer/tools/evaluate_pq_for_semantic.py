@@ -26,6 +26,7 @@ from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
 from maskformer.evaluation.panoptic import VOID, average_quality, count_matches, count_pairs, match_segments
 from maskformer.runs.failures import EXIT_INPUT_ERROR
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON
@@ -138,4 +139,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

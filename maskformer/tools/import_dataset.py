@@ -10,6 +10,7 @@ moved. What a dataset cannot hold is counted and said at the end.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from maskformer.engine.setup import register_datasets
 from maskformer.files import folder_beside
 from maskformer.reports.console import ProgressLine
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
 
 READERS: dict[str, Callable[[Path, Path | None, Losses], Source]] = {
@@ -144,7 +146,7 @@ def describe(summary: Summary, losses: Losses, configuration: Path) -> str:
     rows = [(count, what, losses.first[what]) for what, count in losses.counts.most_common()]
     table = tabulate(rows, headers=("number", "lost or changed", "first in"), disable_numparse=True)
     lines.append(table if rows else "nothing was lost")
-    lines.append(f"python train_net.py --config-file {configuration}")
+    lines.append(f"python train_net.py --config-file {shlex.quote(str(configuration))}")
     return "\n".join(printable(line, keep="\n") for line in lines)
 
 
@@ -161,4 +163,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

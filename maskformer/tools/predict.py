@@ -5,6 +5,7 @@
 Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
 inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+Of several images, ``predictions.html`` shows all.
 
 Several processes share the inputs, under torchrun or with ``--shard I/N``, and write what one process writes.
 
@@ -33,16 +34,18 @@ from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
-from maskformer.reports import media, tasks
+from maskformer.reports import gallery, media, tasks
 from maskformer.reports.as_dataset import FOLDERS, ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.runs.launch import Place, find_place, find_shard, gather_from_ranks, is_restarted, take_device
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
+PAGE_NAME = "predictions.html"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
 MAPPERS = {name: f"mask_former_{name}" for name in TASKS}  # that read a dataset of a task's results
 PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
@@ -392,7 +395,27 @@ def predict(args: argparse.Namespace) -> int:
     if args.as_dataset:
         return _write_dataset(plan, args)
     annotator = _build_annotator(args, place)[1]
-    return _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
+    exit_code = _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
+    if place.rank == 0:
+        _show_in_page(outputs)
+    return exit_code
+
+
+def _show_in_page(outputs: Sequence[Path]) -> None:
+    """Write a page that shows all drawn images of a folder, where there are several."""
+    shown: list[Path] = []
+    while True:  # once more, if another shard has ended meanwhile: its own page may have been overwritten
+        drawn = [path for path in outputs if path.suffix.lower() in media.IMAGE_SUFFIXES and path.is_file()]
+        if len(drawn) < 2 or drawn == shown:
+            break
+        page, shown = drawn[0].parent / PAGE_NAME, drawn
+        try:
+            gallery.write_index(page, "Predictions", drawn)
+        except OSError as error:
+            _warn(f"{page} cannot be written: {error.strerror}")
+            return
+    if shown:
+        print(f"all in a page: {printable(str(page))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -408,4 +431,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from maskformer.reports.report import write_report
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
 
 
@@ -36,4 +37,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ SCORES = [float(score) for score in random.Random(0).choices(range(60), k=100)] 
 
 def draw(example: dict[str, Any], truth: dict[str, Any], output: dict[str, Any]) -> dict[str, np.ndarray]:
     """Grey, as bright as the image's index."""
-    return {layer: np.full((8, 8, 3), example["index"], dtype=np.uint8) for layer in LAYERS}
+    return {layer: np.full((8, 8, 3), example["index"] % 256, dtype=np.uint8) for layer in LAYERS}
 
 
 def keeper(folder: Path) -> KeptPictures:
@@ -46,24 +47,32 @@ def publish(pictures: KeptPictures, folder: Path, scores: list[float] = SCORES) 
 
 
 def expected(scores: list[float]) -> tuple[list[str], list[str]]:
-    ranked = sorted(range(len(scores)), key=lambda index: (scores[index], index))
-    best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    return [f"{index}.jpg" for index in ranked[:KEPT]], [f"{index}.jpg" for index in best[:KEPT]]
+    ranked = sorted(range(len(scores)), key=lambda index: (scores[index], zlib.crc32(str(index).encode())))
+    return [f"{index}.jpg" for index in ranked[:KEPT]], [f"{index}.jpg" for index in ranked[::-1][:KEPT]]
 
 
-def test_the_worst_and_best_are_kept_and_no_others(tmp_path: Path):
+@pytest.mark.parametrize("scores", [SCORES, [0.0] * 100])
+def test_the_worst_and_best_are_kept_and_no_others(tmp_path: Path, scores: list[float]):
     pictures = keeper(tmp_path)
-    show(pictures, range(100))
+    show(pictures, range(100), scores)
     assert len(list((tmp_path / "partial").iterdir())) == 3 * 2 * KEPT
-    assert publish(pictures, tmp_path) == expected(SCORES)
+    assert publish(pictures, tmp_path, scores) == expected(scores)
 
 
-def test_processes_and_those_before_them_keep_the_same(tmp_path: Path):
-    show(keeper(tmp_path), range(30))  # it was killed
-    show(keeper(tmp_path), range(70, 100))
+@pytest.mark.parametrize("scores", [SCORES, [0.0] * 100])
+def test_processes_and_those_before_them_keep_the_same(tmp_path: Path, scores: list[float]):
+    show(keeper(tmp_path), range(30), scores)  # it was killed
+    show(keeper(tmp_path), range(70, 100), scores)
     main = keeper(tmp_path)
-    show(main, range(30, 70))
-    assert publish(main, tmp_path) == expected(SCORES)
+    show(main, range(30, 70), scores)
+    assert publish(main, tmp_path, scores) == expected(scores)
+
+
+def test_few_images_of_many_equal_ones_are_drawn(tmp_path: Path):
+    drawn = []
+    pictures = KeptPictures(tmp_path, lambda example, *_: drawn.append(example["index"]) or draw(example, {}, {}))
+    show(pictures, range(2000), [0.0] * 2000)
+    assert len(drawn) < 250  # 40, and 40 times the sum of 1/41, 1/42, .., 1/2000, which is 3.9
 
 
 def test_of_few_images_none_is_both_worst_and_best(tmp_path: Path):

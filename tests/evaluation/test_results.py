@@ -154,7 +154,9 @@ def test_masks_are_matched_with_their_own_category_first():
     rows = match_masks(truth, [encoded(left, 8), encoded(most, 7)])  # the better mask is of another category
     assert rows == [(7, 7, 3, pytest.approx(2 / 3)), (None, 8, None, None)]
     assert score_objects(rows) == pytest.approx(100 * (2 / 3) / 1.5)
-    assert match_masks(truth, [encoded(left, 8)]) == [(7, 8, 3, 1)]
+    confused = match_masks(truth, [encoded(left, 8)])
+    assert confused == [(7, 8, 3, 1)]
+    assert score_objects([*rows[:1], *confused]) == pytest.approx(100 * (2 / 3) / 2)  # one missed and one wrong
 
 
 def test_a_prediction_in_a_crowd_of_its_category_is_excused():
@@ -206,7 +208,7 @@ def test_regions_of_large_images_have_their_size_in_pixels():
 
 def test_with_all_kinds_the_image_is_judged_by_its_panoptic_quality(tmp_path: Path):
     output = {**perfect_output(), **one_cat_missed_and_one_smaller()}
-    evaluation, image = evaluate(tmp_path, ALL, output)
+    evaluation, image = evaluate(tmp_path, ALL[::-1], output)
     assert image["score"] == image["scores"]["panoptic_seg"]["PQ"] < 100
     assert image["scores"]["sem_seg"]["mIoU"] == image["scores"]["segm"]["InstancePQ"] == 100
     assert evaluation["per_class"].keys() == evaluation["scores"].keys() == {"sem_seg", "panoptic_seg", "segm"}

@@ -79,3 +79,15 @@ def test_page_needs_no_other_file(tmp_path: Path, open_page: Callable[[Path], Ch
     assert [image.get_attribute("naturalHeight") for image in driver.find_elements(By.TAG_NAME, "img")][:2] == [
         "10"
     ] * 2
+
+
+def test_index_shows_files_of_any_name(tmp_path: Path, open_page: Callable[[Path], Chrome]) -> None:
+    names = ["a b.png", "100%#1?.png", "<b>\u00e9'\".png", "javascript:alert(1).png"]
+    for name in names:
+        Image.new("RGB", (20, 16)).save(tmp_path / name)
+    gallery.write_index(tmp_path / "predictions.html", "Predictions", [tmp_path / name for name in names])
+    driver = open_page(tmp_path / "predictions.html")
+    images = driver.find_elements(By.TAG_NAME, "img")
+    assert [caption.text for caption in driver.find_elements(By.TAG_NAME, "figcaption")] == names
+    assert [image.get_attribute("naturalWidth") for image in images] == ["20"] * len(names)
+    assert all(link.get_attribute("href").startswith("file:") for link in driver.find_elements(By.TAG_NAME, "a"))

@@ -111,18 +111,16 @@ class TestInABrowser:
         assert driver.find_element(By.TAG_NAME, "h2").text == "Differences"
         scores, classes, images = driver.find_elements(By.CSS_SELECTOR, "table.changes")
         assert scores.find_element(By.CSS_SELECTOR, "tbody tr").text.split() == [
-            "PQ,",
+            "PQ",
             "panoptic",
-            "43.2",
-            "43.2",
             "+0.0",
+            "43.2",
+            "43.2",
         ]
-        changes = [row.text.rsplit(maxsplit=3)[1:] for row in classes.find_elements(By.CSS_SELECTOR, "tbody tr")]
-        sizes = [abs(float(change.replace("\N{MINUS SIGN}", "-"))) for _, _, change in changes]
-        assert sizes == sorted(sizes, reverse=True)
-        assert float(changes[0][0]) - float(changes[0][1]) == pytest.approx(
-            float(changes[0][2].replace("\N{MINUS SIGN}", "-")), abs=0.11
-        )
+        rows = [row.text.rsplit(maxsplit=3)[1:] for row in classes.find_elements(By.CSS_SELECTOR, "tbody tr")]
+        changes, ours, theirs = zip(*([float(cell.replace("\N{MINUS SIGN}", "-")) for cell in row] for row in rows))
+        assert list(changes) == sorted(changes, key=abs, reverse=True)
+        assert changes[0] == pytest.approx(ours[0] - theirs[0], abs=0.11)
         assert len(images.find_elements(By.CSS_SELECTOR, "tbody tr")) == 2 * 10
         keys = driver.find_element(By.CSS_SELECTOR, "table.keys tbody").text.split("\n")
         assert keys == ["SEED 0 1", "SOLVER.MAX_ITER 1000 1001"]
@@ -256,13 +254,23 @@ def test_scores_of_several_datasets_have_a_chart_each(tmp_path: Path) -> None:
 
 
 def test_a_key_that_one_run_left_alone_has_its_default(tmp_path: Path) -> None:
-    ours, theirs = run_facts(), {**run_facts(), "changed": {"SEED": [-1, 0], "SOLVER.BASE_LR": [1e-4, 1e-3]}}
+    ours = run_facts()
+    theirs = {**ours, "changed": {"SEED": [-1, 0], "SOLVER.BASE_LR": [1e-4, 1e-3], "OUTPUT_DIR": ["output", "b"]}}
     rows = report.describe(RunFolder(tmp_path, ours), RunFolder(tmp_path / "b", theirs))["differing_keys"]
+    assert report.describe(RunFolder(tmp_path, ours), RunFolder(tmp_path / "b"))["differing_keys"] is None
     assert rows == [
         ("DATASETS.TRAIN", '["garden_train"]', "[]"),
         ("SOLVER.BASE_LR", "0.0001", "0.001"),
         ("SOLVER.MAX_ITER", "1000", "40000"),
     ]
+
+
+def test_a_dataset_that_only_the_other_run_measured_is_told(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(two_runs[1], tmp_path / "other"))
+    change_json(other / "inference" / "garden_val" / "evaluation.json", dataset="park_val")
+    content = report.describe(read_run(two_runs[0]), read_run(other))
+    assert [note for note in content["notes"] if "other" in note and "park_val" in note]
+    assert [evaluation["is_compared"] for evaluation in content["evaluations"]] == [False]
 
 
 @pytest.mark.parametrize(

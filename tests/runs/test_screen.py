@@ -65,7 +65,17 @@ warnings.warn("a library's", UserWarning)
 """
 
 
+@pytest.mark.slow  # a process that imports everything
 def test_warnings_of_libraries_stay_off_the_screen_at_import_and_later():
     words = [sys.executable, "-W", "always", "-c", PROGRAM]
     process = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert process.stdout + process.stderr == ""
+
+
+def test_every_tool_keeps_warnings_of_libraries_off_the_screen():
+    """Of Pillow, of the second tag of a photograph's EXIF, and the like."""
+    tools = {path: path.read_text() for path in (REPOSITORY / "maskformer" / "tools").glob("*.py")}
+    starts = {path.name: text for path, text in tools.items() if '__name__ == "__main__"' in text}
+    del starts["benchmark.py"]  # which is the benchmarks' door
+    assert len(starts) > 8
+    assert not [name for name, text in starts.items() if "    keep_warnings_off_screen()\n    sys.exit(" not in text]

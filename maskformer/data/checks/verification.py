@@ -66,10 +66,11 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
     records = load_dataset(name, "DATASETS.TRAIN" if is_train else "DATASETS.TEST")
     metadata = MetadataCatalog.get(name)
     check_num_classes(name, metadata, records[0], num_classes, is_train=is_train)
+    if metadata.get("own_key") is not None:  # which is paired already, and whose masks the workers look at
+        return records
     if _json_file(metadata) is None:
         _check_labels(name, records)
-    if metadata.get("own_key") is None:  # which is paired by name already, with subfolders
-        _check_pairs(name, records)
+    _check_pairs(name, records)
     return records
 
 

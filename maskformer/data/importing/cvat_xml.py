@@ -30,8 +30,8 @@ def read(root: Path, main: Path | None, losses: Losses) -> Source:
     Raises:
         InputError: defusedxml is missing, or the file is, or it is of another form.
     """
-    found = sorted(root.glob("*.xml"))
-    file = main or (found[0] if len(found) == 1 else root / "annotations.xml")
+    candidates = sorted(root.glob("*.xml"))
+    file = main or (candidates[0] if len(candidates) == 1 else root / "annotations.xml")
     pictures, names = Pictures(root), []
     splits: dict[str, list[Entry]] = {}
     for element in _elements(file):
@@ -92,7 +92,8 @@ def _plain(element: Any) -> tuple[str, dict[str, str], int]:
 def _annotate(
     called: str, elements: list[tuple[str, dict[str, str], int]], declared: Any, losses: Losses, size: Size
 ) -> list[Annotated]:
-    check_size(size, tuple(int(side) if str(side).isdigit() else None for side in declared), called)
+    height, width = (int(side) if str(side).isdigit() else None for side in declared)
+    check_size(size, (height, width), called)
     shapes = Shapes(size, called, losses)
     in_order = sorted((each for each in elements if each[0] in _SHAPES), key=lambda each: _order(each[1]))
     losses.add(ATTRIBUTES, called, sum(count for _, _, count in elements) + sum(tag == "tag" for tag, _, _ in elements))
@@ -125,8 +126,9 @@ def _segmentation(tag: str, given: dict[str, str], size: Size) -> Any:
             raise ValueError("a mask larger than the picture")
         return from_bitmap(from_runs(map(int, given["rle"].split(",")), (height, width)), left, top, size)
     if tag == "ellipse":
-        return from_polygon(ellipse(*(float(given[key]) for key in ("cx", "cy", "rx", "ry")), degrees), size)
+        centre, radii = ([float(given[key]) for key in keys] for keys in (("cx", "cy"), ("rx", "ry")))
+        return from_polygon(ellipse(centre, radii, degrees), size)
     if tag == "box":
         corners = box(*(float(given[key]) for key in ("xtl", "ytl", "xbr", "ybr")))
-        return from_polygon(turn(corners, tuple(corners.mean(axis=0)), degrees), size)
+        return from_polygon(turn(corners, corners.mean(axis=0), degrees), size)
     return from_polygon(np.array([pair.split(",") for pair in given["points"].split(";")], dtype=np.float64), size)

@@ -82,7 +82,7 @@ def read(root: Path, main: Path | None, losses: Losses) -> Source:
 def _load(root: Path, main: Path | None, cache: tempfile.TemporaryDirectory[str]) -> dict[str, Any]:
     """The splits, with pictures as bytes or paths, not decoded."""
     try:
-        import datasets
+        datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
         raise InputError("hf-datasets needs the library datasets: pip install datasets.") from error
     datasets.disable_progress_bars()

@@ -22,7 +22,7 @@ from .target import Record
 LEFT_OUT = "pictures left out"
 OVERLAPS = "pixels in several objects, of which the last drawn has them"
 FOREIGN = "pixels of a value that no class has, now ignored"
-IGNORED = "regions to ignore, which instances cannot hold"
+NO_INSTANCE = "regions of background, or to ignore, which are no instances"
 _DEFAULT_IGNORE = 255
 # Names of splits that would be keys of the dataset.
 _RESERVED = {"classes", "things", "colors", "offset", "ids", "ignore", "bands", "list"}
@@ -143,6 +143,11 @@ def _roles(name: str, splits: list[str]) -> Record:
     return {"DATASETS": {key: [f"{name}_{split}" for split in chosen] for key, chosen in of.items()}}
 
 
+def _require_classes(classes: tuple[str, ...]) -> None:
+    if not classes:
+        raise InputError("The source has no class; expected one at least: annotate something, and export again.")
+
+
 class _Writer:
     """Writes the labels of pictures, and then says what the dataset is; pictures get names that differ."""
 
@@ -186,8 +191,8 @@ class _Instances(_Writer):
 
     def __init__(self, source: Source, folder: Path, losses: Losses):
         super().__init__(source, folder, losses)
-        if not self.classes:
-            raise InputError("The source has no class; expected one at least: annotate something, and export again.")
+        self.classes = tuple(name for name in self.classes if name.lower() not in BACKGROUNDS)
+        _require_classes(self.classes)
         self._coco: dict[str, target.CocoInstances] = {}
 
     def add(self, split: str, entry: Entry, size: Size, annotated: list[Annotated]) -> int:
@@ -195,8 +200,8 @@ class _Instances(_Writer):
         coco.add_picture(self.name_of(split, entry), size)
         written = 0
         for each in annotated:
-            if each.name is None:
-                self.losses.add(IGNORED, entry.where)
+            if each.name is None or each.name.lower() in BACKGROUNDS:
+                self.losses.add(NO_INSTANCE, entry.where)
             elif (index := self.index(each.name, entry.where)) is not None:
                 coco.add_object(index, each.segmentation)
                 written += 1
@@ -230,8 +235,7 @@ class _LabelMaps(_Maps):
             named = BACKGROUNDS[0]
             self.classes = (named, *self.classes)
         self._background = named if background else None
-        if not self.classes:
-            raise InputError("The source has no class; expected one at least: annotate something, and export again.")
+        _require_classes(self.classes)
 
     def add(self, split: str, entry: Entry, size: Size, annotated: list[Annotated]) -> int:
         ignored = target.ignore_value(len(self.classes))

@@ -138,11 +138,11 @@ def _segmentation(value: dict[str, Any], size: Size) -> Any:
     corner = np.array([value["x"], value["y"]], dtype=np.float64) * scale
     if "radiusX" in value:
         radii = np.array([value["radiusX"], value["radiusY"]], dtype=np.float64) * scale
-        return from_polygon(ellipse(*corner, *radii, degrees), size)
+        return from_polygon(ellipse(corner, radii, degrees), size)
     if "height" not in value:  # a key point
         return None
     other = corner + np.array([value["width"], value["height"]], dtype=np.float64) * scale
-    return from_polygon(turn(box(*corner, *other), tuple(corner), degrees), size)
+    return from_polygon(turn(box(*corner, *other), corner, degrees), size)
 
 
 def decode_brush(content: list[int], size: Size) -> np.ndarray:

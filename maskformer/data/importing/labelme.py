@@ -134,7 +134,7 @@ def _segmentation(shape: dict[str, Any], where: str, size: Size) -> Any:
         return from_bitmap(bitmap, left, top, size)
     if kind == "circle":
         radius = float(np.hypot(*(points[1] - points[0])))
-        return from_polygon(ellipse(*points[0], radius, radius), size)
+        return from_polygon(ellipse(points[0], (radius, radius)), size)
     if kind == "rectangle" and len(points) == 2:
         return from_polygon(box(*points.min(axis=0), *points.max(axis=0)), size)
     return from_polygon(points, size)

@@ -23,11 +23,11 @@ BAD = "shapes whose numbers make no sense"
 UNKNOWN_CLASS = "shapes of a class that is not in the list"
 
 
-def ellipse(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0.0) -> np.ndarray:
+def ellipse(centre: Sequence[float], radii: Sequence[float], degrees: float = 0.0) -> np.ndarray:
     """Corners (n,2) of an ellipse about (x, y), turned clockwise."""
     angles = np.linspace(0, 2 * math.pi, _CORNERS, endpoint=False)
-    corners = np.stack([radius_x * np.cos(angles), radius_y * np.sin(angles)], axis=1)
-    return turn(corners + np.array([x, y]), (x, y), degrees)
+    corners = np.stack([radii[0] * np.cos(angles), radii[1] * np.sin(angles)], axis=1) + np.asarray(centre)
+    return turn(corners, centre, degrees)
 
 
 def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
@@ -35,10 +35,10 @@ def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
 
 
-def turn(corners: np.ndarray, about: tuple[float, float], degrees: float) -> np.ndarray:
+def turn(corners: np.ndarray, about: Sequence[float], degrees: float) -> np.ndarray:
     """Turn corners (n,2) clockwise, as seen, about a point."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return (corners - about) @ np.array([[cos, sin], [-sin, cos]]) + about
+    return (corners - np.asarray(about)) @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(about)
 
 
 def from_polygon(exterior: Any, size: Size, holes: Sequence[Any] = ()) -> Any:

@@ -100,19 +100,19 @@ def test_pictures_elsewhere_or_within_the_json(source: Path, import_from: Import
 
 def test_labels_to_ignore_and_the_background(source: Path, import_from: Import) -> None:
     draw(source / "a.jpg")
-    write(
-        source / "a.json",
-        [shape("cat", SQUARE), shape("__ignore__", [[10, 10], [20, 10], [20, 20], [10, 20]]), shape("dog", SQUARE[:1])],
-    )
+    ignored = shape("__ignore__", [[10, 10], [20, 10], [20, 20], [10, 20]])
+    background = shape("_background_", [[25, 10], [30, 10], [30, 20], [25, 20]])
+    write(source / "a.json", [shape("cat", SQUARE), ignored, shape("dog", SQUARE[:1]), background])
     (source / "labels.txt").write_text("__ignore__\n_background_\ndog\ncat\n")
     result = import_from("labelme", "--as", "labels")
     labels = result.label_map()
-    assert result.content["OWN"]["garden"]["classes"] == ["background", "dog", "cat"]
-    assert [int((labels == value).sum()) for value in (0, 1, 2, 255)] == [4600, 0, 100, 100]
-    assert losses(result.printed)["pixels in several objects, of which the last drawn has them"] == 100
+    assert result.content["OWN"]["garden"]["classes"] == ["_background_", "dog", "cat"]
+    assert [int((labels == value).sum()) for value in (0, 1, 2, 255)] == [4650, 0, 50, 100]
+    assert losses(result.printed)["pixels in several objects, of which the last drawn has them"] == 150
     instances = import_from("labelme", target="instances")
     assert len(instances.objects()["a.jpg"]) == 1
-    assert losses(instances.printed)["regions to ignore, which instances cannot hold"] == 1
+    assert losses(instances.printed)["regions of background, or to ignore, which are no instances"] == 2
+    assert instances.content["OWN"]["instances"]["classes"] == ["dog", "cat"]
 
 
 def test_bad_files_are_left_out_and_named(source: Path, import_from: Import) -> None:

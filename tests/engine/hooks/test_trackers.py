@@ -40,6 +40,7 @@ def run_parts(writer_class: type[Tracker], folder: Path) -> None:
         second.close()
 
 
+@pytest.mark.slow  # writes hundreds of small files
 def test_mlflow_has_one_run_of_a_training_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
