@@ -44,6 +44,10 @@ class ResultDataset:
     def __init__(self, folder: Path, task: Task, classes: ClassTable, things: Collection[int] = ()):
         self.folder, self.task, self.classes, self.things = folder, task, classes, things
 
+    def files(self, picture: Path) -> list[Path]:
+        """What ``add`` writes of a picture."""
+        return [picture, self._label(picture), self._result(picture)]
+
     def has(self, picture: Path, facts: Record) -> bool:
         """Whether ``add`` completed a picture with these facts."""
         record = self._read(picture)

@@ -33,6 +33,7 @@ from maskformer.data.importing.target import IMAGE_SUFFIXES
 from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
+from maskformer.files import remove_folders_beside
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery, media, tasks
 from maskformer.reports.as_dataset import FOLDERS, ResultDataset
@@ -207,6 +208,8 @@ def _write_dataset(plan: Plan, args: argparse.Namespace) -> int:
     folder = Path(args.output)
     cfg, annotator = _build_annotator(args, plan.place)
     dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things)
+    if plan.resume:
+        remove_folders_beside(file for _, picture in plan.own_work for file in dataset.files(picture))
     exit_code = _annotate_all(plan, partial(_label, annotator=annotator, dataset=dataset, resume=plan.resume))
     if plan.place.rank > 0:
         return exit_code
@@ -395,6 +398,8 @@ def predict(args: argparse.Namespace) -> int:
     if args.as_dataset:
         return _write_dataset(plan, args)
     annotator = _build_annotator(args, place)[1]
+    if plan.resume:
+        remove_folders_beside(file for _, picture in plan.own_work for file in media.files_of(picture))
     exit_code = _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
     if place.rank == 0:
         _show_in_page(outputs)

@@ -35,7 +35,7 @@ def test_rank_that_is_killed_is_started_again_and_the_run_ends_like_one_that_nev
     assert process.returncode == 0, printed[-3000:]
     assert "Starting training from iteration 4" in (killed / "log.txt").read_text()
     assert_same_run(killed, tmp_path / "whole")
-    ledger("SIGKILL of a rank of torchrun", injected=1, survived=1, lost=0, seconds=[seconds])
+    ledger("SIGKILL of a rank of torchrun, which starts all again", injected=1, survived=1, lost=0, seconds=[seconds])
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskformer.files import folder_beside
 from maskformer.tools import predict
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))
@@ -80,8 +81,14 @@ def test_shard_goes_on_where_it_was(
     for index in (0, 1):
         predict.main(command(tmp_path, "--shard", f"{index}/2"))
     (tmp_path / "a_png_ids.json").unlink()  # the third input
+    left = [
+        folder_beside(tmp_path / name) for name in ("a_png.png", "a_png_ids.json")
+    ]  # as by a process that is killed
+    others = folder_beside(tmp_path / "a_jpg.jpg")  # the second input, which shard 1 may be writing
     assert predict.main(command(tmp_path, "--shard", "0/2", "--resume")) == 0
     assert "6 of 6 inputs of shard 0/2 drawn (5 of them before)" in capsys.readouterr().out
+    assert [Path(each.name).exists() for each in (*left, others)] == [False, False, True]
+    others.cleanup()
     assert predict.main(command(tmp_path, "--shard", "2/3", "--resume")) == 1  # shards cut otherwise find all done
     assert "(2 of them before)" in capsys.readouterr().out
     assert files_of(tmp_path) == whole
