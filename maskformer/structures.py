@@ -93,6 +93,9 @@ class EscapingHandler(logging.Handler):
 ESCAPING = EscapingHandler()  # one, which a logger takes once, however often it is added
 
 
+SCREEN = logging.getLogger("maskformer.screen")  # what a run shows on the terminal; the log file has all else too
+
+
 class _Sentence(Exception):
     """An error whose message is for the terminal.
 
@@ -400,10 +403,12 @@ class PanopticResult:
     Attributes:
         segment_map: (height, width) int32; 0 is void, other values are the ``id`` of a segment.
         segments_info: one dict a segment: ``id`` (from 1), ``isthing``, ``category_id`` (0..K-1).
+        scores: the class probability of each segment; () where nobody knows.
     """
 
     segment_map: Tensor
     segments_info: list[dict[str, Any]]
+    scores: Sequence[float] = ()
 
 
 class SegmentMasks:

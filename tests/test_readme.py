@@ -77,7 +77,8 @@ def test_named_files_exist(page: str):
 @pytest.mark.parametrize("page", NOW)
 def test_named_configurations_load(page: str):
     for name in set(re.findall(r"(?:configs/)?\b((?:[\w-]+/)+[\w-]+\.yaml)", NOW[page].replace("configs/", ""))):
-        assert load_config(str(REPOSITORY / "configs" / name)).INPUT.FORMAT == "RGB"
+        if not name.endswith("/dataset.yaml"):  # which commands write
+            assert load_config(str(REPOSITORY / "configs" / name)).INPUT.FORMAT == "RGB"
 
 
 @pytest.mark.parametrize("page", NOW)

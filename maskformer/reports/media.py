@@ -219,21 +219,27 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     suffix = path.suffix.lower()
     options: dict[str, Any] = {"quality": JPEG_QUALITY} if suffix in (".jpg", ".jpeg", ".webp") else {}
     content = io.BytesIO()
-    with _explained(path):
+    with explained(path):
         Image.fromarray(picture).save(content, format=Image.registered_extensions()[suffix], **options)
     _write(path, content.getvalue())
 
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file that is either whole or as it was, whenever the process or the machine stops."""
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(path, flush=True) as temporary:
             temporary.write_bytes(content)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn the disk's refusal to write a file into one sentence.
+
+    Raises:
+        BadImageError: this one cannot be written: its name, or the format's limits.
+        InputError: no file can be written there.
+    """
     try:
         yield
     except (OSError, ValueError) as error:  # the latter of a format's limits
@@ -256,7 +262,7 @@ def write_result(path: Path, picture: np.ndarray, ids: IdMap, facts: dict[str, A
         InputError: no file can be written there.
     """
     json_file = ids_path(path, ".json")
-    with _explained(json_file):
+    with explained(json_file):
         json_file.unlink(missing_ok=True)
     write_picture(path, picture)
     write_picture(ids_path(path, ".png"), ids.image)
@@ -304,7 +310,7 @@ class VideoFile:
 
     def _open(self, height: int, width: int) -> cv2.VideoWriter:
         name_for_opencv(self.path)
-        with _explained(self.path):
+        with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._folder = folder_beside(self.path)
         for suffix, codec in sorted(VIDEO_CODECS, key=lambda pair: pair[0] != self.path.suffix.lower()):
@@ -325,6 +331,6 @@ class VideoFile:
         if self._writer is None:
             return
         self._writer.release()
-        with _explained(self.path), self._folder:
+        with explained(self.path), self._folder:
             if kind is None:
                 self._aside.replace(self.path)

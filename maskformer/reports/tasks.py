@@ -75,7 +75,9 @@ class ClassTable:
         return self.names[index].split(",")[0]
 
 
-def draw_semantic(image: np.ndarray, class_map: np.ndarray, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_semantic(
+    image: np.ndarray, class_map: np.ndarray, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Colour every pixel by its class, and name each class once.
 
     Args:
@@ -83,12 +85,15 @@ def draw_semantic(image: np.ndarray, class_map: np.ndarray, classes: ClassTable,
         class_map: (height,width) integers; a value outside 0..K-1 is left undrawn.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     present = [index for index in np.unique(class_map).tolist() if 0 <= index < len(classes)]
-    return _paint(image, [_stuff_layer(class_map == index, classes, index) for index in present], scale)
+    return _paint(image, [_stuff_layer(class_map == index, classes, index) for index in present], scale, opacity)
 
 
-def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_panoptic(
+    image: np.ndarray, result: PanopticResult, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Colour every segment by its class; things of one class differ a little.
 
     Args:
@@ -96,6 +101,7 @@ def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable
         result: segments of the image; void is left undrawn.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     segment_map = result.segment_map.cpu().numpy()
     layers, masks, categories = [], [], []
@@ -107,10 +113,12 @@ def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable
         else:
             layers.append(_stuff_layer(mask, classes, category))
     layers += _thing_layers(masks, categories, [classes.label(category) for category in categories], classes)
-    return _paint(image, layers, scale)
+    return _paint(image, layers, scale, opacity)
 
 
-def draw_instances(image: np.ndarray, instances: Instances, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_instances(
+    image: np.ndarray, instances: Instances, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Draw every instance with its class and score.
 
     Args:
@@ -118,12 +126,13 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: ClassTable,
         instances: with ``pred_masks`` (N,height,width), ``pred_classes`` and ``scores``.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     masks = list(instances.pred_masks.cpu().numpy().astype(bool))
     categories = instances.pred_classes.tolist()
     named = zip(categories, instances.scores.tolist(), strict=True)
     labels = [f"{classes.label(index)} {score:.0%}" for index, score in named]
-    return _paint(image, _thing_layers(masks, categories, labels, classes), scale)
+    return _paint(image, _thing_layers(masks, categories, labels, classes), scale, opacity)
 
 
 def _stuff_layer(mask: np.ndarray, classes: ClassTable, index: int) -> Layer:
@@ -146,14 +155,14 @@ def _thing_layers(
     return layers
 
 
-def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int) -> np.ndarray:
+def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int, opacity: float) -> np.ndarray:
     """Fill the areas, the largest first, then draw outlines and labels over them."""
     picture = _enlarge(image, scale)
     layers = [replace(layer, mask=_enlarge(layer.mask.astype(np.float32), scale) > 0.5) for layer in layers]
     layers.sort(key=lambda layer: -layer.mask.sum())
     for layer in layers:
         color = np.array(layer.color) * 255
-        picture[layer.mask] = (1 - OPACITY) * picture[layer.mask] + OPACITY * color
+        picture[layer.mask] = (1 - opacity) * picture[layer.mask] + opacity * color
     visualizer = Visualizer(picture)
     # Its figure is a hundredth of a pixel larger than the picture, which Matplotlib before 3.11 would stretch to it.
     figure, axes = visualizer.output.fig, visualizer.output.ax
@@ -198,10 +207,10 @@ class IdMap:
 
 
 def encode_semantic(class_map: np.ndarray, classes: ClassTable) -> IdMap:
-    """Class ids as pixel values, one byte where it holds them and the ignore value 255, else two bytes."""
+    """Class ids as pixel values, one byte where it holds them and the ignore value 255 (for -1), else two bytes."""
     dtype, ignore_value = (np.uint8, 255) if len(classes) <= 255 else (np.uint16, 65535)
     meaning = {"encoding": "pixel value = class id", "ignore_value": ignore_value}
-    return IdMap(class_map.astype(dtype), meaning)
+    return IdMap(np.where(class_map < 0, ignore_value, class_map).astype(dtype), meaning)
 
 
 def encode_panoptic(result: PanopticResult, classes: ClassTable) -> IdMap:
@@ -247,7 +256,7 @@ class Task:
         name: as on the command line.
         key: of the result in the model's output.
         read: the model's output for one image -> the result, on the CPU.
-        draw: (RGB image, result, classes) -> RGB picture.
+        draw: (RGB image, result, classes) -> RGB picture; ``scale`` and ``opacity`` by name.
         encode: (result, classes) -> raw ids.
     """
 
@@ -262,11 +271,42 @@ class Task:
         """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
         return f"{self.name.upper()}_ON"
 
+    def above(self, threshold: float) -> tuple[Task, dict[str, Any]]:
+        """The task that keeps only what scores higher, and the options that a model needs for it.
 
-def read_semantic(output: dict[str, Any]) -> np.ndarray:
-    """The best class of each pixel, (height,width) int32 or int64."""
+        Args:
+            threshold: 0..1.
+
+        Raises:
+            InputError: the threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"The threshold is {threshold}; expected 0..1.")
+        if self.name == "panoptic":
+            return self, {"object_mask_threshold": threshold}
+        if self.name == "instance":
+            return replace(self, read=partial(read_instances, threshold=threshold)), {}
+        # Labels alone, which take a K-th of the memory, have no probability.
+        return replace(self, read=partial(read_semantic, threshold=threshold)), {"semantic_as_labels": threshold == 0}
+
+
+def read_semantic(output: dict[str, Any], threshold: float = 0.0) -> np.ndarray:
+    """The best class of each pixel, (height,width) int32 or int64.
+
+    Args:
+        output: with ``sem_seg``: scores (K,height,width), or labels (height,width), which have no probability.
+        threshold: a pixel whose best class is not more probable is -1. MaskFormer's scores are probabilities as long
+            as they sum to at most 1, and the rest is "no object"; where they sum to more, they are divided by it.
+    """
     semantic = output["sem_seg"]
-    labels = semantic if semantic.dim() == 2 else semantic.argmax(dim=0)  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+    if semantic.dim() == 2:  # MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+        return semantic.cpu().numpy()
+    best, labels = semantic.max(dim=0)
+    if threshold > 0:
+        # Only the per-pixel models of Detectron2 give logits, of which some are negative.
+        total = semantic.sum(dim=0).clamp(min=1)
+        probs = semantic.softmax(dim=0).amax(dim=0) if semantic.min() < 0 else best / total
+        labels = labels.masked_fill(probs <= threshold, -1)
     return labels.cpu().numpy()
 
 
@@ -324,21 +364,17 @@ def with_threshold(task: Task, cfg: CfgNode, threshold: float) -> Task:
     """The task that keeps only what scores higher than a threshold.
 
     Args:
-        task: panoptic or instance.
+        task: any; semantic results have to be scores then (``Predictor``'s ``semantic_as_labels``).
         cfg: changed where the model applies the threshold itself (panoptic).
         threshold: 0..1.
 
     Raises:
-        InputError: the threshold is outside 0..1, or the task is semantic.
+        InputError: the threshold is outside 0..1.
     """
     if not 0 <= threshold <= 1:
         raise InputError(f"--confidence-threshold is {threshold}; expected 0..1.")
     if task.name == "panoptic":
         cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = threshold
         return task
-    if task.name == "instance":
-        return replace(task, read=partial(read_instances, threshold=threshold))
-    raise InputError(
-        "--confidence-threshold does not apply to semantic results, where every pixel has its best class: leave it "
-        f"out, or use a model with {_switch_key(TASKS['panoptic'])} or {_switch_key(TASKS['instance'])}."
-    )
+    read = read_instances if task.name == "instance" else read_semantic
+    return replace(task, read=partial(read, threshold=threshold))

@@ -5,6 +5,9 @@
 Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
 inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+Of several images, ``predictions.html`` shows all.
+
+With ``--as-dataset``, the folder becomes a dataset that training reads instead, with the results as its labels.
 """
 
 from __future__ import annotations
@@ -15,26 +18,33 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 
 from maskformer.config import load_config
+from maskformer.data.importing.target import IMAGE_SUFFIXES
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
-from maskformer.reports import media, tasks
+from maskformer.reports import gallery, media, tasks
+from maskformer.reports.as_dataset import ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
+PAGE_NAME = "predictions.html"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
+MAPPERS = {name: f"mask_former_{name}" for name in TASKS}  # that read a dataset of a task's results
 PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
 EXIT_SOME_LEFT_OUT = 1
 
@@ -48,12 +58,14 @@ class Annotator:
         task: how to read, draw and encode the output.
         classes: K names and colours.
         facts: what the JSON says about model and dataset.
+        things: numbers of the classes that are counted one by one.
     """
 
     segment: Callable[[np.ndarray], dict[str, Any]]
     task: Task
     classes: ClassTable
     facts: dict[str, Any]
+    things: frozenset[int] = frozenset()
 
     def facts_of(self, source: Source) -> dict[str, Any]:
         """What the JSON of one image says first, and by which another one in its place is told."""
@@ -62,6 +74,27 @@ class Annotator:
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
         return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
+
+
+def _draw(source: Source, output: Path, annotator: Annotator, *, resume: bool, quiet: bool) -> bool:
+    """Write what is seen in an image or a video; False: an earlier run did."""
+    if source.is_video:
+        _annotate_video(source, output, annotator, quiet=quiet)
+    elif resume and media.has_ids(output, annotator.facts_of(source)):
+        return False
+    else:
+        _annotate_image(source, output, annotator)
+    return True
+
+
+def _label(source: Source, output: Path, annotator: Annotator, dataset: ResultDataset, *, resume: bool) -> bool:
+    """Add an image with its result to a dataset; False: an earlier run did."""
+    facts = annotator.facts_of(source)
+    if resume and dataset.has(output, facts):
+        return False
+    result = annotator.task.read(annotator.segment(media.read_picture(source.name)))
+    dataset.add(source.name, output, annotator.task.encode(result, annotator.classes), facts)
+    return True
 
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
@@ -98,21 +131,14 @@ def _warn(sentence: str) -> None:
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def _annotate_all(
-    sources: Sequence[Source], outputs: Sequence[Path], annotator: Annotator, *, resume: bool = False
-) -> int:
-    """Write the pictures of all sources; of several, one that cannot be drawn is left out and named at the end."""
+def _annotate_all(sources: Sequence[Source], outputs: Sequence[Path], annotate: Callable[[Source, Path], bool]) -> int:
+    """Write the results of all sources; of several, one that cannot be read is left out and named at the end."""
     left_out, num_before = [], 0
     with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
         for source, output in zip(sources, outputs, strict=True):
             try:
                 with _named(source):
-                    if source.is_video:
-                        _annotate_video(source, output, annotator, quiet=len(sources) > 1)
-                    elif resume and media.has_ids(output, annotator.facts_of(source)):
-                        num_before += 1
-                    else:
-                        _annotate_image(source, output, annotator)
+                    num_before += not annotate(source, output)
             except BadImageError as error:
                 if len(sources) == 1:
                     raise
@@ -124,6 +150,30 @@ def _annotate_all(
     before = f" ({num_before} of them before)" if num_before else ""
     print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
     return EXIT_SOME_LEFT_OUT if left_out else 0
+
+
+def _write_dataset(sources: Sequence[Source], args: argparse.Namespace) -> int:
+    """Write the results of all images as a dataset."""
+    folder = Path(args.output)
+    videos = [source.name for source in sources if source.is_video]
+    if videos:
+        raise InputError(f"--as-dataset takes images, but {videos[0]} is a video: give its frames as images.")
+    if folder.is_file() or (not args.resume and folder.is_dir() and any(folder.iterdir())):
+        remedy = "a folder that is new or empty, or --resume to go on with what the same command began"
+        raise InputError(f"--output {folder} is a file, or holds files; expected {remedy}.")
+    pictures = [
+        path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_suffix(".png")
+        for path in media.plan_outputs(sources, os.path.join(folder, "images", ""))
+    ]
+    cfg, annotator = _build_annotator(args)
+    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things)
+    annotate = partial(_label, annotator=annotator, dataset=dataset, resume=args.resume)
+    exit_code = _annotate_all(sources, pictures, annotate)
+    mapper = cfg.INPUT.DATASET_MAPPER_NAME
+    more = {} if annotator.task.name in mapper else {"INPUT": {"DATASET_MAPPER_NAME": MAPPERS[annotator.task.name]}}
+    path, kept = dataset.finish(pictures, os.path.abspath(args.config_file), more)
+    print(f"{kept} of {len(sources)} pictures have a result above the threshold: {printable(str(path))}")
+    return exit_code
 
 
 @contextmanager
@@ -205,15 +255,22 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="T",
         help=f"0..1. Instance: draw and save what scores higher (default {INSTANCE_THRESHOLD}). Panoptic: the least "
-        "class probability of a segment, MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD. Semantic results have none.",
+        "class probability of a segment, MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD. Semantic: pixels whose class is "
+        "not more probable have none (default 0).",
+    )
+    parser.add_argument(
+        "--as-dataset",
+        action="store_true",
+        help="make --output a dataset instead of drawings: pictures, label maps or COCO JSON of what exceeds the "
+        "threshold, and dataset.yaml for train_net.py",
     )
     parser.add_argument("--device", default="auto", help='cpu, cuda, ...; "auto": an accelerator, else the CPU')
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
     return parser
 
 
-def _build_annotator(args: argparse.Namespace) -> Annotator:
-    """Load the model and what is known about its classes."""
+def _build_annotator(args: argparse.Namespace) -> tuple[CfgNode, Annotator]:
+    """Load the configuration, the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
@@ -234,7 +291,9 @@ def _build_annotator(args: argparse.Namespace) -> Annotator:
         "dataset": dataset,
         "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
     }
-    return Annotator(predictor, task, classes, facts)
+    segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
+    things = (predictor.classes and predictor.classes.things) or frozenset()
+    return cfg, Annotator(segment, task, classes, facts, things)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -252,11 +311,33 @@ def predict(args: argparse.Namespace) -> int:
         sources = [Source(args.video_input, is_video=True)]
     else:
         sources = media.find_sources(args.input)
+    if args.as_dataset:
+        if args.output is None:
+            raise InputError("--as-dataset needs a folder to write to: name it with --output.")
+        return _write_dataset(sources, args)
     if args.output is None:
         open_window()
-        return _show_all(sources, _build_annotator(args))
+        return _show_all(sources, _build_annotator(args)[1])
     outputs = media.plan_outputs(sources, args.output)
-    return _annotate_all(sources, outputs, _build_annotator(args), resume=args.resume)
+    annotator = _build_annotator(args)[1]
+    exit_code = _annotate_all(
+        sources, outputs, partial(_draw, annotator=annotator, resume=args.resume, quiet=len(sources) > 1)
+    )
+    _show_in_page(outputs)
+    return exit_code
+
+
+def _show_in_page(outputs: Sequence[Path]) -> None:
+    """Write a page that shows all drawn images of a folder, where there are several."""
+    drawn = [path for path in outputs if path.suffix.lower() in media.IMAGE_SUFFIXES and path.is_file()]
+    if len(drawn) > 1:
+        page = drawn[0].parent / PAGE_NAME
+        try:
+            gallery.write_index(page, "Predictions", drawn)
+        except OSError as error:
+            _warn(f"{page} cannot be written: {error.strerror}")
+        else:
+            print(f"all in a page: {printable(str(page))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,4 +353,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -127,7 +127,6 @@ def test_panoptic_threshold_of_one_keeps_nothing(run: Run, images: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "semantic", "--confidence-threshold", "0.5"), "does not apply to semantic results"),
         (("--confidence-threshold", "50"), "--confidence-threshold is 50.0; expected 0..1"),
         (("--device", "abacus"), "abacus"),
         (("--weights", "missing.pth"), "missing.pth does not exist"),
@@ -207,6 +206,7 @@ def test_whatever_else_lies_in_a_folder_is_named_and_the_pictures_are_drawn(
     drawn = {"a", "b", fits[:-4], "odd\udcff"}
     assert {path.name.removesuffix("_ids.json") for path in out.glob("*_ids.json") if path.is_file()} == drawn
     assert "4 of 15 inputs drawn" in captured.out
+    assert (out / "predictions.html").read_text().count("<figure>") == 4
     lines = captured.err.splitlines()
     left_out = [line for line in lines if line.startswith("warning: left out: ")]
     for name, reason in {

@@ -26,6 +26,7 @@ from ..files.masks import drawn_part, find_fault
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+NUM_IMAGES: dict[str, int] = {}  # of each dataset, when it was last loaded
 
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
 _FOLDER_OF_FILE = {
@@ -107,6 +108,7 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
                 "path of the image as file_name: correct the function that is registered."
             )
     _check_places(name, metadata, records)
+    NUM_IMAGES[name] = len(records)
     return [_with_drawn_masks(record, from_json=json_file is not None) for record in records]
 
 

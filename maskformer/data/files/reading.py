@@ -12,6 +12,7 @@ What comes of a picture that is not plain 8-bit RGB:
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -71,6 +72,26 @@ def to_rgb(picture: Image.Image, name: str, remedy: str) -> Image.Image:
         _check_safe(picture, limit)
         picture.load()
         return _to_rgb(_turn_upright(picture, in_place=False))
+
+
+def decode(content: bytes, name: str, kind: str, remedy: str) -> Image.Image:
+    """Decode an embedded picture, which stays in its own mode and as it lies.
+
+    Args:
+        content: of a file.
+        name: what to call it in a message.
+        kind: likewise, such as "Mask".
+        remedy: as for ``read_picture``.
+
+    Raises:
+        BadImageError: it is no picture, damaged, or too large.
+    """
+    limit = _max_pixels()
+    with _named(name, kind, remedy):
+        picture = Image.open(io.BytesIO(content))
+        _check_safe(picture, limit)
+        picture.load()
+        return picture
 
 
 def refuse_what_is_no_file(path: str) -> None:
