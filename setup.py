@@ -61,14 +61,14 @@ setup(
     extras_require={
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
         "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
-        "app": ["gradio>=5"],
+        "app": ["gradio>=6"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
         "test": [
             "cityscapesscripts",
             "datasets>=3",
             "defusedxml",
-            "gradio>=5",
+            "gradio>=6",
             "h5py",
             "hypothesis>=6.100",
             "mlflow-skinny>=2.10",

@@ -13,7 +13,7 @@ from benchmarks.cases import build_cases
 from benchmarks.contest import PROCESSORS, run_case
 from benchmarks.machine import describe_machine
 from benchmarks.plot import write_pictures
-from benchmarks.report import describe_results, format_numbers, format_table, write_json
+from benchmarks.report import describe_results, format_numbers, format_table, write_html, write_json
 from benchmarks.structures import Case, CaseResult
 from maskformer.engine.accelerator import resolve_device
 from maskformer.reports.console import ProgressLine
@@ -28,6 +28,7 @@ exit code: 0 if every contender did its work, 1 if one failed (targets that are 
 mistake in the arguments. Close other programs first: the spread beside each ratio shows how much they disturb."""
 
 REPORT_NAME = "benchmark.json"
+PAGE_NAME = "benchmark.html"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,7 +85,7 @@ def _benchmark(args: argparse.Namespace) -> int:
             write_json(report, args.output_dir / REPORT_NAME)  # after each: an interrupted run keeps what it has
     finally:
         if results:
-            _tell(results, args.output_dir)
+            _tell(results, machine, args.output_dir)
     return 1 if any(outcome.error for result in results for outcome in result.outcomes.values()) else 0
 
 
@@ -120,7 +121,7 @@ def select_cases(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
     return [case for case in cases if not names or {case.group, case.name} & set(names)]
 
 
-def _tell(results: Sequence[CaseResult], folder: Path) -> None:
+def _tell(results: Sequence[CaseResult], machine: dict[str, str], folder: Path) -> None:
     print(format_table(results))
     numbers = format_numbers(results)
     if numbers:
@@ -129,7 +130,9 @@ def _tell(results: Sequence[CaseResult], folder: Path) -> None:
         for name, outcome in result.outcomes.items():
             if outcome.error is not None:
                 print(f"failed: {result.case.name}, {name}: {outcome.error}", file=sys.stderr)
-    for path in (folder / REPORT_NAME, *write_pictures(results, folder)):
+    pictures = write_pictures(results, folder)
+    write_html(results, machine, pictures, folder / PAGE_NAME)
+    for path in (folder / REPORT_NAME, folder / PAGE_NAME, *pictures):
         print(f"written: {path}")
 
 

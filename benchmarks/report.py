@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for people, JSON with every sample for programs."""
+"""What a benchmark found: a table and a page for people, JSON with every sample for programs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmarks.structures import MEMORY, SECONDS, CaseResult, Ratio, Target, Verdict
+from maskformer.reports.pages import write_page
 from maskformer.structures import InputError
 
 _HEADERS = ("case", "ours", "against", "its time", "ratio (rounds)", "minima", "memory", "ratio", "targets")
@@ -145,3 +146,23 @@ def write_json(report: dict[str, Any], path: Path) -> None:
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"Report {path} cannot be written: {error.strerror}; change --output-dir.") from error
+
+
+def write_html(results: Sequence[CaseResult], machine: dict[str, str], pictures: Sequence[Path], path: Path) -> None:
+    """Writes the table and the pictures, which lie beside it, as a page.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    drawn = [(picture.stem.replace("_", ", "), picture.name) for picture in pictures]
+    content = {
+        "title": "Benchmark",
+        "summary": ", ".join(f"{name}: {value}" for name, value in machine.items()),
+        "headings": _HEADERS,
+        "rows": [row for result in results for row in _rows(result)],
+        "sections": [{"heading": "Pictures", "columns": (), "is_wide": True, "pictures": drawn}] if drawn else [],
+    }
+    try:
+        write_page(path, "gallery.html", content)
+    except OSError as error:
+        raise InputError(f"Page {path} cannot be written: {error.strerror}; change --output-dir.") from error

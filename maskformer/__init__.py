@@ -5,7 +5,14 @@ Importing this package registers its components with Detectron2 and does nothing
 
 from __future__ import annotations
 
+import importlib
 import logging
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maskformer.engine.commands import evaluate, train
+    from maskformer.predictor import Predictor, load
 
 try:
     import detectron2  # noqa: F401
@@ -18,12 +25,14 @@ except ModuleNotFoundError as error:
         "from https://github.com/facebookresearch/detectron2"
     ) from None
 
-from maskformer.config import add_maskformer_config
-from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
-from maskformer.engine import Trainer
-from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.meta_arch import MaskFormer
-from maskformer.structures import ESCAPING
+with warnings.catch_warnings():  # of libraries, as they are imported: nobody who reads them here can change it
+    warnings.simplefilter("ignore")
+    from maskformer.config import add_maskformer_config
+    from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
+    from maskformer.engine import Trainer
+    from maskformer.losses import HungarianMatcher, SetCriterion
+    from maskformer.meta_arch import MaskFormer
+    from maskformer.structures import ESCAPING
 
 logging.getLogger(__name__).addHandler(ESCAPING)  # names out of files reach no log as they are
 
@@ -32,9 +41,28 @@ __all__ = [
     "MaskFormer",
     "MaskFormerPanopticDatasetMapper",
     "MaskFormerSemanticDatasetMapper",
+    "Predictor",
     "SetCriterion",
     "Trainer",
     "add_maskformer_config",
+    "evaluate",
+    "load",
+    "train",
 ]
 
 __version__ = "0.2.0"
+
+
+_DOOR = {
+    "Predictor": "maskformer.predictor",
+    "evaluate": "maskformer.engine.commands",
+    "load": "maskformer.predictor",
+    "train": "maskformer.engine.commands",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The Python door when it is asked for: what draws takes a while to import."""
+    if name in _DOOR:
+        return getattr(importlib.import_module(_DOOR[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

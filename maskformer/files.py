@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -43,6 +45,25 @@ def folder_beside(target: Path) -> tempfile.TemporaryDirectory[str]:
     """
     prefix = f".{target.name[:_BEGINNING]}-"
     return tempfile.TemporaryDirectory(PARTIAL_SUFFIX, prefix, target.parent, ignore_cleanup_errors=True)
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON that every program reads: a number that is not finite, for which it has no word, is null.
+
+    Args:
+        content: what ``json.dumps`` takes; numbers of NumPy's too.
+        indent: of lines; None: all in one line.
+    """
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class InferenceOptions:
         panoptic_on: give "panoptic_seg".
         instance_on: give "instances".
         semantic_as_labels: "sem_seg" is a map of labels, not of scores.
+        segment_scores: segments of "panoptic_seg" have a ``score``, the probability of their class.
         object_mask_threshold: see ``panoptic_inference``.
         overlap_threshold: see ``panoptic_inference``.
         restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
@@ -49,6 +50,7 @@ class InferenceOptions:
     panoptic_on: bool = False
     instance_on: bool = False
     semantic_as_labels: bool = False
+    segment_scores: bool = False
     object_mask_threshold: float = 0.0
     overlap_threshold: float = 0.0
     restore_masks_first: bool = False
@@ -266,6 +268,9 @@ class MaskFormer(nn.Module):
                 object_mask_threshold=options.object_mask_threshold,
                 overlap_threshold=options.overlap_threshold,
             )
+            if options.segment_scores:
+                for segment, score in zip(panoptic.segments_info, panoptic.scores, strict=True):
+                    segment["score"] = score
             results["panoptic_seg"] = (panoptic.segment_map, panoptic.segments_info)
         if options.instance_on:
             results["instances"] = instance_inference(

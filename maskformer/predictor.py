@@ -1,8 +1,11 @@
-"""One model and its preprocessing: an RGB image in, the model's results out."""
+"""The Python door: ``load`` gives a ``Predictor``; pictures in, results out."""
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,35 +19,69 @@ from torch import Tensor, nn
 from maskformer.checkpoint import Checkpointer
 from maskformer.data.files import reading
 from maskformer.engine.accelerator import with_device
+from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
-from maskformer.meta_arch import know_classes
+from maskformer.export.folder import described_classes, find_model, write_folder
+from maskformer.meta_arch import MaskFormer, know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
-from maskformer.structures import BadImageError, Classes, InputError
+from maskformer.reports.tasks import TASKS, Task
+from maskformer.results import Result
+from maskformer.structures import BadImageError, Classes, InputError, check_choice
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _ALLOWED = "(height, width, 3) uint8 RGB, or another picture that maskformer.predictor.as_rgb takes"
 
 
-class Predictor:
-    """Segments single images with a trained model.
+def load(source: str | Path, weights: str | Path | None = None, *, device: str = "auto", **keys: Any) -> Predictor:
+    """A trained model, ready to segment pictures.
 
     Args:
-        model: gives, for a list of one example, a list of one result.
+        source: a configuration file; the output folder of a training; or a folder that ``save_pretrained`` wrote, ours
+            or Hugging Face's.
+        weights: a file of any layout that docs/weights.md names, or a folder; by default those of the folder, or the
+            configuration's MODEL.WEIGHTS.
+        device: cpu, cuda, ...; "auto": an accelerator, else the CPU.
+        **keys: changes of the configuration, with a double underscore for each point: ``INPUT__MIN_SIZE_TEST=512``.
+
+    Raises:
+        InputError: something is not there, does not fit, or makes no sense; the message says which key to change.
+    """
+    options = [part for key, value in keys.items() for part in (key.replace("__", "."), value)]
+    cfg = find_model(source, [*options, "MODEL.DEVICE", device])
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+    register_datasets(cfg)
+    predictor = Predictor.from_config(cfg)
+    if predictor.classes is None:
+        innermost(predictor.model).classes = described_classes(source)  # type: ignore[assignment]
+    return predictor
+
+
+class Predictor:
+    """Segments pictures with a trained model. It can be pickled, and several threads may use one.
+
+    Args:
+        model: gives, for a list of examples, a list of results.
         resize: applied to each image before the model sees it.
         input_format: the model's channel order, "RGB" or "BGR"; callers always give RGB.
+        cfg: the model's configuration, for ``save_pretrained``, and for which results are shown first.
 
     Raises:
         InputError: another channel order.
     """
 
-    def __init__(self, *, model: nn.Module, resize: T.Augmentation, input_format: str = "RGB"):
+    def __init__(
+        self, *, model: nn.Module, resize: T.Augmentation, input_format: str = "RGB", cfg: CfgNode | None = None
+    ):
         if input_format not in CHANNEL_ORDERS:
             raise InputError(f"INPUT.FORMAT is {input_format!r}; expected one of {', '.join(CHANNEL_ORDERS)}.")
         self.model = model.eval()
+        self.cfg = cfg
         self._resize = resize
         self._channel_order = list(CHANNEL_ORDERS[input_format])
+        self._lock = threading.Lock()  # what a call asks of the model is set on the model
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Predictor:
@@ -66,32 +103,154 @@ class Predictor:
         check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT)
+        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, device: str = "auto", **keys: Any) -> Predictor:
+        """What ``save_pretrained`` wrote, ours or Hugging Face's; see ``load``."""
+        if not os.path.isdir(folder):
+            raise InputError(f"{folder} is no folder; expected one that save_pretrained wrote.")
+        return load(folder, device=device, **keys)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        layout: str = "maskformer",
+        licence: str = "",
+        max_shard_bytes: int = 5 * 2**30,
+    ) -> None:
+        """Write weights, configuration, preprocessing and a model card into a folder that ``load`` reads.
+
+        Args:
+            folder: created where it is missing.
+            layout: "maskformer", or "hugging-face" for its ``from_pretrained``, which has fewer models.
+            licence: of the weights, for the card, such as "apache-2.0"; "": the card says that nobody stated it.
+            max_shard_bytes: larger weights are divided into several files.
+
+        Raises:
+            InputError: the folder cannot be written, or Hugging Face has no such model.
+        """
+        if self.cfg is None:
+            raise InputError("This Predictor has no configuration to save: make it with load or from_config.")
+        write_folder(
+            Path(folder),
+            innermost(self.model).state_dict(),
+            self.cfg,
+            self.classes,
+            layout=layout,
+            licence=licence,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     @property
     def classes(self) -> Classes | None:
         """What the model knows of its classes; None: nothing."""
         return getattr(innermost(self.model), "classes", None)
 
-    @torch.inference_mode()
     def __call__(
-        self, image: Any, output_size: tuple[int, int] | None = None, *, semantic_as_labels: bool = True
-    ) -> dict[str, Any]:
-        """Segment one image.
+        self,
+        image: Any,
+        output_size: tuple[int, int] | None = None,
+        *,
+        task: str | None = None,
+        threshold: float | None = None,
+        batch_size: int = 1,
+    ) -> Any:
+        """Segment one picture, or a list of them.
 
         Args:
-            image: (height,width,3) uint8 RGB, or another picture that ``as_rgb`` takes, such as the name of a file.
-            output_size: (height, width) of the results; the image's own by default.
-            semantic_as_labels: whether MaskFormer's ``sem_seg`` is labels, or scores, which take K times the memory.
+            image: (height,width,3) uint8 RGB, or another picture that ``as_rgb`` takes, such as the name of a file; or
+                a list of pictures.
+            output_size: (height, width) of the results; the picture's own by default.
+            task: "panoptic", "instance" or "semantic" alone, whether the configuration has it on or not; by default all
+                that it has on, of which the first of these is what ``Result.segments`` shows.
+            threshold: 0..1, of what is shown: the least score of an instance, by default 0.5; the least class
+                probability of a panoptic segment, by default the configuration's OBJECT_MASK_THRESHOLD; or that of a
+                pixel's class in semantic results, by default 0, for which ``sem_seg`` is scores.
+            batch_size: how many pictures of a list the model sees at once, where neighbours have one size.
 
         Returns:
-            The model's results: those switched on of ``sem_seg``, ``panoptic_seg`` and ``instances``.
+            A ``Result``, or a list of them: of a picture, the model's results, of ``sem_seg`` (of MaskFormer: labels,
+            not scores), ``panoptic_seg`` and ``instances``; and more readable forms of them.
 
         Raises:
             BadImageError: it is no picture, or so narrow that nothing is left of it when it is resized.
-            InputError: the size of results is none.
+            InputError: the size of results is none, or the model cannot do the task.
         """
-        rgb = as_rgb(image)
+        chosen, options = self._choose(task, threshold)
+        if not isinstance(image, (list, tuple)):
+            (result,) = self._segment_all([image], output_size, chosen, options, 1)
+            return result
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
+        return list(self._segment_all(image, output_size, chosen, options, batch_size))
+
+    def _choose(self, name: str | None, threshold: float | None) -> tuple[Task, dict[str, Any]]:
+        """What is shown, and the options that make the model give it."""
+        options: dict[str, Any] = {"semantic_as_labels": True, "segment_scores": True}
+        if name is not None:
+            check_choice(name, TASKS, "task")
+            options.update({f"{other}_on": other == name for other in TASKS})
+        model = innermost(self.model)
+        if isinstance(model, MaskFormer):
+            is_on = {other: getattr(model.inference, f"{other}_on") for other in TASKS}
+            # Panoptic and instance output have it so for semantic output too.
+            options["restore_masks_first"] = (
+                model.inference.restore_masks_first or is_on["panoptic"] or is_on["instance"]
+            )
+        else:
+            is_on = {other: other == "semantic" for other in TASKS}
+            if name is not None and not is_on[name]:
+                raise InputError(f"task is {name!r}, but a {type(model).__name__} gives semantic results alone.")
+        shown = name or next((other for other in TASKS if is_on[other]), None)
+        if shown is None:
+            raise InputError("The model has every result switched off (MODEL.MASK_FORMER.TEST): name a task.")
+        if threshold is None:
+            return TASKS[shown], options
+        task, more = TASKS[shown].above(threshold)
+        return task, {**options, **more}
+
+    def _segment_all(
+        self,
+        pictures: Iterable[Any],
+        output_size: tuple[int, int] | None,
+        task: Task,
+        options: dict[str, Any],
+        batch_size: int,
+    ) -> Iterator[Result]:
+        batch: list[tuple[Any, np.ndarray, dict[str, Any]]] = []
+        for picture in pictures:
+            rgb = as_rgb(picture)
+            example = self._example(rgb, output_size)
+            if batch and (len(batch) == batch_size or batch[0][2]["image"].shape != example["image"].shape):
+                yield from self._segment_batch(batch, task, options)
+                batch = []
+            batch.append((picture, rgb, example))
+        if batch:
+            yield from self._segment_batch(batch, task, options)
+
+    def _segment_batch(
+        self, batch: list[tuple[Any, np.ndarray, dict[str, Any]]], task: Task, options: dict[str, Any]
+    ) -> Iterator[Result]:
+        with self._lock, torch.inference_mode(), inference_options(self.model, **options):
+            check = getattr(innermost(self.model), "check_classes", None)
+            if check is not None:
+                check()
+            outputs = self.model([example for _, _, example in batch])
+        num_classes = len(self.classes) if self.classes is not None else self._num_classes
+        for (picture, rgb, _), output in zip(batch, outputs, strict=True):
+            name = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else getattr(picture, "filename", "")
+            yield Result(
+                output, image=rgb, task=task, known=self.classes, num_classes=num_classes, name=str(name or "")
+            )
+
+    @property
+    def _num_classes(self) -> int:
+        return 0 if self.cfg is None else self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+    def _example(self, rgb: np.ndarray, output_size: tuple[int, int] | None) -> dict[str, Any]:
+        """What the model is given of a picture."""
         asked = {} if output_size is None else dict(zip(("height", "width"), output_size))
         height, width = checked_size({"file_name": "the picture", **asked}, rgb.shape[:2])
         transform = self._resize.get_transform(rgb)
@@ -103,8 +262,13 @@ class Predictor:
             )
         resized = transform.apply_image(rgb)[:, :, self._channel_order]
         pixels = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        with inference_options(self.model, semantic_as_labels=semantic_as_labels):
-            return self.model([{"image": pixels, "height": height, "width": width}])[0]
+        return {"image": pixels, "height": height, "width": width}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
 
 def as_rgb(picture: Any) -> np.ndarray:
@@ -124,6 +288,8 @@ def as_rgb(picture: Any) -> np.ndarray:
         BadImageError: it is anything else, empty, or has values out of range.
     """
     remedy = "Give another picture."
+    if isinstance(picture, str) and "://" in picture:
+        raise BadImageError(f"{picture} is an address, and nothing is fetched here: download it and give the file.")
     if isinstance(picture, (str, os.PathLike)):
         return np.asarray(reading.read_picture(str(os.fspath(picture)), remedy))
     if isinstance(picture, Image.Image):

@@ -93,6 +93,9 @@ class EscapingHandler(logging.Handler):
 ESCAPING = EscapingHandler()  # one, which a logger takes once, however often it is added
 
 
+SCREEN = logging.getLogger("maskformer.screen")  # what a run shows on the terminal; the log file has all else too
+
+
 class _Sentence(Exception):
     """An error whose message is for the terminal.
 
@@ -242,15 +245,34 @@ def _is_color(value: list[Any]) -> bool:
 
 @dataclass(frozen=True)
 class LabelValues:
-    """How label files number the classes, where they do not simply hold 0..K-1.
+    """How label files number or colour the classes, where they do not simply hold 0..K-1.
 
     Attributes:
-        of_classes: K distinct integers: the value of each class.
+        of_classes: K distinct integers: the value of each class in files of one channel.
         ignored: the values of pixels without a class.
+        colors: K colours (red, green, blue) of the classes in files of three channels; empty: there are no such files.
+        ignored_colors: the colours of pixels without a class.
+        by_palette: a file with a palette means its colours, not its indices.
     """
 
     of_classes: tuple[int, ...]
     ignored: tuple[int, ...]
+    colors: tuple[tuple[int, ...], ...] = ()
+    ignored_colors: tuple[tuple[int, ...], ...] = ()
+    by_palette: bool = False
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Which of a picture's channels are red, green and blue, and what values become 0 and 255.
+
+    Attributes:
+        numbers: three channels, or one for grey, counted from 1; empty: the first three.
+        value_range: the lowest and the highest value; None: 0..255, of 16 bits 0..65535.
+    """
+
+    numbers: tuple[int, ...] = ()
+    value_range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -264,7 +286,11 @@ class OwnDataset:
         colors: K colours (red, green, blue), 0..255; None: made up.
         values: the value of each class in label maps, or its category id in JSON; and the ignored values.
         things: the names among ``classes`` that are counted one by one.
-        paths: absolute; ``images`` and either ``labels``, ``instances``, or ``panoptic`` and ``panoptic_masks``.
+        paths: absolute; ``images`` and either ``labels``, ``objects``, ``instances``, or ``panoptic`` and
+            ``panoptic_masks``; and ``list`` where it names the images. What is in an archive begins with "zip://".
+        image_suffix: how the names of images end; "": as any picture's.
+        label_suffix: how the names of ``labels`` and ``objects`` end, likewise.
+        bands: which channels of the images are read; None: they are plain pictures.
     """
 
     name: str
@@ -274,11 +300,14 @@ class OwnDataset:
     values: LabelValues
     things: tuple[str, ...]
     paths: dict[str, str]
+    image_suffix: str = ""
+    label_suffix: str = ""
+    bands: Bands | None = None
 
     @property
     def ignore_label(self) -> int | None:
         """The value of pixels without a class after reading; None where there are instances alone."""
-        if "instances" in self.paths:
+        if {"instances", "objects"} & self.paths.keys():
             return None
         num_classes, ignored = len(self.classes), self.values.ignored
         is_plain = self.values.of_classes == tuple(range(num_classes))
@@ -374,10 +403,12 @@ class PanopticResult:
     Attributes:
         segment_map: (height, width) int32; 0 is void, other values are the ``id`` of a segment.
         segments_info: one dict a segment: ``id`` (from 1), ``isthing``, ``category_id`` (0..K-1).
+        scores: the class probability of each segment; () where nobody knows.
     """
 
     segment_map: Tensor
     segments_info: list[dict[str, Any]]
+    scores: Sequence[float] = ()
 
 
 class SegmentMasks:

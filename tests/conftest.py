@@ -11,6 +11,7 @@ import pytest
 import torch
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from tiny_model import SHAPES_CONFIG, TINY_OPTIONS, write_tiny_weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -35,6 +36,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shapes_config() -> str:
+    """The configuration file of the built-in dataset."""
+    return SHAPES_CONFIG
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> list[str]:
+    """KEY VALUE pairs that make the model of ``shapes_config`` tiny."""
+    return TINY_OPTIONS
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of random weights of the tiny model."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    write_tiny_weights(path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

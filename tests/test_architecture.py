@@ -41,13 +41,14 @@ ALLOWED = {
     "config": {"structures", "engine.accelerator"},
     "checkpoint": {"structures", "files"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
-    "evaluation": {"structures", "data", "kernels"},
+    "evaluation": {"structures", "files", "data", "kernels"},
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
-    "engine": BELOW_ENGINE,
+    "engine": {"reports", *BELOW_ENGINE},
     "export": {"structures", "files", "config", "checkpoint"},
     "reports": {"structures", "files", "data"},
-    "predictor": {"engine", *BELOW_ENGINE},
+    "results": {"structures", "reports"},
+    "predictor": {"engine", "reports", "results", "export", *BELOW_ENGINE},
     "demo": {"engine", "predictor", "reports", *BELOW_ENGINE},
     "tools": {"engine", "predictor", "reports", "demo", "export", "__init__", *BELOW_ENGINE},
     "__init__": {"engine", "predictor", *BELOW_ENGINE},
@@ -148,6 +149,7 @@ def is_call_statement(node: ast.stmt) -> bool:
 def test_importing_a_module_registers_no_dataset():
     for path, tree in TREES.items():
         calls = [node.value.func for node in tree.body if is_call_statement(node)]
+        calls = [call for call in calls if ast.unparse(call) != "PathManager.register_handler"]  # how zips are opened
         assert not [
             where(path, call) for call in calls if "register" in ast.unparse(call) or "Catalog" in ast.unparse(call)
         ]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from maskformer.demo.shapes import generate_shapes
 from maskformer.engine import Trainer, build_argument_parser, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,7 +45,9 @@ def _loggers():
         logging.getLogger(name) for name in ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop")
     ]
     before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
+    logging.captureWarnings(False)  # pytest took back what an earlier test had set
     yield
+    logging.captureWarnings(False)
     for logger, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
         logger.setLevel(level)
         logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters
@@ -180,3 +186,51 @@ def test_expected_results_are_held_to_in_evaluation_alone(
     assert run(train_net.main, build_argument_parser().parse_args([*words, *expected])) == 3
     assert len(tested_weights) == 1
     assert "TEST.EXPECTED_RESULTS expects sem_seg mIoU to be 44.5" in capsys.readouterr().err
+
+
+TINY = [
+    *("SEED", "1", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "MODEL.DEVICE", "cpu"),
+    *("SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3", "SOLVER.WARMUP_ITERS", "1", "TEST.EVAL_PERIOD", "2"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "TEST.PICTURES", "1"),
+    *("MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32"),
+    *("MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.MASK_FORMER.NHEADS", "4"),
+]
+
+
+@pytest.mark.slow
+def test_screen_has_few_lines_and_the_log_file_all(tmp_path: Path):
+    generate_shapes(tmp_path, num_train=4, num_val=3, image_size=(64, 80), seed=0)
+    output = tmp_path / "out put"
+    words = [sys.executable, "train_net.py", "--config-file", "configs/shapes/maskformer_panoptic.yaml", *TINY]
+    variables = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [*words, "LOG.TCAPPDLL_LINES", "True", "OUTPUT_DIR", str(output)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("TCAPPDLL")]
+    start = next(number for number, line in enumerate(lines) if line.startswith("iteration"))
+    introduction = "\n".join(lines[:start])
+    assert start <= 10
+    for fact in ("shapes_panoptic_train, 4 images", "shapes_panoptic_val, 3 images", "9 classes", str(output)):
+        assert fact in introduction
+    assert len([line for line in lines if line.startswith("Scores on shapes_panoptic_val")]) == 2
+    assert len([line for line in lines if line.startswith("Classes of shapes_panoptic_val")]) == 1  # at the end
+    assert len([line for line in lines if line.startswith("grass ")]) == 1
+    assert not [line for line in lines if "Warning" in line or "copypaste" in line or "[" in line]
+    places = [line.split(maxsplit=1) for line in lines[-3:]]
+    named = {"model": "/model_final.pth", "results": "", "report": "/report.html"}
+    assert places == [[title, f"{output}{name}"] for title, name in named.items()]
+    log = (output / "log.txt").read_text()
+    for line in lines:
+        assert line.removeprefix("warning: ").strip() in log
+    assert "copypaste: mIoU" in log and "MASK_FORMER:" in log and "(backbone): ResNet" in log
+    tcappdll = [line for line in done.stdout.splitlines() if line.startswith("TCAPPDLL")]
+    assert tcappdll == (output / "tcappdll.log").read_text().splitlines() and len(tcappdll) == 3
+    record = json.loads((output / "run.json").read_text())
+    assert record["kind"] == "training" and record["finished"] and record["processes"] == 1
+    assert record["changed"]["SOLVER.MAX_ITER"][1] == record["iterations"] == 3
+    assert record["data"][0] == {"dataset": "shapes_panoptic_train", "images": 4}
+    assert record["model"]["architecture"] == "MaskFormer" and record["peak_memory_mb"] > 0
+    assert (output / "report.html").is_file()
+    events = EventAccumulator(str(output))
+    events.Reload()
+    assert [image.step for image in events.Images("validation/000000")] == [1, 3]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from maskformer.files import unfinished
+from maskformer.files import json_text, unfinished
 
 
 @pytest.mark.parametrize("flush", [False, True])
@@ -60,3 +62,9 @@ def test_file_stays_as_it_was_when_writing_fails(tmp_path: Path):
         1 / 0  # noqa: B018
     assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
     assert target.read_text() == "old"
+
+
+def test_json_has_null_for_what_is_not_finite_and_plain_numbers_for_numpys():
+    content = {"a": [float("nan"), (np.float32("inf"), 1.5)], "b": np.int64(3), "c": None, "d": "NaN", "e": True}
+    assert json.loads(json_text(content)) == {"a": [None, [None, 1.5]], "b": 3, "c": None, "d": "NaN", "e": True}
+    assert json_text({"a": 1}, indent=1) == '{\n "a": 1\n}'

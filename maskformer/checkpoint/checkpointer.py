@@ -24,7 +24,7 @@ from maskformer.files import (
     save_checkpoint,
     write_text,
 )
-from maskformer.structures import Classes, InputError
+from maskformer.structures import SCREEN, Classes, InputError
 
 from .layouts.detection import convert_weights, explain_layouts, explained, strip_wrapper
 from .layouts.layout import StateDict
@@ -169,7 +169,7 @@ class Checkpointer(DetectionCheckpointer):
         """Write in the main process; gives what the error says, if there was one."""
         if not self.save_to_disk:
             return None
-        logger.info("Saving checkpoint to %s", os.path.join(self.save_dir, basename))
+        SCREEN.info("saving checkpoint %s", os.path.join(self.save_dir, basename))
         try:
             save_checkpoint(content, os.path.join(self.save_dir, basename))
             self.tag_last_checkpoint(basename)

@@ -31,11 +31,19 @@ CLASSES_METADATA = "maskformer.classes"  # of a .safetensors file: JSON of what 
 _STATE_KEYS = ("model", "state_dict")  # Detectron2 and Swin; OpenMMLab and timm
 _MAX_SAFETENSORS_HEADER = 10 * 2**20  # bytes; some hundred for each tensor
 _MAX_PARAMETERS = 20_000  # of which some match every one with all of a model's; the largest models have 2,000
-_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # Hugging Face's
+SHARD_INDEX = "model.safetensors.index.json"  # of weights that are divided into several files: which holds what
+_INDEX_END = ".index.json"
+_FOLDER_FILES = (
+    "model.safetensors",
+    SHARD_INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # Hugging Face's
+_MAX_INDEX_BYTES = 10 * 2**20
 
 
 def find_weights_file(path: str) -> str:
-    """The weights file of a folder that Hugging Face's ``save_pretrained`` wrote; of a file, itself.
+    """The weights file, or the index of several, of a folder that ``save_pretrained`` wrote; of a file, itself.
 
     Raises:
         InputError: a folder holds no such file.
@@ -46,7 +54,8 @@ def find_weights_file(path: str) -> str:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
     raise InputError(
-        f"Folder {path} holds no weights; expected {' or '.join(_FOLDER_FILES)}: set MODEL.WEIGHTS to a file."
+        f"Folder {path} holds no weights; expected {' or '.join(_FOLDER_FILES[::2])}, or the index of several such: "
+        "set MODEL.WEIGHTS to a file."
     )
 
 
@@ -54,7 +63,8 @@ def read_weights(filename: str) -> dict[str, Any]:
     """Read a weights file without running anything in it.
 
     Args:
-        filename: ``.pkl`` (Detectron2's model zoo), ``.safetensors``, or else what ``torch.save`` wrote.
+        filename: ``.pkl`` (Detectron2's model zoo), ``.safetensors``, the ``.index.json`` of weights in several files,
+            or else what ``torch.save`` wrote.
 
     Returns:
         ``model``, parameters by name, and what else the file holds. ``matching_heuristics`` marks backbone weights
@@ -65,6 +75,8 @@ def read_weights(filename: str) -> dict[str, Any]:
     """
     try:
         content = _read_trusted(filename) if _is_trusted(filename) else _read_safely(filename)
+    except InputError:  # of one of several files
+        raise
     except Exception as error:  # readers raise whatever a truncated or foreign file leads them to
         raise _unreadable(filename, error) from error
     state, rest = _split_state(content)
@@ -109,7 +121,32 @@ def _split_state(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     return content, {}
 
 
+def _read_shards(index_file: str) -> dict[str, Any]:
+    """The parameters of all files that an index names, which lie beside it."""
+    if os.path.getsize(index_file) > _MAX_INDEX_BYTES:
+        raise ValueError(f"the index has more than {_MAX_INDEX_BYTES} bytes")
+    with open(index_file, encoding="utf-8") as file:
+        index = json.load(file)
+    file_of = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
+        raise ValueError("it has no weight_map, which says the file of each parameter")
+    state: dict[str, Any] = {}
+    rest: dict[str, Any] = {}
+    for name in sorted(set(file_of.values())):
+        if os.path.basename(name) != name or name.endswith(_INDEX_END):
+            raise ValueError(f"it names the file {name[:200]!r}; expected one beside it")
+        content = read_weights(os.path.join(os.path.dirname(index_file), name))
+        state.update(content.pop("model"))
+        rest.update(content)
+    missing = sorted(file_of.keys() - state.keys())
+    if missing:
+        raise ValueError(f"{len(missing)} parameters are in none of its files, first {missing[0][:200]}")
+    return {**rest, "model": state}
+
+
 def _read_safely(filename: str) -> Any:
+    if filename.endswith(_INDEX_END):
+        return _read_shards(filename)
     with open(filename, "rb") as file:
         head = file.read(16)
     if head[8:9] == b"{":

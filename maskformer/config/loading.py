@@ -16,12 +16,12 @@ from detectron2.config import CfgNode
 from maskformer.structures import InputError, OwnDataset
 
 from .keys import default_config
-from .own_datasets import absolute_paths, read_own_datasets
+from .own_datasets import absolute_paths, complete_classes, read_own_datasets
 from .values import check_unread, check_values
 
 
-def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's and our defaults, then a file, then options.
+def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNode:
+    """Detectron2's and our defaults, then a file, then one that describes data, then options.
 
     A MODEL.DEVICE of "auto", which it is unless they name one, becomes an accelerator that is there, else the CPU: what
     Detectron2 builds from a configuration takes it as it is. Vendors' packages in ``ACCELERATORS`` of
@@ -34,6 +34,8 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     Args:
         path: YAML file; "" for the defaults alone.
         options: KEY VALUE KEY VALUE ..., as on the command line.
+        data: YAML file whose keys, such as ``DATASETS``, are laid over those of ``path``, but for its ``_BASE_``; "":
+            none.
 
     Raises:
         InputError: the file cannot be read, a key or the type of a value is wrong, a value is impossible, has no effect
@@ -42,7 +44,10 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
     cfg = default_config()
     cfg.MODEL.DEVICE = "auto"
     layers = _read_layers(path) if path else []
-    if path:
+    if data:
+        layers.append(_read_layers(data, follow=False)[0])
+        path = path or data
+    if layers:
         content = functools.reduce(_merge, (content for _, content in layers))
         for key in _key_names(content):
             if not key.startswith("DATASETS.OWN."):  # those are of the user's choice
@@ -50,7 +55,8 @@ def load_config(path: str, options: Sequence[str] = ()) -> CfgNode:
         content.pop("VERSION", None)
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
-        check_unread(cfg, default_config(), set(_key_names(layers[-1][1])))
+        for _, content in layers[-2 if data else -1 :]:
+            check_unread(cfg, default_config(), set(_key_names(content)))
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
@@ -105,10 +111,11 @@ def _check_dataset_names(cfg: CfgNode, path: str, options: Sequence[str]) -> Non
 
 def _choose_own_dataset(cfg: CfgNode, source: str) -> OwnDataset | None:
     """The dataset that the model is for, if it is of DATASETS.OWN; relative paths of the command line are resolved."""
-    for name, content in absolute_paths(cfg.DATASETS.OWN, os.getcwd()).items():
-        cfg.DATASETS.OWN[name] = CfgNode(content) if isinstance(content, dict) else content
+    block = absolute_paths(cfg.DATASETS.OWN, os.getcwd())
     with _named(source):
-        datasets = {dataset.name: dataset for dataset in read_own_datasets(cfg.DATASETS.OWN)}
+        datasets = {dataset.name: dataset for dataset in read_own_datasets(block)}
+    for name, content in complete_classes(block, datasets.values()).items():
+        cfg.DATASETS.OWN[name] = CfgNode(content)
     candidates = [*cfg.DATASETS.TRAIN[:1], *cfg.DATASETS.TEST[:1]]
     return next((datasets[name] for name in candidates if name in datasets), None)
 
@@ -182,8 +189,8 @@ def _construct_size_list(loader: yaml.SafeLoader, node: yaml.Node) -> list[int]:
 _ConfigLoader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _construct_size_list)
 
 
-def _read_layers(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """A file after those that it is based on: path and content of each."""
+def _read_layers(path: str, above: tuple[str, ...] = (), *, follow: bool = True) -> list[tuple[str, dict[str, Any]]]:
+    """A file after those that it is based on, unless these are not to be followed: path and content of each."""
     content = _read_yaml(path)
     if os.path.realpath(path) in above:  # after reading, which has refused what is no path
         raise InputError(f"Configuration file {path} is based on itself; correct _BASE_ in it or in what it names.")
@@ -192,7 +199,7 @@ def _read_layers(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict
         raise InputError(f"Configuration file {path} has _BASE_ {base!r}; expected the path of one file.")
     if _has_own(content):
         content["DATASETS"]["OWN"] = absolute_paths(content["DATASETS"]["OWN"], os.path.dirname(path))
-    if base is None:
+    if base is None or not follow:
         return [(path, content)]
     base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
     return [*_read_layers(base, (*above, os.path.realpath(path))), (path, content)]

@@ -6,25 +6,41 @@
           classes: [grass, path, pond]
           offset: 1                    # labels hold 1, 2, 3 ...
           ignore: 0                    # ... and 0 where nothing is labelled
-          train: {images: train/images, labels: train/labels}
-          val: {images: val/images, labels: val/labels}
+          images: pictures             # what stands here holds for every split
+          labels: pictures
+          label_suffix: _mask.png      # the label of a.jpg is a_mask.png
+          train: {list: train.txt}
+          val: {list: val.txt}
 
-A split is ``images`` with ``labels`` (a folder of label maps), ``instances`` (a COCO JSON), or ``panoptic`` (a JSON)
-and ``panoptic_masks`` (its folder). Every mapping inside a dataset is a split. docs/own_data.md explains the keys.
+A split is ``images`` with ``labels`` (a folder of label maps), ``objects`` (a folder of masks of single objects),
+``instances`` (a COCO JSON), or ``panoptic`` (a JSON) and ``panoptic_masks`` (its folder). Every mapping inside a
+dataset is a split. What is not given of ``classes``, ``ids`` and ``things`` is read from a JSON, and what is given is
+compared with it. Folders may be in a zip: ``data.zip/train``. docs/own_data.md explains the keys.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from maskformer.structures import InputError, LabelValues, OwnDataset
+from maskformer.structures import Bands, InputError, LabelValues, OwnDataset
 
-_DATASET_KEYS = ("classes", "things", "colors", "offset", "ids", "ignore")
-_PATH_KEYS = ("images", "labels", "instances", "panoptic", "panoptic_masks")
-_KINDS = ({"images", "labels"}, {"images", "instances"}, {"images", "panoptic", "panoptic_masks"})
+from .coco_categories import Category, is_there, read_categories
+
+_DATASET_KEYS = ("classes", "things", "colors", "offset", "ids", "ignore", "palette_colors")
+_PATH_KEYS = ("images", "labels", "objects", "instances", "panoptic", "panoptic_masks", "list")
+_SPLIT_KEYS = (*_PATH_KEYS, "image_suffix", "label_suffix", "bands", "range")  # a dataset's are those of its splits
+_KINDS = (
+    {"images", "labels"},
+    {"images", "instances"},
+    {"images", "panoptic", "panoptic_masks"},
+    {"images", "objects"},
+)
 _DEFAULT_IGNORE = 255
 
 
@@ -68,27 +84,103 @@ def read_own_datasets(block: Any) -> list[OwnDataset]:
     return list(found.values())
 
 
+def complete_classes(block: Mapping[str, Any], datasets: Iterable[OwnDataset]) -> dict[str, Any]:
+    """Write what was read from the JSONs of a block into it, so that it describes its classes without them.
+
+    Args:
+        block: the value of ``DATASETS.OWN``.
+        datasets: what ``read_own_datasets`` made of it.
+    """
+    completed = {name: dict(content) for name, content in block.items()}
+    for dataset in datasets:
+        content = completed[dataset.key.rpartition(".")[0].removeprefix("DATASETS.OWN.")]
+        if not {"instances", "panoptic"} & dataset.paths.keys():
+            continue
+        content.setdefault("classes", list(dataset.classes))
+        if "offset" not in content:
+            content.setdefault("ids", list(dataset.values.of_classes))
+        if "panoptic" in dataset.paths:
+            content.setdefault("things", list(dataset.things))
+    return completed
+
+
 def _read_dataset(key: str, name: str, content: Any) -> list[OwnDataset]:
     if not isinstance(content, Mapping):
         raise InputError(f"{key} is {content!r}; expected classes and at least one split, such as train.")
     splits = {split: value for split, value in content.items() if isinstance(value, Mapping)}
-    _check_keys(key, content.keys() - splits.keys(), _DATASET_KEYS)
-    misspelt = [split for split in splits if split in (*_DATASET_KEYS, *_PATH_KEYS)]
+    _check_keys(key, content.keys() - splits.keys(), (*_DATASET_KEYS, *_SPLIT_KEYS))
+    misspelt = [split for split in splits if split in (*_DATASET_KEYS, *_SPLIT_KEYS)]
     if misspelt:
         raise InputError(f"{key}.{misspelt[0]} is a mapping, which only a split, such as train or val, can be.")
     if not splits:
         raise InputError(f"{key} has no split; expected one at least, such as train: {{images: ..., labels: ...}}.")
-    classes = _read_names(f"{key}.classes", content.get("classes"))
+    for split, value in splits.items():
+        _check_keys(f"{key}.{split}", value.keys(), _SPLIT_KEYS)
+    common = {option: value for option, value in content.items() if option in _SPLIT_KEYS}
+    splits = {split: {**common, **value} for split, value in splits.items()}
     paths = {split: _read_paths(f"{key}.{split}", value) for split, value in splits.items()}
     _check_use(key, content, paths.values())
-    values = _read_values(key, content, classes)
-    has_instances = any("instances" in given for given in paths.values())
-    things = classes if has_instances else _read_things(key, content, classes)
+    content = _complete(key, content, paths)
+    classes = _read_names(f"{key}.classes", content.get("classes"))
+    has_objects = any({"instances", "objects"} & given.keys() for given in paths.values())
+    things = classes if has_objects else _read_things(key, content, classes)
     colors = _read_colors(f"{key}.colors", content.get("colors"), classes)
+    values = _read_values(key, content, classes, colors)
+    if any("objects" in given for given in paths.values()):
+        values = _check_objects(key, content, values)
     return [
-        OwnDataset(f"{name}_{split}", f"{key}.{split}", classes, colors, values, things, given)
+        OwnDataset(
+            *(f"{name}_{split}", f"{key}.{split}", classes, colors, values, things, given),
+            image_suffix=_read_suffix(f"{key}.{split}.image_suffix", splits[split].get("image_suffix", "")),
+            label_suffix=_read_suffix(f"{key}.{split}.label_suffix", splits[split].get("label_suffix", "")),
+            bands=_read_bands(f"{key}.{split}", splits[split]),
+        )
         for split, given in paths.items()
     ]
+
+
+def _complete(key: str, content: Mapping[str, Any], paths: Mapping[str, dict[str, str]]) -> Mapping[str, Any]:
+    """Add the classes, ids and things of the first split's JSON, as far as they are not given."""
+    known = {"classes", "things"} if any("panoptic" in given for given in paths.values()) else {"classes"}
+    if known <= content.keys() and {"offset", "ids"} & content.keys():
+        return content
+    json_files = [
+        (given[kind], f"{key}.{split}.{kind}")
+        for split, given in paths.items()
+        for kind in ("instances", "panoptic")
+        if kind in given
+    ]
+    if "classes" in content:
+        json_files = [each for each in json_files if is_there(each[0])]  # else it is missed where it is needed
+    categories = read_categories(*json_files[0]) if json_files else []
+    completed = {**({"classes": [category.name for category in categories]} if categories else {}), **content}
+    if not {"offset", "ids"} & content.keys():
+        completed.update(_ids_of(completed.get("classes"), categories))
+    if categories and all(category.is_thing is not None for category in categories):
+        completed = {"things": [category.name for category in categories if category.is_thing], **completed}
+    if known - completed.keys() == {"things"}:
+        raise InputError(f"{key}.things is missing; expected the names of the classes that are counted one by one.")
+    return completed
+
+
+def _ids_of(classes: Any, categories: list[Category]) -> dict[str, list[int]]:
+    """The ``ids`` of classes that all have one."""
+    ids = {category.name: category.id for category in categories}
+    are_known = isinstance(classes, list | tuple) and all(isinstance(name, str) and name in ids for name in classes)
+    return {"ids": [ids[name] for name in classes]} if are_known and len(ids) == len(categories) else {}
+
+
+def _check_objects(key: str, content: Mapping[str, Any], values: LabelValues) -> LabelValues:
+    """Refuse what masks of single objects do not say; every value but 0 and those of ``ignore`` is an object."""
+    useless = [option for option in ("offset", "ids", "palette_colors") if option in content]
+    if useless:
+        raise InputError(f"{key}.{useless[0]} has no effect on masks of single objects: remove it.")
+    if len(values.of_classes) > 1:
+        raise InputError(
+            f"{key}.classes names {len(values.of_classes)} classes, but masks of single objects (objects) do not say "
+            "which; expected one: make a dataset of each class, or a COCO JSON (instances)."
+        )
+    return replace(values, ignored=values.ignored if "ignore" in content else ())
 
 
 def _check_keys(key: str, seen: Iterable[str], known: Iterable[str]) -> None:
@@ -99,26 +191,69 @@ def _check_keys(key: str, seen: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _read_paths(key: str, split: Mapping[str, Any]) -> dict[str, str]:
-    _check_keys(key, split.keys(), _PATH_KEYS)
-    if set(split) not in _KINDS:
+    paths = {name: value for name, value in split.items() if name in _PATH_KEYS}
+    if paths.keys() - {"list"} not in _KINDS:
         kinds = ", or ".join(" + ".join(name for name in _PATH_KEYS if name in kind) for kind in _KINDS)
-        raise InputError(f"{key} gives {', '.join(split) or 'nothing'}; expected {kinds}.")
-    for name, path in split.items():
+        raise InputError(f"{key} gives {', '.join(paths) or 'nothing'}; expected {kinds}.")
+    for name, path in paths.items():
         if not isinstance(path, str) or not path:
             raise InputError(f"{key}.{name} is {path!r}; expected a path.")
-    return dict(split)
+    useless = [
+        name for name in ("image_suffix", "label_suffix") if name in split and not {"labels", "objects"} & paths.keys()
+    ]
+    if useless:
+        raise InputError(f"{key}.{useless[0]} has no effect beside a JSON, which names its files: remove it.")
+    return {name: _in_archive(path) for name, path in paths.items()}
+
+
+def _in_archive(path: str) -> str:
+    """A path as ``PathManager`` opens it: "zip://" before one that leads into a zip."""
+    is_archived = re.search(r"\.zip(/|$)", path, flags=re.IGNORECASE) and not os.path.isdir(path)
+    return f"zip://{path}" if is_archived else path
+
+
+def _read_suffix(key: str, suffix: Any) -> str:
+    if not isinstance(suffix, str) or "/" in suffix:
+        raise InputError(f"{key} is {suffix!r}; expected how the files' names end, such as _mask.png.")
+    return suffix
+
+
+def _read_bands(key: str, split: Mapping[str, Any]) -> Bands | None:
+    numbers, limits = split.get("bands"), split.get("range")
+    if numbers is not None and not (
+        isinstance(numbers, list | tuple) and len(numbers) in (1, 3) and all(_is_integer(n) and n >= 1 for n in numbers)
+    ):
+        raise InputError(
+            f"{key}.bands is {numbers!r}; expected the numbers of the three bands, from 1, that become red, green and "
+            "blue, such as [4, 3, 2], for a model's images have three channels; or of one that becomes grey."
+        )
+    if limits is not None and not (
+        isinstance(limits, list | tuple)
+        and len(limits) == 2
+        and all(isinstance(limit, int | float) and math.isfinite(limit) for limit in limits)
+        and limits[0] < limits[1]
+    ):
+        raise InputError(f"{key}.range is {limits!r}; expected the values that become 0 and 255, such as [0, 3000].")
+    if numbers is None and limits is None:
+        return None
+    return Bands(tuple(numbers or ()), None if limits is None else (float(limits[0]), float(limits[1])))
 
 
 def _check_use(key: str, content: Mapping[str, Any], splits: Iterable[dict[str, str]]) -> None:
     given = {name for paths in splits for name in paths}
     if "things" in content and "panoptic" not in given:
         raise InputError(f"{key}.things is for panoptic datasets; this one has none: remove it.")
-    if "panoptic" in given and "things" not in content:
-        raise InputError(f"{key}.things is missing; expected the names of the classes that are counted one by one.")
-    if "panoptic" in given and "instances" in given:
+    if "panoptic" in given and {"instances", "objects"} & given:
         raise InputError(f"{key} has a panoptic split and one of instances; expected two datasets, of a name each.")
-    if "ignore" in content and "labels" not in given:
+    if "ignore" in content and not {"labels", "objects"} & given:
         raise InputError(f"{key}.ignore is for label maps, and JSON annotates no pixel to ignore: remove it.")
+    if "objects" in given and given & {"labels", "instances"}:
+        raise InputError(f"{key} has a split of objects and one of another kind; expected two datasets.")
+    if "palette_colors" in content and ("colors" not in content or not isinstance(content["palette_colors"], bool)):
+        raise InputError(
+            f"{key}.palette_colors is {content['palette_colors']!r}; expected true where labels with a palette mean "
+            "its colours, with colors, the colour of each class, beside it."
+        )
 
 
 def _read_names(key: str, names: Any) -> tuple[str, ...]:
@@ -140,7 +275,9 @@ def _read_things(key: str, content: Mapping[str, Any], classes: tuple[str, ...])
     return things
 
 
-def _read_values(key: str, content: Mapping[str, Any], classes: tuple[str, ...]) -> LabelValues:
+def _read_values(
+    key: str, content: Mapping[str, Any], classes: tuple[str, ...], colors: tuple[tuple[int, ...], ...] | None
+) -> LabelValues:
     if "ids" in content and "offset" in content:
         raise InputError(f"{key} has both offset and ids; expected one: ids lists what offset counts.")
     offset = content.get("offset", 0)
@@ -151,23 +288,32 @@ def _read_values(key: str, content: Mapping[str, Any], classes: tuple[str, ...])
         raise InputError(f"{key}.ids is {ids!r}; expected different integers from 0, one of each class.")
     if len(ids) != len(classes):
         raise InputError(f"{key}.ids has {len(ids)} numbers but {key}.classes {len(classes)} names; expected as many.")
-    return LabelValues(tuple(ids), _read_ignored(f"{key}.ignore", content, dict(zip(ids, classes, strict=True))))
+    class_of_value = dict(zip(ids, classes, strict=True))
+    default = () if _DEFAULT_IGNORE in class_of_value else (_DEFAULT_IGNORE,)
+    ignore = content.get("ignore", default)
+    ignored = list(ignore) if isinstance(ignore, list | tuple) else [ignore]
+    ignored_colors = [color for color in ignored if isinstance(color, list | tuple)]
+    ignored = [value for value in ignored if value not in ignored_colors] or (list(default) if ignored_colors else [])
+    _check_ignored(f"{key}.ignore", ignored, class_of_value)
+    return LabelValues(
+        *(tuple(ids), tuple(ignored), colors or ()),
+        _read_ignored_colors(key, ignored_colors, colors),
+        content.get("palette_colors", False),
+    )
 
 
-def _read_ignored(key: str, content: Mapping[str, Any], class_of_value: dict[int, str]) -> tuple[int, ...]:
-    if "ignore" not in content:
-        return () if _DEFAULT_IGNORE in class_of_value else (_DEFAULT_IGNORE,)
-    ignore = content["ignore"]
-    ignored = tuple(ignore) if isinstance(ignore, list | tuple) else (ignore,)
+def _check_ignored(key: str, ignored: list[Any], class_of_value: dict[int, str]) -> None:
     if not all(map(_is_integer, ignored)) or len(set(ignored)) < len(ignored):
-        raise InputError(f"{key} is {ignore!r}; expected an integer or a list of different ones.")
+        raise InputError(
+            f"{key} is {ignored[0] if len(ignored) == 1 else ignored!r}; expected an integer or a list of different "
+            "ones, or of colours: [[0, 0, 0]]."
+        )
     for value in ignored:
         if value in class_of_value:
             raise InputError(
                 f"{key} is {value}, which is also the label of {class_of_value[value]!r}; expected another value, or "
                 "an offset: 1 where labels of classes start at 1."
             )
-    return ignored
 
 
 def _read_colors(key: str, colors: Any, classes: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
@@ -175,11 +321,29 @@ def _read_colors(key: str, colors: Any, classes: tuple[str, ...]) -> tuple[tuple
         return None
     if not isinstance(colors, list | tuple) or len(colors) != len(classes):
         raise InputError(f"{key} is {colors!r}; expected a list of {len(classes)} colours, one of each class.")
+    return _check_colors(key, colors)
+
+
+def _check_colors(key: str, colors: Iterable[Any]) -> tuple[tuple[int, ...], ...]:
     for color in colors:
         is_list = isinstance(color, list | tuple) and len(color) == 3
         if not is_list or not all(_is_integer(part) and 0 <= part <= 255 for part in color):
             raise InputError(f"{key} holds {color!r}; expected [red, green, blue], each 0..255.")
     return tuple(tuple(color) for color in colors)
+
+
+def _read_ignored_colors(
+    key: str, ignored: list[Any], colors: tuple[tuple[int, ...], ...] | None
+) -> tuple[tuple[int, ...], ...]:
+    if ignored and colors is None:
+        raise InputError(
+            f"{key}.ignore names the colour {ignored[0]}; expected colors, those of the classes, beside it."
+        )
+    found = _check_colors(f"{key}.ignore", ignored)
+    both = [color for color in found if color in (colors or ())]
+    if both:
+        raise InputError(f"{key}.ignore names the colour {list(both[0])}, which is a class's in {key}.colors.")
+    return found
 
 
 def _is_integer(value: Any) -> bool:

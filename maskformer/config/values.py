@@ -40,7 +40,8 @@ _RANGES: list[tuple[str, _Check, str]] = [
         lambda value: 0 <= value < math.inf,
         """SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_EMBED
         SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS SOLVER.WARMUP_FACTOR SOLVER.GAMMA SOLVER.POLY_LR_POWER
-        SOLVER.SAVE_RETRY_SECONDS SOLVER.REFERENCE_WORLD_SIZE SOLVER.STEPS TEST.EVAL_PERIOD DATALOADER.NUM_WORKERS
+        SOLVER.SAVE_RETRY_SECONDS SOLVER.REFERENCE_WORLD_SIZE SOLVER.STEPS TEST.EVAL_PERIOD TEST.PICTURES
+        DATALOADER.NUM_WORKERS
         DATALOADER.REPEAT_THRESHOLD INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TEST
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS
         MODEL.SEM_SEG_HEAD.LOSS_WEIGHT MODEL.MASK_FORMER.ENC_LAYERS MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
@@ -96,6 +97,7 @@ _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
+_WRITERS = {"tensorboard", "wandb", "mlflow"}
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ("OUTPUT_DIR", "the path of a folder", lambda value, _: bool(value)),
@@ -140,6 +142,11 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "TEST.EXPECTED_RESULTS",
         "rows of [task, metric, score, tolerance], such as ['sem_seg', 'mIoU', 44.5, 0.2]",
         lambda value, _: all(_is_expected_result(row) for row in value),
+    ),
+    (
+        "LOG.WRITERS",
+        "a list of some of tensorboard, wandb and mlflow, each once",
+        lambda value, _: set(value) <= _WRITERS and len(set(value)) == len(value),
     ),
     *(
         (

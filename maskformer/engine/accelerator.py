@@ -251,7 +251,7 @@ class Accelerator:
     def describe(self) -> dict[str, str]:
         """What a report on a run should say of the device: name, count, versions, environment variables."""
         vendor = ACCELERATORS.get(self.type, Vendor())
-        name = (self._function("get_device_name") or platform.processor)() or platform.machine()
+        name = (self._function("get_device_name") or _cpu_name)() or platform.machine()
         versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
         if vendor.package is not None:
             versions[vendor.package] = str(getattr(sys.modules.get(vendor.package), "__version__", "unknown"))
@@ -314,6 +314,15 @@ def _first_that_works(generic: Callable[[], Any], vendor: Callable[[], Any]) -> 
         return generic()
     except (RuntimeError, AttributeError, TypeError, AssertionError):
         return vendor()
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:  # not Linux
+        names = []
+    return names[0] if names else platform.processor()
 
 
 def _host_memory() -> Memory:

@@ -20,6 +20,7 @@ from maskformer.files import write_text
 
 from .accelerator import Accelerator
 from .hooks.reports import all_bad_images
+from .hooks.trackers import Tracker
 from .hooks.writers import ResumableWriter
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class RunState(HookBase):
         writers: of this process, by name.
     """
 
-    def __init__(self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, ResumableWriter]):
+    def __init__(
+        self, accelerator: Accelerator, loader: Iterable[Any], writers: Mapping[str, ResumableWriter | Tracker]
+    ):
         self.accelerator = accelerator
         self.loader = loader if isinstance(loader, TrainLoader) else None
         self.writers = writers

@@ -23,13 +23,15 @@ from maskformer.data.datasets import register_all
 from maskformer.data.datasets.own import register_own
 from maskformer.runs.failures import end_workers_that_cannot_deliver, find_sentence, report
 from maskformer.runs.launch import compute_deterministically, keep_freed_memory, run_in_processes
-from maskformer.runs.output_folder import keep_logging, lock_output_folder
+from maskformer.runs.output_folder import KeptFile, keep_logging, lock_output_folder
+from maskformer.runs.screen import keep_warnings_off_screen, show_on_screen
 from maskformer.runs.signals import REQUESTS
 from maskformer.structures import ESCAPING
 
 from .accelerator import Accelerator, resolve_device
+from .run_report import introduce
 
-_LOGGERS = ("fvcore", "detectron2", "maskformer")
+_LOGGERS = ("fvcore", "detectron2", "maskformer", "py.warnings")
 _REPORTED_PACKAGES = (
     "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
 )  # fmt: skip
@@ -47,13 +49,15 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: a mistake in the configuration.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file, args.opts, args.data)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
     if args.resume:
         refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     register_datasets(cfg)
     _start_logs(cfg, args)
+    if comm.is_main_process():
+        introduce(cfg, args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if not args.eval_only and cfg.MODEL.DEVICE == "cpu":  # large pictures would leave gaps that smaller ones cannot use
@@ -92,9 +96,10 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
         The exit code: 0; 2 after a user's mistake and 3 after a failure of the surroundings, of which one line is then
         on the standard error; 130 after Ctrl-C, 143 after SIGTERM (see ``maskformer.runs.signals``).
     """
+    keep_warnings_off_screen()
     try:
         with REQUESTS.listening():
-            device = resolve_device(load_config(args.config_file, args.opts).MODEL.DEVICE)
+            device = resolve_device(load_config(args.config_file, args.opts, args.data).MODEL.DEVICE)
             run_in_processes(main, args, Accelerator(device))
     except BaseException as error:
         if (exit_code := report(error)) is None:
@@ -103,17 +108,30 @@ def run(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> 
     return 0
 
 
+def end_logs() -> None:
+    """Let go of the log file of an earlier run of this process."""
+    for logger in map(logging.getLogger, _LOGGERS):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and isinstance(handler.stream, KeptFile):
+                handler.flush()
+                logger.removeHandler(handler)
+    setup_logger.cache_clear()  # it gives a logger the handlers of a folder once
+
+
 def _start_logs(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What Detectron2's ``default_setup`` logs and saves, less its report on CUDA: an accelerator's hook reports."""
     rank = comm.get_rank()
     if comm.is_main_process() and not args.eval_only:
         lock_output_folder(cfg.OUTPUT_DIR)
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    names = (*_LOGGERS, "py.warnings") if cfg.SOLVER.DETERMINISTIC else _LOGGERS
-    for name in names:
+    keep_warnings_off_screen()
+    end_logs()
+    for name in _LOGGERS:
         logging.getLogger(name).addHandler(ESCAPING)
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), names)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name, configure_stdout=False)
+    keep_logging(os.path.join(cfg.OUTPUT_DIR, f"log.txt.rank{rank}" if rank else "log.txt"), _LOGGERS)
+    if comm.is_main_process():
+        show_on_screen(_LOGGERS)
     logger = logging.getLogger(__name__)
     logger.info("Rank %d of %d processes; %s", rank, comm.get_world_size(), platform.platform())
     installed = {str(each.name).lower(): each.version for each in metadata.distributions()}

@@ -7,6 +7,7 @@ import logging
 import os
 import weakref
 from collections.abc import Container, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWrit
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, has_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage, has_event_storage
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -26,17 +27,21 @@ from maskformer.config.values import check_values
 from maskformer.data import build_test_loader, build_train_loader
 from maskformer.data.loading.train_loader import TrainLoader
 from maskformer.evaluation import append_scores, build_evaluator, check_expected_results, format_scores
+from maskformer.evaluation.kept import Draw
 from maskformer.evaluation.loop import check_evaluation, evaluate_datasets
 from maskformer.meta_arch import know_classes
 from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
-from maskformer.structures import InputError
+from maskformer.structures import SCREEN, InputError
 
 from .accelerator import Accelerator, with_device
 from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
 from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
 from .hooks.saving import BestCheckpoint, SavingHook
-from .hooks.writers import EventFileWriter, MetricsWriter, TcappdllWriter
+from .hooks.trackers import TRACKERS, Tracker, check_installed
+from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
 from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
+from .pictures import ValidationPictures
+from .run_report import RunReport, conclude, flatten, say_data_and_model, show_scores
 from .run_state import ResumableWriter, RunState
 from .step import build_step_trainer
 from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
@@ -81,6 +86,8 @@ class Trainer(DefaultTrainer):
         ema, folder = cfg.SOLVER.EMA, cfg.OUTPUT_DIR
         self.average = WeightAverage(model, optimizer, decay=ema.DECAY, folder=folder) if ema.ENABLED else None
         self.stop_flag = StopFlag()
+        self._picture_writers: list[PictureWriter] = []
+        self._pictures = ValidationPictures(cfg)
         self.hooks: list[HookBase] = []  # in the order of their registration
         self.register_hooks(self.build_hooks())
 
@@ -134,6 +141,8 @@ class Trainer(DefaultTrainer):
         loading_cfg, test_model = apply_test_time_options(cfg, model)
         if evaluators is None and not has_event_storage():  # in a training, all has been checked
             check_evaluation(loading_cfg, cls.build_test_loader, cls.build_evaluator)
+            if comm.is_main_process():
+                say_data_and_model(cfg, model, training=False)
         test_model = RetryingModel(model=test_model, accelerator=accelerator)
         waiting = test_model.register_forward_hook(lambda *_: accelerator.synchronize())
         try:
@@ -142,14 +151,19 @@ class Trainer(DefaultTrainer):
             else:
                 with inference_options(test_model, semantic_as_labels=True):
                     builders = cls.build_test_loader, cls.build_evaluator
-                    results = evaluate_datasets(loading_cfg, test_model, *builders, accelerator.release_unused_memory)
+                    drawing = partial(_build_drawing, cfg)
+                    release = accelerator.release_unused_memory
+                    results = evaluate_datasets(loading_cfg, test_model, *builders, release, drawing)
         finally:
             waiting.remove()
         if comm.is_main_process() and results:
             by_dataset = results if len(cfg.DATASETS.TEST) > 1 else {cfg.DATASETS.TEST[0]: results}
             logger.info("Scores in percent:\n%s", format_scores(by_dataset))
+            is_last = not has_event_storage() or get_event_storage().iter >= cfg.SOLVER.MAX_ITER
+            show_scores(by_dataset, cfg.OUTPUT_DIR, classes=is_last)
             if not has_event_storage():
                 append_scores(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), results)
+                conclude(cfg, accelerator)
         return results
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -163,6 +177,9 @@ class Trainer(DefaultTrainer):
     def train(self) -> Any:
         """Detectron2's training, which SIGTERM and SIGINT end after the step, with a checkpoint.
 
+        Returns:
+            The last scores, on the main process.
+
         Raises:
             Interrupted: one of them did; unless it is caught, the process exits with 143 or 130.
             RunError: the last scores are not those of ``TEST.EXPECTED_RESULTS``.
@@ -174,7 +191,7 @@ class Trainer(DefaultTrainer):
             finally:
                 REQUESTS.stop_flag = None
                 self._trainer.release_data()
-        if not self.cfg.TEST.EXPECTED_RESULTS or not comm.is_main_process():
+        if not comm.is_main_process():
             return None
         check_expected_results(self.cfg.TEST.EXPECTED_RESULTS, self._last_eval_results)
         return self._last_eval_results
@@ -187,12 +204,25 @@ class Trainer(DefaultTrainer):
             cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")  # the predictions of both are kept
             cfg.freeze()
-            logger.info("The same with the moving average of the weights:")
+            SCREEN.info("The same with the moving average of the weights:")
             with self.average.in_place():
                 averaged = self.test(cfg, self.model)
             results = {**results, "ema": averaged} if averaged else results
         self._last_eval_results = results
+        if comm.is_main_process() and self.cfg.TEST.PICTURES and self.cfg.DATASETS.TEST:
+            self._write_pictures()
         return results
+
+    def _write_pictures(self) -> None:
+        if not self._picture_writers:
+            return
+        try:
+            drawn = self._pictures.draw(self.model)
+        except Exception as error:  # scores are there; a picture is not worth a training
+            logger.warning("Validation pictures (TEST.PICTURES) cannot be drawn: %s: %s", type(error).__name__, error)
+            return
+        for writer in self._picture_writers:
+            writer.write_pictures(drawn)
 
     def register_hooks(self, hooks: list[HookBase | None]) -> None:
         """Add hooks, None left out, after those that there are."""
@@ -205,8 +235,9 @@ class Trainer(DefaultTrainer):
         Those that save and evaluate are ours: they outlive a full disk, heed signals, and know the average.
         """
         solver, loader = self.cfg.SOLVER, self._trainer.data_loader
-        self._resumable_writers: dict[str, ResumableWriter] = {}
+        self._resumable_writers: dict[str, ResumableWriter | Tracker] = {}
         self._run_state = RunState(self.accelerator, loader, self._resumable_writers)
+        check_installed(self.cfg.LOG.WRITERS)
         skips = isinstance(loader, TrainLoader) and loader.max_bad_images is not None
         hooks: list[HookBase | None] = [
             AcceleratorHook(self.accelerator, images_per_step=solver.IMS_PER_BATCH),
@@ -223,7 +254,8 @@ class Trainer(DefaultTrainer):
             writer = TcappdllWriter(self.cfg.OUTPUT_DIR, images_per_step=solver.IMS_PER_BATCH)
             self._resumable_writers["tcappdll"] = writer
             hooks.append(PeriodicWriter([writer], period=1))
-        return [*hooks, HistoryHook(), self._run_state]
+        report = RunReport(self.cfg) if comm.is_main_process() else None
+        return [*hooks, HistoryHook(), report, self._run_state]
 
     def _save_and_evaluate(self) -> list[HookBase]:
         """In every process, for each has a state to save."""
@@ -238,7 +270,12 @@ class Trainer(DefaultTrainer):
         """Detectron2's, the files of which a full disk or a lost folder does not end the training by."""
         folder = self.cfg.OUTPUT_DIR
         metrics = self._resumable_writers["metrics"] = MetricsWriter(os.path.join(folder, "metrics.json"))
-        return [CommonMetricPrinter(self.max_iter), metrics, EventFileWriter(folder)]
+        self._picture_writers = [] if "tensorboard" not in self.cfg.LOG.WRITERS else [EventFileWriter(folder)]
+        for name in TRACKERS.keys() & set(self.cfg.LOG.WRITERS):
+            tracker = TRACKERS[name](folder, dict(flatten(self.cfg)))
+            self._resumable_writers[name] = tracker
+            self._picture_writers.append(tracker)
+        return [CommonMetricPrinter(self.max_iter), metrics, *self._picture_writers]
 
     def after_step(self) -> None:
         """Run the hooks, and note which one runs: a checkpoint that it saves says so."""
@@ -288,3 +325,9 @@ class Trainer(DefaultTrainer):
             )
         go_on_as_configured(self.scheduler, configured)
         self._last_finished = self.iter
+
+
+def _build_drawing(cfg: CfgNode, dataset_name: str) -> Draw:
+    from maskformer.reports.comparison import Comparison  # here: importing the package loads no Matplotlib
+
+    return Comparison(dataset_name, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, image_format=cfg.INPUT.FORMAT)

@@ -12,22 +12,36 @@ import importlib
 import importlib.util
 import io
 import tempfile
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from detectron2.structures import Instances
 from PIL import Image
 
 from maskformer.data.datasets.classes import require
 from maskformer.data.files.reading import check_same_size, read_class_map
 from maskformer.structures import InputError
 
+from .confusion import (
+    ObjectRow,
+    count_pixels,
+    describe_confusion,
+    score_objects,
+    score_pixels,
+    sum_pixels,
+    tabulate_classes,
+)
 from .evaluator import ImageEvaluator, Records
+from .instance import CERTAIN
 from .semantic import read_labels
 
 _IMAGE_END = "_leftImg8bit.png"
+Matches = dict[str, dict[str, list[dict[str, Any]]]]  # of one image, by side and label: see ``_match_instances``
 _INSTANCES_PER_LABEL = 1000  # an instance id is label id x 1000 + number; below 1000 it is a group, or no thing
 
 
@@ -87,20 +101,46 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
         super().__init__(dataset_name, output_folder)
         self.num_classes = len(self.metadata.stuff_dataset_id_to_contiguous_id)
 
-    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, str]:
-        """The name of one image, and the PNG of its label ids as text; ``sem_seg`` is scores or labels."""
+    def measure(self, example: dict[str, Any], output: dict[str, Any]) -> tuple[str, str, list[list[int]]]:
+        """The name of one image, the PNG of its label ids as text, and its pixels by class.
+
+        ``sem_seg`` is scores or labels.
+        """
         contiguous_ids = self.metadata.stuff_dataset_id_to_contiguous_id
         label_of_class = np.zeros(self.num_classes, dtype=np.uint8)
         label_of_class[list(contiguous_ids.values())] = list(contiguous_ids)
         labels = read_labels(output["sem_seg"], self.num_classes)
-        name, _ = self._read_truth(example["file_name"], "labelIds", labels)
+        name, label_ids = self._read_truth(example["file_name"], "labelIds", labels)
         content = io.BytesIO()
         Image.fromarray(label_of_class[labels]).save(content, format="PNG")
-        return name, base64.b64encode(content.getvalue()).decode("ascii")
+        pixels = count_pixels(labels, self._classes_of(label_ids), self.num_classes)
+        return name, base64.b64encode(content.getvalue()).decode("ascii"), pixels
+
+    def _classes_of(self, label_ids: np.ndarray) -> np.ndarray:
+        """The class of each pixel, K where Cityscapes does not measure it."""
+        class_of_label = np.full(256, self.num_classes, dtype=np.uint8)
+        for label_id, index in self.metadata.stuff_dataset_id_to_contiguous_id.items():
+            class_of_label[label_id] = index
+        return class_of_label[label_ids]
+
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:
+        """Mean IoU over the classes that label or prediction have, and pixel accuracy."""
+        return {"sem_seg": score_pixels(sum_pixels([measured[2]], self.num_classes))}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The classes of the label, K where it has none."""
+        label_ids = read_class_map(str(self._ground_truth(_name_image(example["file_name"]), "labelIds")))
+        return {"sem_seg": torch.as_tensor(self._classes_of(label_ids))}
 
     def score(self, measured: list[Any]) -> dict[str, dict[str, float]]:
         """The four means."""
-        predictions = dict(measured)
+        predictions = {name: content for name, content, _ in measured}
+        pixels = sum_pixels((each[2] for each in measured), self.num_classes)
+        names = require(self.metadata, "stuff_classes")
+        self.details = {
+            "per_class": {"sem_seg": tabulate_classes(pixels, names)},
+            "confusion": describe_confusion(pixels, names),
+        }
         self._check_all(predictions, "prediction")
         scripts = load_scripts("evalPixelLevelSemanticLabeling")
         with tempfile.TemporaryDirectory(prefix="cityscapes_") as folder:
@@ -109,8 +149,8 @@ class CityscapesSemanticEvaluator(CityscapesEvaluator):
             files = [str(Path(folder, f"{name}.png")) for name in predictions]
             truth = [str(self._ground_truth(name, "labelIds")) for name in predictions]
             scores = scripts.evaluateImgLists(files, truth, scripts.args)
-        names = {"IoU": "Classes", "iIoU": "InstClasses", "IoU_sup": "Categories", "iIoU_sup": "InstCategories"}
-        return {"sem_seg": {name: 100 * float(scores[f"averageScore{key}"]) for name, key in names.items()}}
+        means = {"IoU": "Classes", "iIoU": "InstClasses", "IoU_sup": "Categories", "iIoU_sup": "InstCategories"}
+        return {"sem_seg": {name: 100 * float(scores[f"averageScore{key}"]) for name, key in means.items()}}
 
 
 class CityscapesInstanceEvaluator(CityscapesEvaluator):
@@ -134,12 +174,63 @@ class CityscapesInstanceEvaluator(CityscapesEvaluator):
         scripts = load_scripts("evalInstanceLevelSemanticLabeling")
         scripts.setInstanceLabels(scripts.args)
         averages = scripts.computeAverages(scripts.evaluateMatches(matches, scripts.args), scripts.args)
+        self.details = {"per_class": {"segm": _tabulate(averages["classes"], matches.values())}}
         return {"segm": {"AP": 100 * float(averages["allAp"]), "AP50": 100 * float(averages["allAp50%"])}}
 
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:
+        """Panoptic quality of the objects of one image, of predictions that score above 1/2."""
+        return {"segm": {"InstancePQ": score_objects(_pair_instances(measured[1]))}}
 
-def _match_instances(
-    id_map: np.ndarray, labels: list[int], scores: list[float], masks: np.ndarray
-) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The annotated objects, with contiguous classes and a score of 1."""
+        table = self.metadata.thing_dataset_id_to_contiguous_id
+        id_map = read_class_map(str(self._ground_truth(_name_image(example["file_name"]), "instanceIds")))
+        ids = [id_ for id_ in np.unique(id_map).tolist() if id_ // _INSTANCES_PER_LABEL in table]
+        objects = Instances(id_map.shape, pred_masks=torch.as_tensor(id_map == np.reshape(ids, (-1, 1, 1))))
+        objects.scores = torch.ones(len(ids))
+        objects.pred_classes = torch.tensor([table[id_ // _INSTANCES_PER_LABEL] for id_ in ids], dtype=torch.int64)
+        return {"instances": objects}
+
+
+def _tabulate(averages: Mapping[str, Mapping[str, float]], matches: Iterable[Matches]) -> list[dict[str, Any]]:
+    """AP, AP50 and objects of each class of cityscapesScripts' averages."""
+    objects: Counter[str] = Counter()
+    for of_image in matches:
+        for name, instances in of_image["groundTruth"].items():
+            objects[name] += sum(each["instID"] >= _INSTANCES_PER_LABEL for each in instances)
+    return [
+        {"class": name, "AP": 100 * scores["ap"], "AP50": 100 * scores["ap50%"], "objects": objects[name]}
+        for name, scores in averages.items()
+    ]
+
+
+def _pair_instances(matches: Matches) -> list[ObjectRow]:
+    """A row of each instance, and of each certain prediction that covers none, unless it is mostly void or a group."""
+    rows: list[ObjectRow] = []
+    for name, predictions in matches["prediction"].items():
+        instances = [each for each in matches["groundTruth"][name] if each["instID"] >= _INSTANCES_PER_LABEL]
+        missed = {instance["instID"]: instance["pixelCount"] for instance in instances}
+        for prediction in sorted(predictions, key=lambda each: -each["confidence"]):
+            if prediction["confidence"] <= CERTAIN:
+                continue
+            area = prediction["pixelCount"]
+            overlaps = {
+                met["instID"]: met["intersection"] / (met["pixelCount"] + area - met["intersection"])
+                for met in prediction["matchedGt"]
+                if met["instID"] in missed
+            }
+            best = max(overlaps, key=overlaps.__getitem__, default=None)
+            if best is not None and overlaps[best] > 0.5:
+                rows.append((name, name, missed.pop(best), overlaps[best]))
+                continue
+            groups = [met["intersection"] for met in prediction["matchedGt"] if met["instID"] < _INSTANCES_PER_LABEL]
+            if 2 * (prediction["voidIntersection"] + sum(groups)) <= area:
+                rows.append((None, name, None, None))
+        rows += [(name, None, area, None) for area in missed.values()]
+    return rows
+
+
+def _match_instances(id_map: np.ndarray, labels: list[int], scores: list[float], masks: np.ndarray) -> Matches:
     """Annotated and predicted instances by label, each with those of the other side that it meets.
 
     That is what ``evaluateMatches`` reads; cityscapesScripts' own function for it reads a file for each mask.

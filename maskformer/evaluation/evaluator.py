@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,12 +12,17 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 
+from maskformer.files import json_text
 from maskformer.structures import InputError
 
 from .journal import Journal
+from .kept import Draw, KeptPictures
+from .results import describe_image, main_score, name_main_score, write_results
 
 Records = Sequence[Mapping[str, Any]]
+MeasuredImage = tuple[dict[str, Any], list[Any]]  # what tells it from others, and what each evaluator measured
 
 
 class ImageEvaluator(DatasetEvaluator):
@@ -33,6 +37,7 @@ class ImageEvaluator(DatasetEvaluator):
         entry_key: in the dataset's entries, says that they have labels for it.
         json_key: in the dataset's metadata, names a file that has them instead; "": none may.
         num_classes: K of the dataset, where a model must have as many.
+        details: what ``score`` found besides, for ``evaluation.json``: see ``maskformer.evaluation.results``.
     """
 
     switch: ClassVar[str]
@@ -50,7 +55,9 @@ class ImageEvaluator(DatasetEvaluator):
     def has_truth(cls, metadata: Metadata, records: Records) -> bool:
         """Whether a dataset, by its metadata and entries, holds what the result is compared with."""
         json_file = metadata.get(cls.json_key)
-        return any(cls.entry_key in record for record in records) if json_file is None else os.path.isfile(json_file)
+        return (
+            any(cls.entry_key in record for record in records) if json_file is None else PathManager.isfile(json_file)
+        )
 
     def check(self, records: Records) -> None:
         """Raise an ``InputError`` where the truth lacks something that measuring the entries of the dataset needs."""
@@ -78,9 +85,26 @@ class ImageEvaluator(DatasetEvaluator):
         """
         raise NotImplementedError
 
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:  # noqa: ARG002
+        """The scores of one image, by kind of result and metric as in ``score``; nan where nothing is to be judged.
+
+        Args:
+            measured: what ``measure`` gave of it; tuples may have become lists.
+        """
+        return {}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The label of one image in the form of a model's output, to be drawn.
+
+        Args:
+            example: entry of the dataset.
+        """
+        raise NotImplementedError
+
     def reset(self) -> None:
         """Forget all images."""
         self._measured: list[Any] = []
+        self.details: dict[str, Any] = {}
 
     def add(self, measured: Any) -> None:
         """Take what ``measure`` gave of an image."""
@@ -140,7 +164,7 @@ class ImageEvaluator(DatasetEvaluator):
         """Write a JSON file to the output folder, where there is one."""
         if self.output_folder is not None:
             Path(self.output_folder).mkdir(parents=True, exist_ok=True)
-            Path(self.output_folder, file_name).write_text(json.dumps(content), encoding="utf-8")
+            Path(self.output_folder, file_name).write_text(json_text(content), encoding="utf-8")
 
 
 class ImageByImageEvaluators(DatasetEvaluators):
@@ -148,7 +172,7 @@ class ImageByImageEvaluators(DatasetEvaluators):
 
     Args:
         evaluators: of one dataset.
-        output_folder: where they write their results; None: nowhere.
+        output_folder: where they write their results, with scores of single images and classes; None: nowhere.
     """
 
     def __init__(self, evaluators: Sequence[ImageEvaluator], output_folder: str | None = None):
@@ -156,10 +180,23 @@ class ImageByImageEvaluators(DatasetEvaluators):
         self.evaluators = evaluators
         self.output_folder = output_folder
         self._journal: Journal | None = None
+        self._pictures: KeptPictures | None = None
+        self._images: list[MeasuredImage] = []
 
-    def keep_in(self, journal: Journal) -> None:
-        """From now on, images go to a journal, and are counted in ``evaluate``, with those that it held before."""
+    def keep_in(self, journal: Journal, draw: Draw | None = None) -> None:
+        """From now on, images go to a journal, and are counted in ``evaluate``, with those that it held before.
+
+        Args:
+            journal: of this evaluation.
+            draw: makes the pictures of the worst and best images, which the output folder gets; None: it gets none.
+        """
         self._journal = journal
+        self._pictures = None if draw is None else KeptPictures(journal.folder / "pictures", draw)
+
+    def reset(self) -> None:
+        """Forget all images but those of the journal."""
+        super().reset()
+        self._images = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Measure some images.
@@ -168,21 +205,57 @@ class ImageByImageEvaluators(DatasetEvaluators):
             inputs: entries of the dataset, with ``dataset_index`` where there is a journal.
             outputs: the model's, one for each.
         """
-        if self._journal is None:
-            super().process(inputs, outputs)
-            return
         for example, output in zip(inputs, outputs, strict=True):
             measured = [evaluator.measure(example, output) for evaluator in self.evaluators]
-            self._journal.append(example["dataset_index"], json.dumps(measured, separators=(",", ":")).encode())
+            image = describe_image(example), measured
+            if self._journal is None:
+                self._images.append(image)
+                continue
+            if self._pictures is not None:  # first: an image that the journal has is not seen again
+                self._offer(example, output, measured)
+            self._journal.append(example["dataset_index"], json.dumps(image, separators=(",", ":")).encode())
+
+    def _offer(self, example: dict[str, Any], output: dict[str, Any], all_measured: list[Any]) -> None:
+        """Have the picture of an image kept, drawn as that kind of result which gives its score."""
+        assert self._pictures is not None
+        of_evaluator = [e.score_image(measured) for e, measured in zip(self.evaluators, all_measured, strict=True)]
+        scores = {kind: each for of_kind in of_evaluator for kind, each in of_kind.items()}
+        name = name_main_score([{"scores": scores}])
+        if name is not None:
+            evaluator = next(e for e, of_kind in zip(self.evaluators, of_evaluator, strict=True) if name[0] in of_kind)
+            index = example["dataset_index"]
+            self._pictures.offer(index, main_score(scores), example, evaluator.truth, output)
 
     def evaluate(self) -> dict[str, Any]:
         """The scores of all, on the main process; the same as without a journal, in the order of the dataset."""
-        if self._journal is None:
-            return super().evaluate()
-        images = dict(itertools.chain(*comm.gather(list(self._journal.lines()))))  # none but on the main process
-        for index in sorted(images):
-            for evaluator, measured in zip(self.evaluators, json.loads(images.pop(index)), strict=True):
+        described = []
+        for evaluator in self.evaluators:
+            evaluator.reset()
+        indices = []
+        for index, facts, all_measured in self._gather():
+            indices.append(index)
+            of_kind: dict[str, dict[str, float]] = {}
+            for evaluator, measured in zip(self.evaluators, all_measured, strict=True):
                 evaluator.add(measured)
+                of_kind.update(evaluator.score_image(measured))
+            described.append({**facts, "scores": of_kind})
         scores: dict[str, Any] = super().evaluate()
-        self._journal.finish()
+        if comm.is_main_process() and self.output_folder is not None:
+            details = [evaluator.details for evaluator in self.evaluators]
+            rows = write_results(self.output_folder, self.evaluators[0].name, scores, details, described)
+            if self._pictures is not None:
+                self._pictures.publish(list(zip(indices, rows, strict=True)), Path(self.output_folder))
+        if self._journal is not None:
+            self._journal.finish()
         return scores
+
+    def _gather(self) -> Iterator[tuple[int, dict[str, Any], list[Any]]]:
+        """The images of all processes, which are none but on the main one, with an index that rises."""
+        if self._journal is None:
+            for index, image in enumerate(itertools.chain(*comm.gather(self._images))):
+                yield index, *image
+            return
+        lines = dict(itertools.chain(*comm.gather(list(self._journal.lines()))))
+        for index in sorted(lines):
+            facts, measured = json.loads(lines.pop(index))
+            yield index, facts, measured

@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -19,11 +23,14 @@ from maskformer.data.datasets.classes import require
 from maskformer.data.files.json_files import instances_of_records, read_instance_json
 from maskformer.structures import InputError
 
+from .confusion import ObjectRow, confuse_objects, score_objects
 from .evaluator import ImageEvaluator, Records
+from .results import SIZES, size_of
 
 logger = logging.getLogger(__name__)
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # in the order of pycocotools' ``stats``
+CERTAIN = 0.5  # predictions that score more are compared object by object
 
 
 class InstanceEvaluator(ImageEvaluator):
@@ -74,7 +81,7 @@ class InstanceEvaluator(ImageEvaluator):
         # From 1: pycocotools writes the id of what it matched into an array, where 0 stands for nothing.
         for number, annotation in enumerate(self._content["annotations"], start=1):
             annotation["id"] = number
-        self._images = {image["id"] for image in self._content["images"]}
+        self._images = {image["id"]: image for image in self._content["images"]}
 
     def check(self, records: Records) -> None:
         """Raise an ``InputError`` where the truth has nothing of an image of the dataset."""
@@ -88,7 +95,40 @@ class InstanceEvaluator(ImageEvaluator):
         found = output["instances"].to("cpu")
         renamed = Instances(found.image_size, **found.get_fields())
         renamed.pred_classes = torch.tensor(self._ids_of_things(found, self.dataset_ids), dtype=torch.int64)
-        return {"image_id": image_id, "instances": instances_to_coco_json(renamed, image_id)}
+        instances = instances_to_coco_json(renamed, image_id)
+        certain = [instance for instance in instances if instance["score"] > CERTAIN]
+        objects = match_masks(self._encoded_truth(image_id), certain)
+        return {"image_id": image_id, "instances": instances, "objects": objects}
+
+    def _encoded_truth(self, image_id: Any) -> list[dict[str, Any]]:
+        """The annotations of one image, with masks as COCO's compressed run lengths."""
+        size = self._images[image_id]["height"], self._images[image_id]["width"]
+        annotated = self._annotations_of_image.get(image_id, [])
+        return [{**each, "segmentation": _encode(each["segmentation"], size)} for each in annotated]
+
+    @cached_property
+    def _annotations_of_image(self) -> dict[Any, list[dict[str, Any]]]:
+        of_image: dict[Any, list[dict[str, Any]]] = {}
+        for annotation in self._content["annotations"]:
+            of_image.setdefault(annotation["image_id"], []).append(annotation)
+        return of_image
+
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:
+        """Panoptic quality of the objects of one image, of predictions that score above 1/2."""
+        return {"segm": {"InstancePQ": score_objects(measured["objects"])}}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The annotated objects, with contiguous classes and a score of 1."""
+        image_id = self._image_id(example, self._content)
+        size = self._images[image_id]["height"], self._images[image_id]["width"]
+        class_of_id = {id_: index for index, id_ in self.dataset_ids.items()}
+        annotated = self._encoded_truth(image_id)
+        masks = np.array([mask_util.decode(each["segmentation"]) for each in annotated], dtype=bool)
+        objects = Instances(size, pred_masks=torch.as_tensor(masks.reshape(-1, *size)))
+        objects.pred_boxes = BitMasks(objects.pred_masks).get_bounding_boxes()
+        objects.scores = torch.ones(len(annotated))
+        objects.pred_classes = torch.tensor([class_of_id[each["category_id"]] for each in annotated], dtype=torch.int64)
+        return {"instances": objects}
 
     def score(self, measured: list[Any]) -> dict[str, dict[str, float]]:
         """AP over overlaps and by size, and of each class, of the images shown.
@@ -97,14 +137,23 @@ class InstanceEvaluator(ImageEvaluator):
         """
         found = [entry for prediction in measured for entry in prediction["instances"]]
         self._write("coco_instances_results.json", found)
+        image_ids = sorted({prediction["image_id"] for prediction in measured})
+        objects = [row for prediction in measured for row in prediction["objects"]]
         if not found:
             logger.warning("The model predicts no instance in %d images: mask AP is undefined.", len(measured))
-            return {"segm": dict.fromkeys(_METRICS, float("nan"))}
-        # Without boxes: else pycocotools takes theirs as the areas of the masks.
-        masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
-        return {"segm": self._score(masks, sorted({prediction["image_id"] for prediction in measured}))}
+            nothing = {"AP": float("nan"), "AP50": float("nan")}
+            scores, of_class = dict.fromkeys(_METRICS, float("nan")), [nothing] * len(self._names)
+        else:
+            # Without boxes: else pycocotools takes theirs as the areas of the masks.
+            masks = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found]
+            scores, of_class = self._score(masks, image_ids)
+        self.details = self._describe(scores, of_class, image_ids, objects)
+        return {"segm": scores}
 
-    def _score(self, masks: list[dict[str, Any]], image_ids: list[Any]) -> dict[str, float]:
+    def _score(
+        self, masks: list[dict[str, Any]], image_ids: list[Any]
+    ) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """The scores by name; and AP and AP50 of each class."""
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             truth = COCO()
             truth.dataset = self._content
@@ -116,13 +165,89 @@ class InstanceEvaluator(ImageEvaluator):
             evaluation.summarize()
         logger.info("Evaluation results for mask AP:\n%s", printed.getvalue())
         scores = {name: _percent(score) for name, score in zip(_METRICS, evaluation.stats)}
+        precision = evaluation.eval["precision"]  # (overlaps, recalls, classes, sizes, limits); -1: undefined
+        of_class = [
+            {"AP": _mean(precision[:, :, index, 0, -1]), "AP50": _mean(precision[0, :, index, 0, -1])}
+            for index in range(len(self._names))
+        ]
         if len(self._names) > 1:
-            precision = evaluation.eval["precision"]  # (overlaps, recalls, classes, sizes, limits); -1: undefined
-            for index, name in enumerate(self._names):
-                of_class = precision[:, :, index, 0, -1]
-                of_class = of_class[of_class > -1]
-                scores[f"AP-{name}"] = _percent(of_class.mean() if of_class.size else -1)
-        return scores
+            scores.update({f"AP-{name}": each["AP"] for name, each in zip(self._names, of_class, strict=True)})
+        return scores, of_class
+
+    def _describe(
+        self,
+        scores: dict[str, float],
+        of_class: Sequence[Mapping[str, float]],
+        image_ids: Sequence[Any],
+        objects: Sequence[ObjectRow],
+    ) -> dict[str, Any]:
+        """See ``ImageEvaluator.details``."""
+        annotated = [each for image_id in image_ids for each in self._annotations_of_image.get(image_id, [])]
+        counted = [each for each in annotated if not each["iscrowd"]]
+        of_category = Counter(each["category_id"] for each in counted)
+        of_size = Counter(size_of(each["area"]) for each in counted)
+        ids = sorted(self.dataset_ids.values())
+        rows = [
+            {"class": name, **scores_of_class, "objects": of_category[id_]}
+            for name, id_, scores_of_class in zip(self._names, ids, of_class, strict=True)
+        ]
+        by_size = [
+            {"kind": "segm", "measure": "AP", "size": size, "objects": of_size[index], "score": scores[metric]}
+            for index, (size, metric) in enumerate(zip(SIZES, ("APs", "APm", "APl"), strict=True))
+        ]
+        place = {id_: index for index, id_ in enumerate(ids)}
+        return {
+            "per_class": {"segm": rows},
+            "confusion": confuse_objects(objects, place, self._names),
+            "by_size": by_size,
+        }
+
+
+def match_masks(truth: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> list[ObjectRow]:
+    """Find the prediction of each object of one image: with an IoU above 1/2, rather one of its category than another.
+
+    Args:
+        truth: "segmentation" (COCO's compressed run lengths), "category_id", "iscrowd" and "area" of each object.
+        found: "segmentation" and "category_id" of each prediction.
+
+    Returns:
+        A row of each object that is no crowd, and of each other prediction, unless it is mostly in a crowd of its
+        category.
+    """
+    if not truth:
+        return [(None, prediction["category_id"], None, None) for prediction in found]
+    masks = [[each["segmentation"] for each in part] for part in (found, truth)]
+    crowds = [each["iscrowd"] for each in truth]
+    overlaps = np.array(mask_util.iou(*masks, crowds)).reshape(len(found), len(truth))
+    candidates = []
+    excused: set[int] = set()
+    for index, number in np.argwhere(overlaps > 0.5).tolist():
+        is_same = found[index]["category_id"] == truth[number]["category_id"]
+        if not crowds[number]:
+            candidates.append((is_same, overlaps[index, number], index, number))
+        elif is_same:
+            excused.add(index)
+    rows: list[ObjectRow] = []
+    of_truth, of_found = {i: each for i, each in enumerate(truth) if not each["iscrowd"]}, dict(enumerate(found))
+    for _, iou, index, number in sorted(candidates, reverse=True):
+        if index in of_found and number in of_truth:
+            true = of_truth.pop(number)
+            rows.append((int(true["category_id"]), of_found.pop(index)["category_id"], true["area"], float(iou)))
+    rows += [(int(each["category_id"]), None, each["area"], None) for each in of_truth.values()]
+    return rows + [(None, each["category_id"], None, None) for i, each in of_found.items() if i not in excused]
+
+
+def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed run lengths of polygons, or of run lengths of either kind, as pycocotools draws them."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    is_compressed = isinstance(segmentation["counts"], (str, bytes))
+    return segmentation if is_compressed else mask_util.frPyObjects(segmentation, *size)
+
+
+def _mean(precision: np.ndarray) -> float:
+    defined = precision[precision > -1]
+    return _percent(defined.mean() if defined.size else -1)
 
 
 def _percent(score: float) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import logging
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,18 +22,28 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
+from tqdm import tqdm
 
+from maskformer.files import json_text
 from maskformer.kernels import import_loops
-from maskformer.structures import InputError, RunError
+from maskformer.structures import SCREEN, InputError, RunError
 
 from .evaluator import ImageByImageEvaluators
 from .journal import Journal, tidy_partial_results
+from .kept import Draw
 
 logger = logging.getLogger(__name__)
 
+PROGRESS_SECONDS = 10  # between lines on the screen
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
-_WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
+_WITHOUT_EFFECT = {
+    "WEIGHTS",
+    "RESUME",
+    "EVAL_PERIOD",
+    "EXPECTED_RESULTS",
+    "PICTURES",
+}  # of the weights, the values count
 
 
 def check_evaluation(
@@ -72,6 +82,7 @@ def evaluate_datasets(
     build_loader: Callable[..., Iterable[list[dict[str, Any]]]],
     build_evaluator: Callable[[CfgNode, str], DatasetEvaluator],
     release_memory: Callable[[], None],
+    build_drawing: Callable[[str], Draw] | None = None,
 ) -> dict[str, Any]:
     """Detectron2's loop over datasets, with partial results on disk.
 
@@ -85,6 +96,7 @@ def evaluate_datasets(
         build_loader: (cfg, dataset name, indices of the images to leave out) -> batches.
         build_evaluator: (cfg, dataset name) -> evaluator.
         release_memory: gives what the device no longer needs back, after each dataset.
+        build_drawing: (dataset name) -> what draws the worst and best images; None: they are not drawn.
 
     Returns:
         Scores by kind of result and metric; of several datasets, by their names first. On the main process only.
@@ -92,9 +104,9 @@ def evaluate_datasets(
     results: dict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         evaluator = build_evaluator(cfg, name)
-        journal = _keep_journal(cfg, model, name, evaluator)
+        journal = _keep_journal(cfg, model, name, evaluator, build_drawing)
         loader = build_loader(cfg, name, frozenset() if journal is None else journal.done)
-        results[name] = inference_on_dataset(model, loader, evaluator)
+        results[name] = inference_on_dataset(model, WatchedLoader(loader, name), evaluator)
         if comm.is_main_process():
             logger.info("Evaluation results for %s in csv format:", name)
             print_csv_format(results[name])
@@ -104,14 +116,48 @@ def evaluate_datasets(
     return next(iter(results.values())) if len(results) == 1 else results
 
 
-def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: DatasetEvaluator) -> Journal | None:
+class WatchedLoader:
+    """A loader of an evaluation that says on the screen how far it is.
+
+    Args:
+        loader: of this process; all have about as many images.
+        name: of the dataset.
+    """
+
+    def __init__(self, loader: Any, name: str):
+        self._loader = loader
+        self._name = name
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        processes, start = comm.get_world_size(), time.monotonic()
+        total, said, done = len(self) * processes, start, 0
+        SCREEN.info("evaluating %d images of %s", total, self._name)
+        for batch in self._loader:
+            yield batch
+            done, now = done + processes, time.monotonic()
+            if now - said >= PROGRESS_SECONDS or done == total:
+                said, speed = now, done / max(now - start, 1e-6)
+                left = tqdm.format_interval((total - done) / speed)
+                SCREEN.info("image %*d of %d   %.1f images/s   %s left", len(str(total)), done, total, speed, left)
+
+
+def _keep_journal(
+    cfg: CfgNode,
+    model: nn.Module,
+    dataset_name: str,
+    evaluator: DatasetEvaluator,
+    build_drawing: Callable[[str], Draw] | None,
+) -> Journal | None:
     """A journal that is given to the evaluator; None where it cannot keep one."""
     if not isinstance(evaluator, ImageByImageEvaluators) or evaluator.output_folder is None:
         return None
     of_main = fingerprint(cfg, model, _describe_dataset(dataset_name)) if comm.is_main_process() else ""
     common = comm.all_gather(of_main)[0]
     journal = Journal(evaluator.output_folder, common, resume=cfg.TEST.RESUME)
-    evaluator.keep_in(journal)
+    evaluator.keep_in(journal, None if build_drawing is None else build_drawing(dataset_name))
     if comm.is_main_process():
         _report(journal, dataset_name, tidy_partial_results(evaluator.output_folder))
     return journal
@@ -119,7 +165,7 @@ def _keep_journal(cfg: CfgNode, model: nn.Module, dataset_name: str, evaluator: 
 
 def _report(journal: Journal, dataset_name: str, unfinished: int) -> None:
     if journal.done:
-        logger.info(
+        SCREEN.info(
             "Going on with an interrupted evaluation on %s: %d images were measured before, with the same weights, "
             "configuration, data and code (%s). TEST.RESUME False would measure all of them again.",
             dataset_name, len(journal.done), journal.folder,
@@ -191,7 +237,7 @@ def format_scores(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def append_scores(path: str, results: Mapping[str, Any]) -> None:
-    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``.
+    """Append one line of JSON, with the names that scores have in a training's ``metrics.json``; NaN is null.
 
     Args:
         path: the file, created where it is missing.
@@ -199,7 +245,7 @@ def append_scores(path: str, results: Mapping[str, Any]) -> None:
     """
     scores = {name: float(score) for name, score in flatten_results_dict(results).items()}
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(scores, sort_keys=True) + "\n")
+        file.write(json_text(dict(sorted(scores.items()))) + "\n")
 
 
 def check_expected_results(expected: Sequence[Sequence[Any]], results: Mapping[str, Any]) -> None:

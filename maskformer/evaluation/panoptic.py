@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog
-from detectron2.utils.file_io import PathManager
 from panopticapi.evaluation import PQStat
 from tabulate import tabulate
 
@@ -20,6 +20,7 @@ from maskformer.data.files.json_files import join_inside, panoptic_of_records, r
 from maskformer.data.files.reading import check_same_size, read_segment_ids
 from maskformer.structures import InputError
 
+from .confusion import ObjectRow, confuse_objects, score_objects_by_size
 from .evaluator import ImageEvaluator, Records
 
 logger = logging.getLogger(__name__)
@@ -77,12 +78,14 @@ class PanopticEvaluator(ImageEvaluator):
         pairs = count_pairs(label, id_map)
         predicted = {segment["id"]: segment["category_id"] for segment in segments}
         self._check_prediction(file_name, pairs, predicted)
-        counts = match_segments(pairs, annotation["segments_info"], predicted)
+        objects = match_segments(pairs, annotation["segments_info"], predicted)
+        counts = count_matches(objects)
         return {
             "image_id": image_id,
             "file_name": f"{Path(file_name).stem}.png",
             "segments_info": segments,
             "counts": [[id_, count.iou, count.tp, count.fp, count.fn] for id_, count in counts.pq_per_cat.items()],
+            "objects": objects,
         }
 
     def score(self, measured: list[Any]) -> dict[str, dict[str, Any]]:
@@ -92,14 +95,39 @@ class PanopticEvaluator(ImageEvaluator):
         self._write("predictions.json", {**self._content, "annotations": annotations})
         of_image = {prediction["image_id"]: prediction["counts"] for prediction in measured}
         self._check_all(of_image, "prediction")
-        totals = PQStat()
-        for image_id in self._annotations:
-            for category, iou, true_positives, false_positives, false_negatives in of_image[image_id]:
-                totals[category].iou += iou
-                totals[category].tp += true_positives
-                totals[category].fp += false_positives
-                totals[category].fn += false_negatives
+        totals = _sum_counts(of_image[image_id] for image_id in self._annotations)
+        self.details = self._describe(totals, [row for prediction in measured for row in prediction["objects"]])
         return {"panoptic_seg": _report(totals, self._things_and_stuff)}
+
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:
+        """The means over the categories that label or prediction have."""
+        counts = _sum_counts([measured["counts"]])
+        return {"panoptic_seg": average_quality(counts, list(counts.pq_per_cat))[0]}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The segments of the label, with contiguous classes."""
+        annotation = self._annotations[self._image_id(example, self._content)]
+        segments = [
+            {
+                "id": segment["id"],
+                "category_id": self._class_of_id[category],
+                "isthing": self._things_and_stuff[category],
+            }
+            for segment in annotation["segments_info"]
+            if (category := segment["category_id"]) in self._class_of_id
+        ]
+        return {"panoptic_seg": (torch.as_tensor(read_segment_ids(annotation["file_name"]).astype(np.int32)), segments)}
+
+    def _describe(self, totals: PQStat, objects: Sequence[ObjectRow]) -> dict[str, Any]:
+        """See ``ImageEvaluator.details``."""
+        names = {category["id"]: str(category.get("name", category["id"])) for category in self._content["categories"]}
+        ids = sorted(names, key=lambda id_: self._class_of_id.get(id_, len(names)))  # those of no class come last
+        place = {id_: index for index, id_ in enumerate(ids)}
+        return {
+            "per_class": {"panoptic_seg": [{"class": names[id_], **_tabulate(totals, id_)} for id_ in ids]},
+            "confusion": confuse_objects(objects, place, [names[id_] for id_ in ids]),
+            "by_size": score_objects_by_size(objects),
+        }
 
     @property
     def _json_file(self) -> str | None:
@@ -114,10 +142,10 @@ class PanopticEvaluator(ImageEvaluator):
         """What the dataset's JSON holds, or would hold; file names are whole paths."""
         if self._json_file is None:
             return panoptic_of_records(DatasetCatalog.get(self.name), self.metadata, self._source)
-        content = read_panoptic_json(PathManager.get_local_path(self._json_file), with_images=False)
+        content = read_panoptic_json(self._json_file, with_images=False)
         if "categories" not in content:
             raise InputError(f"{self._json_file} has no categories; expected COCO's format.")
-        folder = str(PathManager.get_local_path(require(self.metadata, "panoptic_root")))
+        folder = str(require(self.metadata, "panoptic_root"))
         for annotation in content["annotations"]:
             annotation["file_name"] = join_inside(folder, annotation["file_name"], self._json_file)
         return content
@@ -148,6 +176,11 @@ class PanopticEvaluator(ImageEvaluator):
             by_name = self._ids_by_name(names, self._content["categories"], self._json_file)
             stuff.update({index: by_name[index] for index in lacking})
         return {**things, **stuff}, {**stuff, **things}
+
+    @cached_property
+    def _class_of_id(self) -> dict[int, int]:
+        """The class of each category that the dataset has."""
+        return {id_: index for table in self._dataset_ids for index, id_ in table.items()}
 
     def _with_dataset_id(self, segment: dict[str, Any], file_name: str) -> dict[str, Any]:
         is_thing = segment.pop("isthing", None)
@@ -233,8 +266,10 @@ def count_pairs(label: np.ndarray, predicted: np.ndarray) -> Pairs:
     }
 
 
-def match_segments(pairs: Pairs, annotated: Sequence[Mapping[str, Any]], predicted: Mapping[int, int]) -> PQStat:
-    """Compare the segments of one image.
+def match_segments(
+    pairs: Pairs, annotated: Sequence[Mapping[str, Any]], predicted: Mapping[int, int]
+) -> list[ObjectRow]:
+    """Find the prediction of each segment of one image, whatever its category: that with an IoU above 1/2.
 
     Args:
         pairs: see ``count_pairs``.
@@ -243,7 +278,7 @@ def match_segments(pairs: Pairs, annotated: Sequence[Mapping[str, Any]], predict
         predicted: category of each predicted id; each occurs in ``pairs``.
 
     Returns:
-        By category: true positives, which have an IoU above 1/2, with the sum of it; false positives and negatives.
+        A row of each segment that counts, in the label or in the prediction alone.
 
     Source: Panoptic Segmentation (arXiv 1801.00868), section 4; panopticapi where the paper is silent: crowds.
     """
@@ -252,28 +287,59 @@ def match_segments(pairs: Pairs, annotated: Sequence[Mapping[str, Any]], predict
     for (true_id, predicted_id), pixels in pairs.items():
         true_areas[true_id] += pixels
         areas[predicted_id] += pixels
-    truth = {segment["id"]: segment for segment in annotated if true_areas[segment["id"]]}
-    crowds = {segment["category_id"]: id_ for id_, segment in truth.items() if segment["iscrowd"] == 1}
-    counts, matched_truth, matched = PQStat(), set(), set()
-    for (true_id, predicted_id), intersection in pairs.items():
-        if true_id not in truth or predicted_id not in predicted or truth[true_id]["iscrowd"] == 1:
-            continue
-        if truth[true_id]["category_id"] != predicted[predicted_id]:
-            continue
-        void = pairs.get((VOID, predicted_id), 0)
-        iou = intersection / (areas[predicted_id] + true_areas[true_id] - intersection - void)
-        if iou > 0.5:
-            counts[predicted[predicted_id]].iou += iou
-            counts[predicted[predicted_id]].tp += 1
-            matched_truth.add(true_id)
-            matched.add(predicted_id)
-    for true_id in truth.keys() - matched_truth:
-        counts[truth[true_id]["category_id"]].fn += truth[true_id]["iscrowd"] != 1
-    for predicted_id in predicted.keys() - matched:
-        category = predicted[predicted_id]
+    present = [segment for segment in annotated if true_areas[segment["id"]]]
+    crowds = {segment["category_id"]: segment["id"] for segment in present if segment["iscrowd"] == 1}
+    truth = {segment["id"]: int(segment["category_id"]) for segment in present if segment["iscrowd"] != 1}
+    counted: dict[int, int] = {}  # predictions, less those that are mostly void or a crowd of their category
+    for predicted_id, category in predicted.items():
         excused = pairs.get((VOID, predicted_id), 0) + pairs.get((crowds.get(category, -1), predicted_id), 0)
-        counts[category].fp += 2 * excused <= areas[predicted_id]
+        if 2 * excused <= areas[predicted_id]:
+            counted[predicted_id] = int(category)
+    rows: list[ObjectRow] = []
+    missed, matched = dict(truth), set()
+    for (true_id, predicted_id), intersection in pairs.items():
+        if true_id in truth and predicted_id in predicted:
+            void = pairs.get((VOID, predicted_id), 0)
+            iou = intersection / (areas[predicted_id] + true_areas[true_id] - intersection - void)
+            category = int(predicted[predicted_id])
+            if iou > 0.5 and (predicted_id in counted or category == truth[true_id]):
+                rows.append((missed.pop(true_id), category, true_areas[true_id], iou))
+                matched.add(predicted_id)
+    rows += [(category, None, true_areas[id_], None) for id_, category in missed.items()]
+    return rows + [(None, category, None, None) for id_, category in counted.items() if id_ not in matched]
+
+
+def count_matches(objects: Iterable[ObjectRow]) -> PQStat:
+    """True positives by category, with the sum of their IoU, false positives and false negatives, of one image."""
+    counts = PQStat()
+    for true, predicted, _, iou in objects:
+        if true is not None and true == predicted:
+            counts[true].iou += iou
+            counts[true].tp += 1
+            continue
+        if true is not None:
+            counts[true].fn += 1
+        if predicted is not None:
+            counts[predicted].fp += 1
     return counts
+
+
+def _sum_counts(images: Iterable[Sequence[Sequence[Any]]]) -> PQStat:
+    """The counts of some images, each as ``measure`` gives them."""
+    totals = PQStat()
+    for image in images:
+        for category, iou, true_positives, false_positives, false_negatives in image:
+            totals[category].iou += iou
+            totals[category].tp += true_positives
+            totals[category].fp += false_positives
+            totals[category].fn += false_negatives
+    return totals
+
+
+def _tabulate(totals: PQStat, category: int) -> dict[str, Any]:
+    """The scores and counts of one category."""
+    count = totals[category]
+    return {**average_quality(totals, [category])[0], "TP": count.tp, "FP": count.fp, "FN": count.fn}
 
 
 def average_quality(counts: PQStat, categories: Collection[int]) -> tuple[dict[str, float], int]:

@@ -19,6 +19,16 @@ from maskformer.data.files.reading import check_same_size, read_label_map
 from maskformer.kernels import best_classes
 from maskformer.structures import InputError
 
+from .confusion import (
+    count_pixels,
+    describe_confusion,
+    describe_regions,
+    measure_regions,
+    score_pixels,
+    sparse,
+    sum_pixels,
+    tabulate_classes,
+)
 from .evaluator import ImageEvaluator, Records
 
 logger = logging.getLogger(__name__)
@@ -59,17 +69,17 @@ class SemanticEvaluator(ImageEvaluator):
         """Compare one image with its label; see ``ImageEvaluator``."""
         file_name = example["file_name"]
         predicted = read_labels(output["sem_seg"], self.num_classes)
-        label_file = self._label_of_image[file_name]
-        label = read_label_map(label_file, self.num_classes, self._ignore_label, self.metadata.get("label_values"))
-        check_same_size(predicted, file_name, label, label_file)
+        label = self._read_label(file_name)
+        check_same_size(predicted, file_name, label, self._label_of_image[file_name])
         ignored = label == self._ignore_label
         # One type for both, which OpenCV knows too; "ignored" is the class after the last.
         dtype = np.uint8 if self.num_classes < 256 else np.uint16
         truth = np.where(ignored, self.num_classes, label).astype(dtype)
         shown = np.where(ignored, self.num_classes, predicted).astype(dtype)
         return {
-            "pixels": _sparse(predicted.astype(np.int64) * (self.num_classes + 1) + truth.astype(np.int64)),
-            "boundaries": [_sparse(classes) for classes in _boundary_classes(shown, truth)],
+            "pixels": count_pixels(predicted, truth, self.num_classes),
+            "boundaries": [sparse(classes) for classes in _boundary_classes(shown, truth)],
+            "regions": measure_regions(predicted, truth, self.num_classes),
             "predictions": [] if self.output_folder is None else self._encode(predicted, file_name),
         }
 
@@ -78,19 +88,39 @@ class SemanticEvaluator(ImageEvaluator):
 
         A class that no label has is nan, and in no mean. Pixels that a label ignores count for nobody.
         """
-        side = self.num_classes + 1
-        pixels = np.zeros((side, side), dtype=np.int64)  # [predicted class, true class]
-        boundaries = np.zeros((3, side), dtype=np.int64)  # see ``_boundary_classes``
+        pixels = sum_pixels((image["pixels"] for image in measured), self.num_classes)
+        boundaries = np.zeros((3, self.num_classes + 1), dtype=np.int64)  # see ``_boundary_classes``
         for image in measured:
-            all_counts = zip([pixels.reshape(-1), *boundaries], [image["pixels"], *image["boundaries"]], strict=True)
-            for counts, (values, numbers) in all_counts:
+            for counts, (values, numbers) in zip(boundaries, image["boundaries"], strict=True):
                 counts[values] += np.array(numbers, dtype=np.int64)
         scores = self._score(pixels[:-1, :-1].astype(float), boundaries[:, :-1].astype(float))
+        self.details = {
+            "per_class": {"sem_seg": [
+                {**row, "BoundaryIoU": scores[f"BoundaryIoU-{name}"]}
+                for name, row in zip(self._names, tabulate_classes(pixels, self._names), strict=True)
+            ]},
+            "confusion": describe_confusion(pixels, self._names),
+            "by_size": describe_regions([image["regions"] for image in measured]),
+            "boundary": {metric: scores[metric] for metric in ("mIoU", "mBoundaryIoU")},
+        }  # fmt: skip
         self._write("sem_seg_predictions.json", list(itertools.chain(*(image["predictions"] for image in measured))))
         if self.output_folder is not None:
             torch.save(scores, os.path.join(self.output_folder, "sem_seg_evaluation.pth"))
         logger.info("Semantic scores: %s", scores)
         return {"sem_seg": scores}
+
+    def score_image(self, measured: Any) -> dict[str, dict[str, float]]:
+        """Mean IoU over the classes that label or prediction have, and pixel accuracy; ignored pixels do not count."""
+        return {"sem_seg": score_pixels(sum_pixels([measured["pixels"]], self.num_classes))}
+
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
+        """The classes of the label, K where it is ignored."""
+        label = self._read_label(example["file_name"])
+        return {"sem_seg": torch.as_tensor(np.where(label == self._ignore_label, self.num_classes, label))}
+
+    def _read_label(self, file_name: str) -> np.ndarray:
+        label_file = self._label_of_image[file_name]
+        return read_label_map(label_file, self.num_classes, self._ignore_label, self.metadata.get("label_values"))
 
     def _score(self, pixels: np.ndarray, boundaries: np.ndarray) -> dict[str, float]:
         hits, labelled, predicted = pixels.diagonal(), pixels.sum(0), pixels.sum(1)
@@ -187,10 +217,3 @@ def _ratio(part: np.ndarray, whole: np.ndarray, labelled: np.ndarray) -> np.ndar
 
 def _mean(scores: np.ndarray) -> float:
     return scores.sum() / len(scores) if len(scores) else float("nan")
-
-
-def _sparse(values: np.ndarray) -> list[list[int]]:
-    """The values that occur, rising, and how often each does."""
-    counts = np.bincount(values.ravel())
-    occurring = np.flatnonzero(counts)
-    return [occurring.tolist(), counts[occurring].tolist()]

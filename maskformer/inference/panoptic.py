@@ -60,7 +60,7 @@ def panoptic_inference(
     )
     # The last entry serves pixels of nobody: index -1.
     segment_ids = torch.tensor([*segment_of_slot, 0], dtype=torch.int32, device=owner.device)
-    return PanopticResult(segment_ids[owner.long()], segments_info)
+    return PanopticResult(segment_ids[owner.long()], segments_info, _best_scores(scores.tolist(), segment_of_slot))
 
 
 def kept_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
@@ -104,6 +104,14 @@ def assign_pixels(
 
     for_each(assign, range(len(bands)), scores.device)
     return owner, visible_area.sum(0), predicted_area.sum(0)
+
+
+def _best_scores(scores: list[float], segment_of_slot: list[int]) -> list[float]:
+    """The class probability of each segment 1, 2, ...; of stuff that several queries make up, the highest."""
+    best: dict[int, float] = {}
+    for score, segment_id in zip(scores, segment_of_slot):
+        best[segment_id] = max(score, best.get(segment_id, 0.0))
+    return [best[segment_id] for segment_id in sorted(best.keys() - {0})]
 
 
 def merge_segments(

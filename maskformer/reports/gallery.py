@@ -5,26 +5,24 @@ All pictures are (height,width,3) uint8 RGB.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from maskformer.data.files.reading import read_segment_ids
 from maskformer.structures import PanopticResult
 
 from .media import read_picture
+from .pages import picture_url, write_page
 from .tasks import TASKS, ClassTable, draw_panoptic
 
 SCALE = 3  # of the pictures, over the images
@@ -33,7 +31,6 @@ HEADING_HEIGHT = 44
 HEADINGS = ("image", "annotation", "panoptic", "semantic", "instance")
 BACKGROUND = (255, 255, 255)
 INK = "#282c34"
-PAGE_JPEG_QUALITY = 88
 
 
 def make_row(
@@ -83,9 +80,10 @@ def _to_picture(figure: Figure) -> np.ndarray:
 
 
 def read_losses(log: Path) -> list[tuple[int, float]]:
-    """(iteration, total loss) from Detectron2's ``metrics.json``; of an iteration told twice, the last."""
+    """(iteration, total loss) from ``metrics.json``, where it is a number; of an iteration told twice, the last."""
     entries = map(json.loads, log.read_text(encoding="utf-8").splitlines())
-    return sorted({entry["iteration"]: entry["total_loss"] for entry in entries if "total_loss" in entry}.items())
+    losses = {entry["iteration"]: entry["total_loss"] for entry in entries if "total_loss" in entry}
+    return sorted((iteration, loss) for iteration, loss in losses.items() if loss is not None)
 
 
 def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:
@@ -100,66 +98,42 @@ def draw_curve(losses: Sequence[tuple[int, float]]) -> np.ndarray:
     return _to_picture(figure)
 
 
-def make_page(
-    title: str, summary: str, scores: Sequence[tuple[str, str, float]], rows: Sequence[np.ndarray], curve: np.ndarray
-) -> str:
-    """One HTML file that holds everything, pictures included.
+def write_gallery(
+    page: Path,
+    title: str,
+    summary: str,
+    scores: Sequence[tuple[str, str, float]],
+    rows: Sequence[np.ndarray],
+    curve: np.ndarray,
+) -> None:
+    """Write one HTML file that holds everything, pictures included.
 
     Args:
+        page: the file, in a folder that exists.
         title: heading of the page.
         summary: a sentence under it.
         scores: (task, metric, percent).
         rows: one picture an image, its columns as in ``HEADINGS``.
         curve: the loss curve.
     """
-    return _PAGE.substitute(
-        title=html.escape(title),
-        summary=html.escape(summary),
-        scores="".join(
-            f"<div><b>{value:.1f}</b><span>{html.escape(metric)}, {html.escape(task)}</span></div>"
-            for task, metric, value in scores
-        ),
-        headings="".join(f"<span>{heading}</span>" for heading in HEADINGS),
-        rows="".join(f'<img alt="{", ".join(HEADINGS)}" src="{_as_data(row)}">' for row in rows),
-        curve=_as_data(curve),
-    )
+    drawn = [(", ".join(HEADINGS), picture_url(row)) for row in rows]
+    training = [("loss over iterations", picture_url(curve))]
+    sections = [
+        {"heading": "Held-out images", "columns": HEADINGS, "is_wide": True, "pictures": drawn},
+        {"heading": "Training", "columns": (), "is_wide": True, "pictures": training},
+    ]
+    write_page(page, "gallery.html", {"title": title, "summary": summary, "scores": scores, "sections": sections})
 
 
-def _as_data(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=PAGE_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def write_index(page: Path, title: str, pictures: Sequence[Path]) -> None:
+    """Write a page that shows pictures, which stay files beside it.
 
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { margin: 0 auto; max-width: 1240px; padding: 2rem 1.5rem; font: 16px/1.5 system-ui, sans-serif; color: #282c34; }
-h1 { margin: 0; font-size: 1.9rem; }
-h2 { margin: 2.5rem 0 0.75rem; font-size: 1.2rem; }
-p { margin: 0.25rem 0 1.5rem; color: #5c6370; }
-.scores { display: flex; flex-wrap: wrap; gap: 1rem; }
-.scores div { padding: 0.75rem 1.5rem; border: 1px solid #e1e4e8; border-radius: 10px; }
-.scores b { display: block; font-size: 1.9rem; }
-.scores span { color: #5c6370; }
-.headings { display: flex; font-weight: 600; }
-.headings span { flex: 1; text-align: center; }
-img { display: block; width: 100%; margin: 0.4rem 0; border-radius: 4px; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p>$summary</p>
-<div class="scores">$scores</div>
-<h2>Held-out images</h2>
-<div class="headings">$headings</div>
-$rows
-<h2>Training</h2>
-<img alt="loss over iterations" src="$curve">
-</body>
-</html>
-""")
+    Args:
+        page: the file.
+        title: heading of the page.
+        pictures: in the page's folder.
+    """
+    shown = [(picture.name, quote(os.fsencode(picture.name))) for picture in pictures]
+    section = {"heading": "", "columns": (), "is_wide": False, "pictures": shown}
+    content = {"title": title, "summary": f"{len(pictures)} pictures in {page.parent}", "sections": [section]}
+    write_page(page, "gallery.html", content)

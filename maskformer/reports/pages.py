@@ -13,9 +13,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from maskformer.data.files.reading import read_picture
 from maskformer.files import unfinished
 
 JPEG_QUALITY = 85
+_MISSING = "\N{EN DASH}"  # base.html sorts it last
+_JPEG_URL = "data:image/jpeg;base64,"
+_JPEG_START = b"\xff\xd8\xff"
+_SIDES = (640, 480, 320, 200)  # pixels, of a picture that has to be smaller
 
 _TEMPLATES = Environment(
     loader=PackageLoader("maskformer.reports"),
@@ -24,6 +29,17 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def _format_score(score: float | None) -> str:
+    return _MISSING if score is None else f"{score:.1f}"
+
+
+def _format_change(change: float | None) -> str:
+    return _MISSING if change is None else f"{change:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+_TEMPLATES.filters.update(score=_format_score, change=_format_change)
 
 
 def write_page(path: str | Path, template: str, content: Mapping[str, Any]) -> None:
@@ -36,7 +52,7 @@ def write_page(path: str | Path, template: str, content: Mapping[str, Any]) -> N
     """
     page = _TEMPLATES.get_template(template).render(content)
     with unfinished(Path(path)) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")  # of a file's name that is no UTF-8
 
 
 def picture_url(picture: np.ndarray, *, longest_side: int | None = None) -> str:
@@ -51,4 +67,21 @@ def picture_url(picture: np.ndarray, *, longest_side: int | None = None) -> str:
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _JPEG_URL + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def picture_file_url(path: Path, *, most_bytes: int) -> str:
+    """The picture in a file as a ``data:`` address; one of too many bytes is made smaller.
+
+    Raises:
+        BadImageError: it is no picture that can be read.
+    """
+    content = path.read_bytes() if path.stat().st_size <= most_bytes else b""
+    if content.startswith(_JPEG_START):
+        return _JPEG_URL + base64.b64encode(content).decode("ascii")
+    picture = np.asarray(read_picture(str(path), "It is left out of the page."))
+    for longest_side in _SIDES:
+        url = picture_url(picture, longest_side=longest_side)
+        if len(url) <= most_bytes * 4 / 3:
+            break
+    return url

@@ -75,7 +75,9 @@ class ClassTable:
         return self.names[index].split(",")[0]
 
 
-def draw_semantic(image: np.ndarray, class_map: np.ndarray, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_semantic(
+    image: np.ndarray, class_map: np.ndarray, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Colour every pixel by its class, and name each class once.
 
     Args:
@@ -83,12 +85,15 @@ def draw_semantic(image: np.ndarray, class_map: np.ndarray, classes: ClassTable,
         class_map: (height,width) integers; a value outside 0..K-1 is left undrawn.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     present = [index for index in np.unique(class_map).tolist() if 0 <= index < len(classes)]
-    return _paint(image, [_stuff_layer(class_map == index, classes, index) for index in present], scale)
+    return _paint(image, [_stuff_layer(class_map == index, classes, index) for index in present], scale, opacity)
 
 
-def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_panoptic(
+    image: np.ndarray, result: PanopticResult, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Colour every segment by its class; things of one class differ a little.
 
     Args:
@@ -96,6 +101,7 @@ def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable
         result: segments of the image; void is left undrawn.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     segment_map = result.segment_map.cpu().numpy()
     layers, masks, categories = [], [], []
@@ -107,10 +113,12 @@ def draw_panoptic(image: np.ndarray, result: PanopticResult, classes: ClassTable
         else:
             layers.append(_stuff_layer(mask, classes, category))
     layers += _thing_layers(masks, categories, [classes.label(category) for category in categories], classes)
-    return _paint(image, layers, scale)
+    return _paint(image, layers, scale, opacity)
 
 
-def draw_instances(image: np.ndarray, instances: Instances, classes: ClassTable, *, scale: int = 1) -> np.ndarray:
+def draw_instances(
+    image: np.ndarray, instances: Instances, classes: ClassTable, *, scale: int = 1, opacity: float = OPACITY
+) -> np.ndarray:
     """Draw every instance with its class and score.
 
     Args:
@@ -118,12 +126,13 @@ def draw_instances(image: np.ndarray, instances: Instances, classes: ClassTable,
         instances: with ``pred_masks`` (N,height,width), ``pred_classes`` and ``scores``.
         classes: K names and colours.
         scale: size of the picture over size of the image.
+        opacity: of the colours, 0..1.
     """
     masks = list(instances.pred_masks.cpu().numpy().astype(bool))
     categories = instances.pred_classes.tolist()
     named = zip(categories, instances.scores.tolist(), strict=True)
     labels = [f"{classes.label(index)} {score:.0%}" for index, score in named]
-    return _paint(image, _thing_layers(masks, categories, labels, classes), scale)
+    return _paint(image, _thing_layers(masks, categories, labels, classes), scale, opacity)
 
 
 def _stuff_layer(mask: np.ndarray, classes: ClassTable, index: int) -> Layer:
@@ -146,14 +155,14 @@ def _thing_layers(
     return layers
 
 
-def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int) -> np.ndarray:
+def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int, opacity: float) -> np.ndarray:
     """Fill the areas, the largest first, then draw outlines and labels over them."""
     picture = _enlarge(image, scale)
     layers = [replace(layer, mask=_enlarge(layer.mask.astype(np.float32), scale) > 0.5) for layer in layers]
     layers.sort(key=lambda layer: -layer.mask.sum())
     for layer in layers:
         color = np.array(layer.color) * 255
-        picture[layer.mask] = (1 - OPACITY) * picture[layer.mask] + OPACITY * color
+        picture[layer.mask] = (1 - opacity) * picture[layer.mask] + opacity * color
     visualizer = Visualizer(picture)
     # Its figure is a hundredth of a pixel larger than the picture, which Matplotlib before 3.11 would stretch to it.
     figure, axes = visualizer.output.fig, visualizer.output.ax
@@ -247,7 +256,7 @@ class Task:
         name: as on the command line.
         key: of the result in the model's output.
         read: the model's output for one image -> the result, on the CPU.
-        draw: (RGB image, result, classes) -> RGB picture.
+        draw: (RGB image, result, classes) -> RGB picture; ``scale`` and ``opacity`` by name.
         encode: (result, classes) -> raw ids.
     """
 
@@ -261,6 +270,24 @@ class Task:
     def switch(self) -> str:
         """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
         return f"{self.name.upper()}_ON"
+
+    def above(self, threshold: float) -> tuple[Task, dict[str, Any]]:
+        """The task that keeps only what scores higher, and the options that a model needs for it.
+
+        Args:
+            threshold: 0..1.
+
+        Raises:
+            InputError: the threshold is outside 0..1.
+        """
+        if not 0 <= threshold <= 1:
+            raise InputError(f"The threshold is {threshold}; expected 0..1.")
+        if self.name == "panoptic":
+            return self, {"object_mask_threshold": threshold}
+        if self.name == "instance":
+            return replace(self, read=partial(read_instances, threshold=threshold)), {}
+        # Labels alone, which take a K-th of the memory, have no probability.
+        return replace(self, read=partial(read_semantic, threshold=threshold)), {"semantic_as_labels": threshold == 0}
 
 
 def read_semantic(output: dict[str, Any], threshold: float = 0.0) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import logging
 import os
 import secrets
 import signal
@@ -69,6 +68,7 @@ class Device(Protocol):
 def build_argument_parser() -> argparse.ArgumentParser:
     """Detectron2's arguments, with our examples in the help."""
     parser = default_argument_parser(epilog=_EXAMPLES)
+    parser.add_argument("--data", default="", metavar="FILE", help="its keys, such as DATASETS, are laid over the file")
     parser.set_defaults(dist_url="auto")  # not the one port of each user: a second run on the machine needs another
     return parser
 
@@ -180,5 +180,4 @@ def compute_deterministically() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS heeds it before its first product
     torch.backends.cudnn.benchmark = False  # it chooses by the clock
     torch.use_deterministic_algorithms(True, warn_only=True)
-    logging.captureWarnings(True)
     warnings.filterwarnings("default", message=".*deterministic", category=UserWarning)

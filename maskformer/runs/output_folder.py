@@ -147,6 +147,13 @@ def tell(sentence: str) -> None:
         sys.stderr.flush()
 
 
+def release_output_folder(folder: str) -> None:
+    """Let other processes have a folder again, in a process that goes on after its run."""
+    descriptor = _HELD.pop(os.path.realpath(folder), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 _log_file = functools.cache(KeptFile)  # one for all runs of a process
 
 

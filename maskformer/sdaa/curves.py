@@ -7,6 +7,7 @@ compare one with the other, the finer curve is turned into the medians that the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +119,8 @@ def _parse_metrics(lines: Iterable[str]) -> Iterator[tuple[int, float]]:
         match entry:
             case {"iteration": int(iteration), "total_loss": int(loss) | float(loss)}:
                 yield iteration, float(loss)
+            case {"iteration": int(iteration), "total_loss": None}:  # what is not finite
+                yield iteration, math.nan
 
 
 def align(sdaa: LossCurve, cuda: LossCurve) -> tuple[LossCurve, LossCurve]:

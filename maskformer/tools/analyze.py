@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config import load_config
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
 FLOPS_OF_A_MULTIPLY_ADD = 2
@@ -185,4 +186,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.sdaa import verdict
 from maskformer.sdaa.curves import LossPairs, align, pair, read_curve
 from maskformer.sdaa.verdict import MIN_WINDOW, Thresholds, mean_windows, smooth
@@ -167,4 +168,5 @@ def _draw_difference(axes: Axes, pairs: LossPairs, limits: Thresholds) -> None:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from safetensors.torch import save_file
 
 from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, read_weights
-from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
-from maskformer.checkpoint.reading import CLASSES_METADATA
 from maskformer.config import load_config
-from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
-from maskformer.files import unfinished
+from maskformer.export.folder import write_folder, write_weights
 from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import Classes, InputError, printable
 
 SUFFIXES = (".safetensors", ".pth")
@@ -94,51 +88,20 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
             f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
         ]
     if to == "detectron2" or cfg is None:
-        _write_state(out, conversion.state, classes)
+        write_weights(out, conversion.state, classes)
     else:
-        report += _write_hugging_face(out, conversion.state, cfg, model.classes)
+        without_place = write_folder(out, conversion.state, cfg, model.classes, layout=to)
+        report.append(f"Left out, which Hugging Face has no place for: {_summary(without_place)}")
+        if model.classes is None:
+            report.append(
+                "Class names are not known, neither by the weights nor of a dataset of DATASETS: LABEL_0, ..."
+            )
     return [*report, f"Written: {out}"]
 
 
 def _summary(names: Iterable[str]) -> str:
     counts = collections.Counter(".".join(name.split(".")[:2]) for name in sorted(names))
     return ", ".join(f"{beginning} ({count})" for beginning, count in counts.items()) or "none"
-
-
-def _write_state(out: Path, state: dict[str, torch.Tensor], classes: Classes | None = None) -> None:
-    with _whole(out) as path:
-        if out.suffix == ".pth":
-            torch.save({"model": state} if classes is None else {"model": state, "classes": classes.to_plain()}, path)
-        else:
-            metadata = {} if classes is None else {CLASSES_METADATA: json.dumps(classes.to_plain())}
-            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_file(tensors, path, metadata={"format": "pt", **metadata})
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A name to write a file under, which becomes ``out``."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(out) as temporary:
-            yield temporary
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror or error}): choose another OUT.") from error
-
-
-def _write_hugging_face(
-    folder: Path, state: dict[str, torch.Tensor], cfg: CfgNode, classes: Classes | None
-) -> list[str]:
-    description, preprocessing = describe_model(cfg, classes), describe_preprocessing(cfg)  # refuses what has no place
-    renamed, without_place = to_hugging_face(state)
-    _write_state(folder / "model.safetensors", renamed)
-    for name, content in (("config.json", description), ("preprocessor_config.json", preprocessing)):
-        with _whole(folder / name) as path:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    report = [f"Left out, which Hugging Face has no place for: {_summary(without_place)}"]
-    if classes is None:
-        report.append("Class names are not known, neither by the weights nor of a dataset of DATASETS: LABEL_0, ...")
-    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,4 +122,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

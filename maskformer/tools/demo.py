@@ -41,6 +41,7 @@ from maskformer.reports.console import ProgressLine, console_to_log
 from maskformer.reports.media import write_picture
 from maskformer.reports.tasks import ClassTable
 from maskformer.runs import failures
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.runs.signals import Interrupted
 from maskformer.structures import ESCAPING, InputError
 
@@ -230,8 +231,7 @@ def draw_gallery(demo: Demo, scores: Scores) -> None:
         f"Trained from scratch on {demo.num_train} drawn images for {demo.cfg.SOLVER.MAX_ITER} iterations; "
         f"measured on {demo.num_val} others, in percent."
     )
-    content = gallery.make_page("MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
-    page.write_text(content, encoding="utf-8")
+    gallery.write_gallery(page, "MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
 
 
 def report(demo: Demo, scores: Scores, seconds: float) -> None:
@@ -294,4 +294,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from maskformer.engine.accelerator import Accelerator, resolve_device
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
 
@@ -33,4 +34,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -24,8 +24,9 @@ from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, requi
 from maskformer.data.files.json_files import read_json
 from maskformer.data.files.masks import find_rle_fault
 from maskformer.data.files.reading import read_label_map
-from maskformer.evaluation.panoptic import VOID, average_quality, count_pairs, match_segments
+from maskformer.evaluation.panoptic import VOID, average_quality, count_matches, count_pairs, match_segments
 from maskformer.runs.failures import EXIT_INPUT_ERROR
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
 Regions = dict[str, list[dict[str, Any]]]  # image file -> its entries of the JSON
@@ -85,7 +86,8 @@ def evaluate(regions: Regions, dataset_name: str) -> dict[str, float]:
         label = read_label_map(label_file, num_classes, ignore_label, metadata.get("label_values")).astype(np.int64)
         predicted = _draw_regions(regions[file_name], (label.shape[0], label.shape[1]), contiguous_ids)
         pairs = count_pairs(np.where(label == ignore_label, VOID, label + 1), predicted)
-        counts += match_segments(pairs, annotated, {id_: id_ - 1 for _, id_ in pairs if id_ != VOID})
+        of_segments = {id_: id_ - 1 for _, id_ in pairs if id_ != VOID}
+        counts += count_matches(match_segments(pairs, annotated, of_segments))
     return average_quality(counts, range(num_classes))[0]
 
 
@@ -137,4 +139,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

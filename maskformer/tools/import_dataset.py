@@ -27,6 +27,7 @@ from maskformer.engine.setup import register_datasets
 from maskformer.files import folder_beside
 from maskformer.reports.console import ProgressLine
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
 
 READERS: dict[str, Callable[[Path, Path | None, Losses], Source]] = {
@@ -162,4 +163,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

@@ -8,6 +8,7 @@ import sys
 
 from maskformer.demo.shapes import generate_shapes
 from maskformer.reports.console import ProgressLine
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
 
@@ -43,4 +44,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

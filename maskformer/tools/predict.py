@@ -5,6 +5,7 @@
 Beside each image's picture: ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what the ids mean. Of
 inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` and ``a.png`` become ``a_jpg.jpg`` and
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
+Of several images, ``predictions.html`` shows all.
 
 With ``--as-dataset``, the folder becomes a dataset that training reads instead, with the results as its labels.
 """
@@ -31,15 +32,17 @@ from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
 from maskformer.predictor import Predictor
-from maskformer.reports import media, tasks
+from maskformer.reports import gallery, media, tasks
 from maskformer.reports.as_dataset import ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import BadImageError, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
+PAGE_NAME = "predictions.html"
 CLOSING_KEYS = (27, ord("q"))  # 27: Esc
 MAPPERS = {name: f"mask_former_{name}" for name in TASKS}  # that read a dataset of a task's results
 PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
@@ -288,8 +291,7 @@ def _build_annotator(args: argparse.Namespace) -> tuple[CfgNode, Annotator]:
         "dataset": dataset,
         "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
     }
-    # Labels alone, which take a K-th of the memory, have no probability.
-    segment = partial(predictor, semantic_as_labels=not args.confidence_threshold)
+    segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
     things = (predictor.classes and predictor.classes.things) or frozenset()
     return cfg, Annotator(segment, task, classes, facts, things)
 
@@ -318,9 +320,24 @@ def predict(args: argparse.Namespace) -> int:
         return _show_all(sources, _build_annotator(args)[1])
     outputs = media.plan_outputs(sources, args.output)
     annotator = _build_annotator(args)[1]
-    return _annotate_all(
+    exit_code = _annotate_all(
         sources, outputs, partial(_draw, annotator=annotator, resume=args.resume, quiet=len(sources) > 1)
     )
+    _show_in_page(outputs)
+    return exit_code
+
+
+def _show_in_page(outputs: Sequence[Path]) -> None:
+    """Write a page that shows all drawn images of a folder, where there are several."""
+    drawn = [path for path in outputs if path.suffix.lower() in media.IMAGE_SUFFIXES and path.is_file()]
+    if len(drawn) > 1:
+        page = drawn[0].parent / PAGE_NAME
+        try:
+            gallery.write_index(page, "Predictions", drawn)
+        except OSError as error:
+            _warn(f"{page} cannot be written: {error.strerror}")
+        else:
+            print(f"all in a page: {printable(str(page))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -336,4 +353,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

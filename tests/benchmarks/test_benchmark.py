@@ -12,7 +12,7 @@ from benchmarks import definitions
 from benchmarks.__main__ import main, select_cases
 from benchmarks.cases import build_cases
 from benchmarks.plot import write_pictures
-from benchmarks.report import describe_results, format_bytes, format_seconds, format_table
+from benchmarks.report import describe_results, format_bytes, format_seconds, format_table, write_html
 from benchmarks.structures import MEMORY, SECONDS, Case, CaseResult, Contender, Outcome, Target, check_cases, compare
 from benchmarks.workloads.breakdown import classify_operation
 from benchmarks.workloads.inference import draw_class_logits, draw_mask_logits
@@ -84,6 +84,19 @@ def test_pictures_show_ratios_and_curves(tmp_path: Path):
     assert all(path.stat().st_size > 5000 for path in written)
 
 
+def test_the_page_shows_the_table_and_the_pictures_beside_it(tmp_path: Path, open_page):
+    results = [make_result((Target(SECONDS, 0.4, "peer"),))]
+    pictures = write_pictures(results, tmp_path)
+    write_html(results, {"processor": "<b>fast</b>"}, pictures, tmp_path / "benchmark.html")
+    driver = open_page(tmp_path / "benchmark.html")
+    assert "<b>fast</b>" in driver.find_element("tag name", "p").text
+    assert driver.find_element("css selector", "tbody td").text == results[0].case.name
+    images = driver.find_elements("tag name", "img")
+    assert len(images) == len(pictures) == 2
+    driver.execute_script("arguments[0].scrollIntoView()", images[0])
+    assert int(images[0].get_attribute("naturalWidth")) > 500
+
+
 def test_every_case_names_set_ups_that_exist_and_targets_that_can_be_judged():
     for quick in (False, True):
         for case in build_cases(quick):
@@ -152,4 +165,4 @@ def test_a_quick_run_measures_every_kind_of_case(tmp_path: Path, capsys: pytest.
     report = json.loads((tmp_path / "benchmark.json").read_text())
     assert [case["name"] for case in report["cases"]] == names
     assert torch.__version__.startswith(report["machine"]["torch"]) and report["settings"]["quick"] is True
-    assert (tmp_path / "ratios_time.png").exists()
+    assert (tmp_path / "ratios_time.png").exists() and (tmp_path / "benchmark.html").exists()

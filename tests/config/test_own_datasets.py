@@ -15,6 +15,8 @@ from maskformer.structures import InputError, LabelValues
 
 TRAIN = {"images": "/a/images", "labels": "/a/labels"}
 INSTANCES = {"images": "/a/images", "instances": "/a/train.json"}
+OBJECTS = {"images": "/a/images", "objects": "/a/masks"}
+COLORS = [[0, 0, 0], [9, 9, 9]]
 PANOPTIC = {"images": "/a/images", "panoptic": "/a/pan.json", "panoptic_masks": "/a/masks"}
 BASE = {"MODEL": {"SEM_SEG_HEAD": {"NUM_CLASSES": 150, "IGNORE_VALUE": 65535}}}
 
@@ -54,6 +56,30 @@ def test_label_values_are_counted_from_offset_or_listed(settings, of_classes, ig
     (dataset,) = read_own_datasets(garden(**settings))
     assert dataset.values == LabelValues(of_classes, ignored)
     assert dataset.ignore_label == ignore_label
+
+
+def test_what_stands_beside_the_classes_holds_for_each_split():
+    block = garden(images="/a", labels="/a", label_suffix="_L.png", train={"list": "/t.txt"}, val={"label_suffix": ""})
+    train, val = read_own_datasets(block)
+    assert train.paths == {"images": "/a", "labels": "/a", "list": "/t.txt"} and train.label_suffix == "_L.png"
+    assert val.paths == {"images": "/a", "labels": "/a"} and val.label_suffix == ""
+
+
+def test_colours_are_for_labels_too_and_leave_the_default_value_to_ignore():
+    (dataset,) = read_own_datasets(garden(colors=COLORS, ignore=[[1, 1, 1]], palette_colors=True))
+    assert dataset.values == LabelValues((0, 1), (255,), ((0, 0, 0), (9, 9, 9)), ((1, 1, 1),), by_palette=True)
+
+
+def test_every_value_of_object_masks_is_an_object_unless_ignored():
+    assert read_own_datasets(garden(classes=["a"], train=OBJECTS))[0].values.ignored == ()
+    assert read_own_datasets(garden(classes=["a"], train=OBJECTS, ignore=255))[0].values.ignored == (255,)
+
+
+def test_path_into_a_zip_is_told_by_its_name(tmp_path: Path):
+    (tmp_path / "folder.zip").mkdir()
+    block = garden(train={"images": "/a/Data.ZIP/x", "labels": f"{tmp_path}/folder.zip"})
+    paths = read_own_datasets(block)[0].paths
+    assert paths == {"images": "zip:///a/Data.ZIP/x", "labels": f"{tmp_path}/folder.zip"}
 
 
 def test_ignore_label_of_many_classes_is_beyond_them():
@@ -102,6 +128,21 @@ def test_things_are_all_classes_of_instances_and_the_named_ones_of_a_panoptic_da
         (garden(train=PANOPTIC, things=["pond"]), ["things names 'pond'", "garden.classes"]),
         (garden(train=PANOPTIC, things=[], val=INSTANCES), ["expected two datasets"]),
         (garden(train=INSTANCES, ignore=3), ["garden.ignore is for label maps"]),
+        (garden(train=OBJECTS), ["garden.classes names 2 classes", "expected one"]),
+        (garden(classes=["a"], train=OBJECTS, offset=1), ["garden.offset has no effect on masks of single objects"]),
+        (garden(classes=["a"], train=OBJECTS, val=TRAIN), ["split of objects", "expected two datasets"]),
+        (garden(train=INSTANCES, label_suffix="_mask"), ["garden.train.label_suffix has no effect beside a JSON"]),
+        (garden(label_suffix=3), ["garden.train.label_suffix is 3", "_mask.png"]),
+        (garden(label_suffx="_mask"), ["garden.label_suffx does not exist", "Close to it: label_suffix"]),
+        (garden(bands=[1, 2]), ["garden.train.bands is [1, 2]", "three bands"]),
+        (garden(bands=[0, 1, 2]), ["garden.train.bands is [0, 1, 2]", "from 1"]),
+        (garden(range=[3, 3]), ["garden.train.range is [3, 3]", "[0, 3000]"]),
+        (garden(range=[0, float("nan")]), ["garden.train.range is [0, nan]"]),
+        (garden(ignore=[[0, 0, 0]]), ["garden.ignore names the colour [0, 0, 0]", "colors"]),
+        (garden(colors=COLORS, ignore=[COLORS[0]]), ["garden.ignore names the colour [0, 0, 0]", "is a class's"]),
+        (garden(colors=COLORS, ignore=[[0, 0]]), ["garden.ignore holds [0, 0]", "[red, green, blue]"]),
+        (garden(palette_colors=True), ["garden.palette_colors is True", "colors"]),
+        ({"garden": {"train": TRAIN}}, ["garden.classes is None"]),
     ],
 )
 def test_mistake_in_the_block_is_one_sentence_that_names_it(block, parts):

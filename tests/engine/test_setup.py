@@ -22,7 +22,9 @@ def loggers():
     names = ("detectron2", "fvcore", "maskformer", "detectron2.engine.train_loop", "py.warnings")
     loggers = [logging.getLogger(name) for name in names]
     before = [(logger.level, logger.propagate, logger.handlers[:], logger.filters[:]) for logger in loggers]
+    logging.captureWarnings(False)  # pytest took back what an earlier test had set
     yield
+    logging.captureWarnings(False)
     for logger, (level, propagate, handlers, filters) in zip(loggers, before, strict=True):
         logger.setLevel(level)
         logger.propagate, logger.handlers, logger.filters = propagate, handlers, filters

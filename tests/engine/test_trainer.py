@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -163,7 +162,7 @@ def test_evaluation_alone_appends_its_scores_to_metrics_json(tested: CfgNode, tm
     first, scores = metrics_of(tmp_path)
     assert first == {"iteration": 3}
     assert scores.keys() == {"sem_seg/mIoU", "sem_seg/IoU-sky", "panoptic_seg/PQ"}
-    assert scores["sem_seg/mIoU"] == 44.5 and math.isnan(scores["panoptic_seg/PQ"])
+    assert scores["sem_seg/mIoU"] == 44.5 and scores["panoptic_seg/PQ"] is None
 
 
 def test_expected_results_are_held_to_after_a_training(tested: CfgNode):
@@ -204,7 +203,8 @@ def test_evaluation_in_a_training_is_told_once(tested: CfgNode, tmp_path: Path):
 def test_scores_are_in_a_table_of_the_log(tested: CfgNode, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", logger="maskformer"):
         Trainer.test(tested, Trainer.build_model(tested))
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in caplog.messages[-1].splitlines()[1:]]
+    (message,) = (message for message in caplog.messages if message.startswith("Scores in percent"))
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in message.splitlines()[1:]]
     assert table[0] == ["dataset", "result", "metric", "score"]
     assert table[2:] == [["a_val", "sem_seg", "mIoU", "44.50"], ["a_val", "panoptic_seg", "PQ", "nan"]]
 
@@ -253,3 +253,10 @@ def test_resumed_run_obeys_other_rates_and_schedules(
 def test_resumed_run_refuses_what_it_cannot_obey(cfg: CfgNode, tmp_path: Path, solver: dict[str, object], key: str):
     with pytest.raises(InputError, match=key):
         resumed_after_two_steps(cfg, tmp_path, **solver)
+
+
+def test_writer_without_its_package_is_refused_before_the_first_step(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    cfg.LOG.WRITERS = ["mlflow"]
+    with pytest.raises(InputError, match=r"pip install 'maskformer\[mlflow\]'"):
+        Trainer(cfg)

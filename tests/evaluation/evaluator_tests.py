@@ -93,6 +93,26 @@ class EvaluatorTests:
             text = json.dumps(self.build().measure(record, output))
             assert json.dumps(json.loads(text)) == text
 
+    def test_the_truth_in_the_form_of_an_output_has_every_score_of_an_image(self) -> None:
+        evaluator = self.build()
+        for record, output in self.pairs():
+            truth = evaluator.truth(record)
+            if "sem_seg" in truth:
+                truth["sem_seg"] = truth["sem_seg"].clamp(max=(evaluator.num_classes or 0) - 1)  # K: ignored
+            (best,) = evaluator.score_image(evaluator.measure(record, truth)).values()
+            (scores,) = evaluator.score_image(evaluator.measure(record, output)).values()
+            assert list(best.values()) == pytest.approx([100] * len(best))
+            assert min(scores.values()) < 100
+
+    def test_tables_of_an_evaluation_are_of_its_classes(self, expected: str) -> None:
+        evaluator = self.build()
+        assert self.scores_of(evaluator, [self.pairs()]) == expected
+        (rows,) = evaluator.details["per_class"].values()
+        counts = {"sem_seg": "pixels", "panoptic_seg": "TP", "segm": "objects"}
+        assert rows and any(row[counts[kind]] for kind in evaluator.details["per_class"] for row in rows)
+        confusion = evaluator.details.get("confusion", {"classes": [], "counts": []})
+        assert all(0 <= index <= len(confusion["classes"]) for *pair, _ in confusion["counts"] for index in pair)
+
     @pytest.mark.parametrize("first", [0, 1])
     def test_evaluation_that_is_taken_up_has_the_scores_of_one(self, expected: str, first: int, tmp_path: Path) -> None:
         pairs = self.pairs()

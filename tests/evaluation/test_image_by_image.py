@@ -59,28 +59,47 @@ def process(measure: ImageByImageEvaluators, records: list[dict[str, Any]]) -> N
         measure.process([record], [imperfect_output(record)])
 
 
+def draw(example: dict[str, Any], truth: dict[str, Any], output: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The panoptic segments, black and white."""
+    maps = {"picture": torch.zeros(4, 4), "truth": truth["panoptic_seg"][0], "prediction": output["panoptic_seg"][0]}
+    return {layer: (ids.numpy() % 2 * 255).astype(np.uint8) for layer, ids in maps.items()}
+
+
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix == ".json"}
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".json", ".jpg")}
 
 
 @pytest.mark.parametrize("first", [4, IMAGES])
 def test_scores_and_files_are_those_of_an_evaluation_that_was_not_stopped(records, tmp_path: Path, first: int):
     whole = evaluator(tmp_path / "whole")
+    whole.keep_in(Journal(str(tmp_path / "whole"), "a", resume=True), draw)
     process(whole, records)
     expected = whole.evaluate()
     assert expected.keys() == {"sem_seg", "panoptic_seg", "segm"}
+    assert {"evaluation.json", "per_image.json", "pictures.json", "0000_truth.jpg"} <= files(tmp_path / "whole").keys()
 
     stopped = evaluator(tmp_path / "parts")
-    stopped.keep_in(Journal(str(tmp_path / "parts"), "a", resume=True))
+    stopped.keep_in(Journal(str(tmp_path / "parts"), "a", resume=True), draw)
     process(stopped, records[IMAGES - first :])  # not the first of the dataset: another process had those
     resumed = evaluator(tmp_path / "parts")
     journal = Journal(str(tmp_path / "parts"), "a", resume=True)
-    resumed.keep_in(journal)
+    resumed.keep_in(journal, draw)
     process(resumed, [record for record in records if record["dataset_index"] not in journal.done])
     assert len(journal.done) == first
     assert json.dumps(resumed.evaluate()) == json.dumps(expected)
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert not list((tmp_path / "parts").glob("partial-*"))
+
+
+def test_without_a_journal_the_scores_of_images_are_the_same(records, tmp_path: Path):
+    for name, journal in (("journal", Journal(str(tmp_path / "journal"), "a", resume=True)), ("memory", None)):
+        measure = evaluator(tmp_path / name)
+        if journal is not None:
+            measure.keep_in(journal)
+        process(measure, records)
+        measure.evaluate()
+        assert len(json.loads((tmp_path / name / "per_image.json").read_text())["images"]) == IMAGES
+    assert files(tmp_path / "journal") == files(tmp_path / "memory")
 
 
 def test_evaluators_without_a_folder_need_no_index_of_images(records):

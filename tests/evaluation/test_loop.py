@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -64,12 +65,20 @@ def stop(cfg: CfgNode, after: int) -> None:
 
 def test_stopped_evaluation_goes_on_with_the_images_that_are_left(cfg: CfgNode, tmp_path: Path, caplog):
     expected = Trainer.test(cfg, whole := Stripes())
+    results = tmp_path / "output" / "inference" / NAME
+    pictures = {path.name: path.read_bytes() for path in (results / "pictures").iterdir()}
+    assert len(pictures) == 3 * IMAGES
     stop(cfg, 3)
+    (results / "pictures.json").unlink()
     with caplog.at_level(logging.INFO, "maskformer"):
         assert Trainer.test(cfg, rest := Stripes()) == expected
     assert rest.seen == whole.seen[3:]
     assert "3 images were measured before, with the same weights" in caplog.text
-    assert not list((tmp_path / "output" / "inference" / NAME).glob("partial-*"))
+    assert not list(results.glob("partial-*"))
+    assert {path.name: path.read_bytes() for path in (results / "pictures").iterdir()} == pictures
+    rows = json.loads((results / "pictures.json").read_text())
+    assert [len(rows["worst"]), len(rows["best"])] == [2, 2]
+    assert sorted(row["score"] for row in rows["best"])[0] >= sorted(row["score"] for row in rows["worst"])[-1]
     Trainer.test(cfg, again := Stripes())
     assert again.seen == whole.seen  # a finished evaluation is no interrupted one
 

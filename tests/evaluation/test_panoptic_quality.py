@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from panopticapi.evaluation import PQStat
 
-from maskformer.evaluation.panoptic import VOID, average_quality, count_pairs, match_segments
+from maskformer.evaluation.panoptic import VOID, average_quality, count_matches, count_pairs, match_segments
 
 
 def compare(predicted: list, label: list) -> PQStat:
     """Maps in which a segment's id is its category, 1 or 2."""
     pairs = count_pairs(np.array(label), np.array(predicted))
     annotated = [{"id": id_, "category_id": id_, "iscrowd": 0} for id_ in (1, 2)]
-    return match_segments(pairs, annotated, {id_: id_ for _, id_ in pairs if id_ != VOID})
+    return count_matches(match_segments(pairs, annotated, {id_: id_ for _, id_ in pairs if id_ != VOID}))
 
 
 def counts_of(quality: PQStat, category: int) -> tuple[int, int, int]:

@@ -125,6 +125,8 @@ def test_scores_do_not_depend_on_the_number_of_processes(scores, tmp_path: Path)
     assert several.keys() == {"sem_seg", "panoptic_seg", "segm"}
     for task, values in scores[0].items():
         assert several[task] == pytest.approx(values, nan_ok=True, rel=1e-12)
+    for path in (f"{name}/{kind}.json" for name in (SEMANTIC, PANOPTIC) for kind in ("evaluation", "per_image")):
+        assert (tmp_path / path).read_text() == (scores[1] / path).read_text()
 
 
 def test_miou_is_that_of_detectron2(scores, root: Path):

@@ -16,6 +16,7 @@ from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.config import load_config
 from maskformer.export.hugging_face_config import describe_preprocessing
+from maskformer.predictor import load
 from maskformer.tools.convert import main as convert
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
@@ -108,6 +109,24 @@ def test_exported_model_gives_the_same_logits_and_masks(peer, tmp_path: Path, ca
     processor = MaskFormerImageProcessor.from_pretrained(folder)
     assert processor.image_mean == pytest.approx([0.485, 0.456, 0.406], abs=1e-6)
     assert model.config.id2label[4] == "LABEL_4"
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_folder_of_theirs_is_a_model_with_their_classes(peer, tmp_path: Path, divided: bool):
+    from transformers import MaskFormerImageProcessor
+
+    peer.config.id2label = {index: f"class <{index}>" for index in range(5)}
+    peer.save_pretrained(tmp_path, max_shard_size="50KB" if divided else "5GB")
+    MaskFormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 200}).save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or not divided
+    predictor = load(tmp_path, device="cpu")
+    assert predictor.classes.names == tuple(f"class <{index}>" for index in range(5))
+    assert_same_answers(peer, predictor.model, (96, 128))
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    assert predictor(picture).task == "semantic"
+    rewritten = tmp_path / "again"
+    predictor.save_pretrained(rewritten, layout="hugging-face")
+    assert_same_answers(peer, load(rewritten, device="cpu").model, (64, 64))
 
 
 def carry_weights(peer) -> dict[str, Tensor]:

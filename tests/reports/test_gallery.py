@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
 
 from maskformer.reports import gallery
 from maskformer.reports.tasks import ClassTable
@@ -55,17 +58,36 @@ def test_losses_of_a_resumed_training_are_told_once(tmp_path: Path) -> None:
         {"iteration": 39, "total_loss": 2.0},
         {"iteration": 19, "total_loss": 2.5},
         {"iteration": 59, "sem_seg/mIoU": 80.0},
+        {"iteration": 79, "total_loss": None},
     ]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, entries)))
     assert gallery.read_losses(tmp_path / "metrics.json") == [(19, 2.5), (39, 2.0)]
 
 
-def test_page_needs_no_other_file() -> None:
+def test_page_needs_no_other_file(tmp_path: Path, open_page: Callable[[Path], Chrome]) -> None:
     picture = np.zeros((10, 10, 3), dtype=np.uint8)
     curve = gallery.draw_curve([(0, 4.0), (20, 2.0)])
-    page = gallery.make_page("Title <1>", "Summary.", [("panoptic", "PQ", 65.432)], [picture, picture], curve)
+    scores = [("panoptic", "PQ", 65.432)]
+    gallery.write_gallery(tmp_path / "index.html", "Title <1>", "Summary.", scores, [picture, picture], curve)
+    page = (tmp_path / "index.html").read_text()
     assert page.count('src="data:image/jpeg;base64,') == 3
     assert page.count("src=") == 3
     assert "http" not in page
-    assert "Title &lt;1&gt;" in page
-    assert "<b>65.4</b><span>PQ, panoptic</span>" in page
+    driver = open_page(tmp_path / "index.html")
+    assert driver.find_element(By.TAG_NAME, "h1").text == "Title <1>"
+    assert driver.find_element(By.CSS_SELECTOR, ".scores div").text.split("\n") == ["65.4", "PQ, panoptic"]
+    assert [image.get_attribute("naturalHeight") for image in driver.find_elements(By.TAG_NAME, "img")][:2] == [
+        "10"
+    ] * 2
+
+
+def test_index_shows_files_of_any_name(tmp_path: Path, open_page: Callable[[Path], Chrome]) -> None:
+    names = ["a b.png", "100%#1?.png", "<b>\u00e9'\".png", "javascript:alert(1).png"]
+    for name in names:
+        Image.new("RGB", (20, 16)).save(tmp_path / name)
+    gallery.write_index(tmp_path / "predictions.html", "Predictions", [tmp_path / name for name in names])
+    driver = open_page(tmp_path / "predictions.html")
+    images = driver.find_elements(By.TAG_NAME, "img")
+    assert [caption.text for caption in driver.find_elements(By.TAG_NAME, "figcaption")] == names
+    assert [image.get_attribute("naturalWidth") for image in images] == ["20"] * len(names)
+    assert all(link.get_attribute("href").startswith("file:") for link in driver.find_elements(By.TAG_NAME, "a"))

@@ -23,10 +23,12 @@ def test_tcappdll_log_gives_the_losses_of_rank_0_in_order(tmp_path: Path) -> Non
     np.testing.assert_array_equal(read_curve(log, rank=1).losses, [30.0, 20.0, 10.0])
 
 
-def test_metrics_give_total_losses_and_lines_of_evaluations_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nan", ["NaN", "null"])  # earlier versions wrote the former
+def test_metrics_give_total_losses_and_lines_of_evaluations_none(tmp_path: Path, nan: str) -> None:
     log = tmp_path / "metrics.json"
     log.write_text(
-        '{"iteration": 19, "total_loss": 4.5}\n{"iteration": 39, "total_loss": NaN}\n{"iteration": 39, "PQ": 1.0}\n'
+        f'{{"iteration": 19, "total_loss": 4.5}}\n{{"iteration": 39, "total_loss": {nan}}}\n'
+        '{"iteration": 39, "PQ": 1.0}\n'
         '{"iteration": 59, "total_loss": 3}\n{"iteration": 79, "total_lo'
     )
     curve = read_curve(log)

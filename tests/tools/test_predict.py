@@ -206,6 +206,7 @@ def test_whatever_else_lies_in_a_folder_is_named_and_the_pictures_are_drawn(
     drawn = {"a", "b", fits[:-4], "odd\udcff"}
     assert {path.name.removesuffix("_ids.json") for path in out.glob("*_ids.json") if path.is_file()} == drawn
     assert "4 of 15 inputs drawn" in captured.out
+    assert (out / "predictions.html").read_text().count("<figure>") == 4
     lines = captured.err.splitlines()
     left_out = [line for line in lines if line.startswith("warning: left out: ")]
     for name, reason in {

@@ -26,6 +26,7 @@ from ..files.masks import drawn_part, find_fault
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+NUM_IMAGES: dict[str, int] = {}  # of each dataset, when it was last loaded
 
 _FOLDER_KEYS = ("image_root", "image_dir", "sem_seg_root", "gt_dir", "panoptic_root")  # Detectron2's names in metadata
 _FOLDER_OF_FILE = {
@@ -65,10 +66,11 @@ def verify_dataset(name: str, num_classes: int, *, is_train: bool) -> list[dict[
     records = load_dataset(name, "DATASETS.TRAIN" if is_train else "DATASETS.TEST")
     metadata = MetadataCatalog.get(name)
     check_num_classes(name, metadata, records[0], num_classes, is_train=is_train)
+    if metadata.get("own_key") is not None:  # which is paired already, and whose masks the workers look at
+        return records
     if _json_file(metadata) is None:
         _check_labels(name, records)
-    if metadata.get("own_key") is None:  # which is paired by name already, with subfolders
-        _check_pairs(name, records)
+    _check_pairs(name, records)
     return records
 
 
@@ -106,6 +108,7 @@ def load_dataset(name: str, config_key: str) -> list[dict[str, Any]]:
                 "path of the image as file_name: correct the function that is registered."
             )
     _check_places(name, metadata, records)
+    NUM_IMAGES[name] = len(records)
     return [_with_drawn_masks(record, from_json=json_file is not None) for record in records]
 
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pycocotools.mask as rle
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
 
 from maskformer.structures import InputError, OwnDataset
 
+from ..files import archives
 from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
+from ..files.masks import ObjectMasks
 from . import registration
+from .own_files import Files, choose, find_files, label_names, list_names, one_of_each, root_of
+from .own_hints import explain_missing_folder, explain_missing_image, explain_missing_labels
 from .registration import index_colour, instance_metadata, panoptic_metadata, register, semantic_metadata
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-_LABEL_SUFFIXES = {".png", ".bmp", ".tif", ".tiff"}
 
 
 def register_own(datasets: Iterable[OwnDataset]) -> None:
@@ -51,45 +55,123 @@ def _categories(dataset: OwnDataset) -> list[Record]:
 
 def _metadata(dataset: OwnDataset) -> Record:
     categories, paths = _categories(dataset), dataset.paths
+    root = root_of(paths["images"])
     if "labels" in paths:
         return {
             **semantic_metadata(categories),
-            **{"image_root": paths["images"], "sem_seg_root": paths["labels"], "evaluator_type": "sem_seg"},
+            **{"image_root": root, "sem_seg_root": root_of(paths["labels"]), "evaluator_type": "sem_seg"},
             **{"ignore_label": dataset.ignore_label, "label_values": dataset.values},
         }
+    if "objects" in paths:
+        return {**instance_metadata(categories), "image_root": root, "evaluator_type": "coco"}
     if "instances" in paths:
         return {
             **instance_metadata(categories),
-            **{"image_root": paths["images"], "json_file": paths["instances"], "evaluator_type": "coco"},
+            **{"image_root": root, "json_file": paths["instances"], "evaluator_type": "coco"},
         }
     return {
         **panoptic_metadata(categories),
-        **{"image_root": paths["images"], "panoptic_root": paths["panoptic_masks"], "panoptic_json": paths["panoptic"]},
+        **{"image_root": root, "panoptic_root": paths["panoptic_masks"], "panoptic_json": paths["panoptic"]},
         **{"ignore_label": dataset.ignore_label, "label_divisor": 1000, "evaluator_type": "coco_panoptic_seg"},
     }
 
 
 def load_semantic(dataset: OwnDataset) -> list[Record]:
-    """Pair images and label maps of the same name, in subfolders too; entries have ``label_values``.
+    """Pair images and label maps by name or by a list; entries have ``label_values``.
 
     Raises:
         InputError: a folder is missing or empty, or an image has no label.
     """
-    images = _find_files(dataset, "images", _IMAGE_SUFFIXES)
-    labels = _find_files(dataset, "labels", _LABEL_SUFFIXES)
-    missing = sorted(images.keys() - labels.keys())
-    if missing:
+    images = one_of_each(dataset, "images", find_files(dataset, "images", "labels"))
+    chosen = choose(dataset, images) if "list" in dataset.paths else [(key, "") for key in images]
+    are_named = any(label for _, label in chosen)
+    names = label_names(dataset) if are_named else None
+    is_all_named = are_named and all(label for _, label in chosen)
+    labels = {} if is_all_named else one_of_each(dataset, "labels", find_files(dataset, "labels", "images"))
+    label_of = {key: names.find(label) if label and names else labels.get(key) for key, label in chosen}
+    lost = next((label for key, label in chosen if label and label_of[key] is None), None)
+    if lost is not None:
         raise InputError(
-            f"{len(missing)} of {len(images)} images of {dataset.key} have no label, first {images[missing[0]]}; "
-            f"expected {missing[0]}.png in {dataset.paths['labels']}: add it or take the image away."
+            f"{dataset.paths['list']} ({dataset.key}.list) names the label {lost!r}, which is not in "
+            f"{dataset.paths['labels']}; expected that folder, or one above it: correct labels or list."
         )
-    unused = sorted(labels.keys() - images.keys())
-    if unused:
-        logger.warning("%d labels of %s have no image, first %s.", len(unused), dataset.key, labels[unused[0]])
+    _check_labelled(
+        dataset, "labels", {key: images[key] for key, label in label_of.items() if label is None}, len(chosen)
+    )
+    if "list" not in dataset.paths:
+        _warn_of_unused(dataset, "labels", [label for key, label in labels.items() if key not in images])
     return [
-        {"file_name": str(image), "sem_seg_file_name": str(labels[name]), "label_values": dataset.values}
-        for name, image in sorted(images.items())
+        _entry(dataset, images[key], sem_seg_file_name=label, label_values=dataset.values)
+        for key, label in label_of.items()
     ]
+
+
+def load_objects(dataset: OwnDataset) -> list[Record]:
+    """Find the masks of each image's objects: a file of its name, or several in a folder of its name.
+
+    Raises:
+        InputError: a folder is missing or empty, or an image has no file.
+    """
+    images = one_of_each(dataset, "images", find_files(dataset, "images", "objects"))
+    chosen = [key for key, _ in choose(dataset, images)] if "list" in dataset.paths else list(images)
+    found = find_files(dataset, "objects", "images")
+    masks, unused = _group_masks(images, found)
+    _check_labelled(dataset, "objects", {key: images[key] for key in chosen if key not in masks}, len(chosen))
+    if "list" not in dataset.paths:
+        _warn_of_unused(dataset, "objects", unused)
+    return [
+        _entry(
+            *(dataset, images[key]),
+            image_id=index,
+            annotations=ObjectMasks(
+                masks[key],
+                are_single=len(masks[key]) > 1 or key not in found,  # else it has the image's name, and numbers objects
+                ignored=dataset.values.ignored,
+            ),
+        )
+        for index, key in enumerate(chosen)
+    ]
+
+
+def _group_masks(images: Collection[str], found: Files) -> tuple[Files, list[str]]:
+    """The mask files of each image, which have its name or stand in a folder of its name or beside it; and the rest."""
+    in_folder = Counter(key.rpartition("/")[0] for key in images)
+    alone = {folder: key for key in images if in_folder[folder := key.rpartition("/")[0]] == 1 and folder}
+    masks: Files = defaultdict(list)
+    unused = []
+    for key, files in found.items():
+        folder = key.rpartition("/")[0]
+        owner = next((each for each in (key, folder, alone.get(folder)) if each in images), None)
+        if owner is None:
+            unused += files
+        else:
+            masks[owner] += files
+    return masks, unused
+
+
+def _entry(dataset: OwnDataset, image: str, **labels: Any) -> Record:
+    bands = {} if dataset.bands is None else {"bands": dataset.bands}
+    return {"file_name": image, **labels, **bands}
+
+
+def _check_labelled(dataset: OwnDataset, path_key: str, missing: dict[str, str], count: int) -> None:
+    if not missing:
+        return
+    folder, images = dataset.paths[path_key], dataset.paths["images"]
+    in_images, in_labels = list_names(root_of(images)), list_names(root_of(folder))
+    start = len(root_of(images)) + 1
+    hint = explain_missing_labels(dataset, [path[start:] for path in missing.values()], in_labels)
+    first, path = next(iter(missing.items()))
+    raise InputError(
+        f"{len(missing)} of {count} images of {dataset.key} have no label, first {path}; expected "
+        f"{first}{dataset.label_suffix or '.png'} in {folder}: add it or take the image away."
+        f"{hint or (f' Names there are like {in_labels[0]}.' if in_labels and in_labels != in_images else '')}"
+    )
+
+
+def _warn_of_unused(dataset: OwnDataset, path_key: str, files: list[str]) -> None:
+    if files:
+        logger.warning("%d %s of %s have no image, first %s.", len(files), path_key, dataset.key, files[0])
 
 
 def load_instances(dataset: OwnDataset) -> list[Record]:
@@ -101,11 +183,26 @@ def load_instances(dataset: OwnDataset) -> list[Record]:
     content = _read_json(dataset, "instances", read_instance_json)
     used = {annotation["category_id"] for annotation in content["annotations"]}
     class_of_id = _match_categories(dataset, "instances", content["categories"], used)
-    records = load_coco_json(dataset.paths["instances"], dataset.paths["images"])
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = class_of_id[annotation["category_id"]]
-    return records
+    of_image: dict[Any, list[Record]] = defaultdict(list)
+    for annotation in content["annotations"]:
+        of_image[annotation["image_id"]].append(_to_detectron2(annotation, class_of_id))
+    return [
+        _entry(
+            *(dataset, os.path.join(dataset.paths["images"], image["file_name"])),
+            **{"height": image["height"], "width": image["width"], "image_id": image["id"]},
+            annotations=of_image.get(image["id"], []),
+        )
+        for image in content["images"]
+    ]
+
+
+def _to_detectron2(annotation: Record, class_of_id: dict[int, int]) -> Record:
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+        segmentation = rle.frPyObjects(segmentation, *segmentation["size"])
+    kept: Record = {key: annotation[key] for key in ("iscrowd", "bbox") if key in annotation}
+    category = class_of_id[annotation["category_id"]]
+    return {**kept, "bbox_mode": BoxMode.XYWH_ABS, "category_id": category, "segmentation": segmentation}
 
 
 def load_panoptic(dataset: OwnDataset) -> list[Record]:
@@ -116,7 +213,7 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
             dataset's.
     """
     content = _read_json(dataset, "panoptic", read_panoptic_json)
-    _existing_folder(dataset, "panoptic_masks")
+    _check_folder(dataset, "panoptic_masks")
     segments = [segment for annotation in content["annotations"] for segment in annotation["segments_info"]]
     _match_categories(dataset, "panoptic", content["categories"], {segment["category_id"] for segment in segments})
     annotated = {annotation["image_id"] for annotation in content["annotations"]}
@@ -126,17 +223,21 @@ def load_panoptic(dataset: OwnDataset) -> list[Record]:
                 f"Image {Path(dataset.paths['images'], image['file_name'])} has no annotation in "
                 f"{dataset.paths['panoptic']} ({dataset.key}.panoptic): add it or take the image away."
             )
-    return registration.load_panoptic(
+    listed = {image["id"] for image in content["images"]}
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] in listed]
+    records = registration.load_panoptic(
         content,
         image_root=dataset.paths["images"],
         panoptic_root=dataset.paths["panoptic_masks"],
         panoptic_json=dataset.paths["panoptic"],
         categories=_categories(dataset),
     )
+    return [_entry(dataset, record.pop("file_name"), **record) for record in records]
 
 
 _LOADERS: dict[str, Callable[[OwnDataset], list[Record]]] = {
     "labels": load_semantic,
+    "objects": load_objects,
     "instances": load_instances,
     "panoptic": load_panoptic,
 }
@@ -149,6 +250,11 @@ def _match_categories(
     class_of_id = {value: index for index, value in enumerate(dataset.values.of_classes)}
     json_file, block = dataset.paths[path_key], dataset.key.rpartition(".")[0]
     in_json = {category["id"]: category for category in categories}
+    left_out = [
+        str(category.get("name")) for id_, category in in_json.items() if id_ not in class_of_id and id_ not in used
+    ]
+    if left_out:
+        logger.info("Categories of %s that no annotation has are left out: %s.", json_file, ", ".join(left_out))
     for number in sorted({*used, *(in_json.keys() & class_of_id.keys())}):
         theirs = in_json.get(number, {}).get("name")
         ours = dataset.classes[class_of_id[number]] if number in class_of_id else None
@@ -169,44 +275,31 @@ def _match_categories(
     return class_of_id
 
 
-def _find_files(dataset: OwnDataset, path_key: str, suffixes: set[str]) -> dict[str, Path]:
-    """The files of a folder and its subfolders, by their names from there without the suffix."""
-    folder = _existing_folder(dataset, path_key)
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise InputError(
-                f"{dataset.key}.{path_key} has both {found[name]} and {path}; expected one file of a name, and images "
-                "and labels in folders apart."
-            )
-        found[name] = path
-    if not found:
-        raise InputError(
-            f"{dataset.key}.{path_key} is {folder}, which holds no file of the types {', '.join(sorted(suffixes))}."
-        )
-    return found
-
-
-def _existing_folder(dataset: OwnDataset, path_key: str) -> Path:
-    folder = Path(dataset.paths[path_key])
-    if not os.path.isdir(folder):
-        raise InputError(f"{dataset.key}.{path_key} is {folder}, which is no folder; correct the path.")
-    return folder
+def _check_folder(dataset: OwnDataset, path_key: str) -> None:
+    folder = dataset.paths[path_key]
+    if not (folder.startswith(archives.PREFIX) or os.path.isdir(folder)):
+        raise InputError(explain_missing_folder(f"{dataset.key}.{path_key}", folder))
 
 
 def _read_json(dataset: OwnDataset, path_key: str, read: Callable[[str, str], Record]) -> Record:
-    _existing_folder(dataset, "images")
-    path = Path(dataset.paths[path_key])
-    if not os.path.isfile(path):
+    """Read a JSON whose images are there: those alone that a list names."""
+    _check_folder(dataset, "images")
+    path, folder = dataset.paths[path_key], dataset.paths["images"]
+    if not PathManager.isfile(path):
         raise InputError(f"{dataset.key}.{path_key} is {path}, which is no file; correct the path.")
-    content = read(str(path), f"{dataset.key}.{path_key}")
+    content = read(path, f"{dataset.key}.{path_key}")
     if "categories" not in content:
         raise InputError(f"{path} ({dataset.key}.{path_key}) has no categories; expected COCO's format.")
-    for image in content["images"]:
-        file_name = join_inside(dataset.paths["images"], image["file_name"], path)
-        if not os.path.isfile(file_name):  # unlike Path's, False for a name that no file can have
-            raise InputError(f"Image {file_name} does not exist but {path} names it; correct {dataset.key}.images.")
+    archived = {f"{folder}/{name}" for name in list_names(folder)} if folder.startswith(archives.PREFIX) else None
+    paths = [join_inside(folder, image["file_name"].replace("\\", "/"), path) for image in content["images"]]
+    if "list" in dataset.paths:
+        named = {each[len(folder) + 1 :]: each for each in paths}
+        chosen = {named[key] for key, _ in choose(dataset, named)}
+        pairs = [(image, each) for image, each in zip(content["images"], paths, strict=True) if each in chosen]
+        content["images"], paths = [image for image, _ in pairs], [each for _, each in pairs]
+    for image, each in zip(content["images"], paths, strict=True):
+        if not (os.path.isfile(each) if archived is None else each in archived):  # False too for an impossible name
+            hint = explain_missing_image(folder, image["file_name"], list_names(folder))
+            raise InputError(f"Image {each} does not exist but {path} names it; correct {dataset.key}.images.{hint}")
+        image["file_name"] = each[len(folder) + 1 :]
     return content

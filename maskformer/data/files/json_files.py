@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import Metadata
+from detectron2.utils.file_io import PathManager
 
 from maskformer.structures import InputError
 
-from .masks import drawn_part, find_fault, mask_area
+from .masks import ObjectMasks, drawn_part, find_fault, mask_area
+from .reading import picture_size
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,8 @@ def read_json(path: str | Path, origin: str = "") -> Any:
     """
     head = f"{origin} is {path}, which" if origin else str(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        with PathManager.open(str(path), "rb") as file:
+            return json.loads(file.read().decode("utf-8-sig"))  # Windows' editors begin with a mark
     except OSError as error:
         raise InputError(f"{head} cannot be read: {error.strerror}; restore it.") from error
     except (ValueError, RecursionError, MemoryError) as error:
@@ -181,6 +184,7 @@ def _complete_instances(content: Any, name: str) -> Record:
     images = _check_images(content, name)
     _by_id(content["annotations"], {"id": _ID, "image_id": _ID}, lambda index: f"Annotation {index} of {name}")
     objects = []
+    _take_brushed_as_objects(content["annotations"], name)
     for index, annotation in enumerate(content["annotations"]):
         image = images.get(annotation["image_id"])  # COCO's own tools pass over annotations of one that is not listed
         size = None if image is None else (image["height"], image["width"])
@@ -190,10 +194,30 @@ def _complete_instances(content: Any, name: str) -> Record:
         _require(category in known, where, "category_id", category, "the id of one of its categories")
         segmentation = drawn_part(annotation["segmentation"])
         if segmentation is not None:
-            filled_in = {"iscrowd": 0, "area": annotation.get("area", mask_area(segmentation))}
-            objects.append({**filled_in, **annotation, "segmentation": segmentation})
+            area = annotation["area"] if "area" in annotation else mask_area(segmentation)  # which takes its time
+            objects.append({"iscrowd": 0, **annotation, "area": area, "segmentation": segmentation})
     _report_lost(content["annotations"], objects, images, name)
     return {**content, "annotations": objects}
+
+
+def _take_brushed_as_objects(annotations: list[Record], name: str) -> None:
+    """Undo that CVAT exports whatever is drawn with its brush as a crowd; only it says what is occluded."""
+    brushed = [
+        annotation
+        for annotation in annotations
+        if annotation.get("iscrowd") == 1
+        and isinstance(annotation.get("segmentation"), dict)
+        and isinstance(annotation.get("attributes"), dict)
+        and "occluded" in annotation["attributes"]
+    ]
+    for annotation in brushed:
+        annotation["iscrowd"] = 0
+    if brushed:
+        logger.info(
+            "%d masks of %s are CVAT's, which marks all that are no polygons as crowds: they are objects.",
+            len(brushed),
+            name,
+        )
 
 
 def _check_lists(content: Any, name: str, needed: Sequence[str]) -> None:
@@ -218,6 +242,11 @@ def _report_lost(annotations: list[Record], objects: list[Record], images: Recor
         raise InputError(
             f"All annotations of {name} are of images that it does not list, first {reprlib.repr(unlisted[0])}; "
             f"expected ids of its images, such as {reprlib.repr(next(iter(images), None))}: correct image_id."
+        )
+    if annotations and not objects and all(each["segmentation"] == [] for each in annotations):
+        raise InputError(
+            f"All {len(annotations)} annotations of {name} have boxes alone (segmentation is []); expected polygons or "
+            "RLE: export segmentation instead of detection."
         )
     for number, what in (
         (len(unlisted), "are of images that it does not list"),
@@ -274,7 +303,9 @@ def instances_of_records(records: Sequence[Mapping[str, Any]], names: Sequence[s
     images: list[Record] = []
     annotations: list[Any] = []
     for index, record in enumerate(records):
-        fields = {key: _plain(record.get(key)) for key in ("height", "width")}
+        has_files = isinstance(record.get("annotations"), ObjectMasks)
+        size = picture_size(record["file_name"], record.get("bands")) if has_files else (None, None)
+        fields = {key: _plain(record.get(key, side)) for key, side in zip(("height", "width"), size)}
         images.append({"id": _plain(record.get("image_id", index)), "file_name": str(record["file_name"]), **fields})
         for annotation in record.get("annotations", []):
             check_annotation(annotation, f"An annotation of image {record['file_name']} ({where})")

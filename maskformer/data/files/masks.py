@@ -1,4 +1,4 @@
-"""Masks of annotated instances, polygons and COCO's run lengths: what they must be like before anything relies on them.
+"""Masks of annotated instances, polygons, COCO's run lengths and files: what they must be like to be relied on.
 
 pycocotools asks nothing of what it is given: from bad run lengths it writes beyond its memory.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pycocotools.mask as rle
-from detectron2.structures import PolygonMasks
+from detectron2.structures import BoxMode, PolygonMasks
+
+from maskformer.structures import BadImageError
+
+from .reading import read_class_map
 
 # A corner may lie this many times the image's size outside of it. Far ones make pycocotools fill the memory, for it
 # lists every point of an outline.
@@ -171,3 +175,40 @@ def read_runs(counts: Any) -> np.ndarray | None:
     for first in (1, 2):  # from the fourth run on, the difference to the last but one
         values[first::2] = values[first::2].cumsum()
     return values
+
+
+class ObjectMasks(Sequence[dict[str, Any]]):
+    """The annotations of an image whose objects stand in mask files, read each time that they are asked for.
+
+    So they cost nothing before a training, and little memory: workers read those of their images.
+
+    Args:
+        files: one in which every object has its number, or one of each object.
+        are_single: whether each file shows one object: where it is not 0.
+        ignored: values of pixels that belong to no object, beside 0.
+    """
+
+    def __init__(self, files: Sequence[str], *, are_single: bool, ignored: Sequence[int] = ()):
+        self.files, self.are_single, self.ignored = tuple(files), are_single, tuple(ignored)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for file in self.files:
+            yield from self._read(file)
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _read(self, file: str) -> Iterator[dict[str, Any]]:
+        id_map = read_class_map(file, from_grey=True)
+        objects = np.setdiff1d(id_map, [0, *self.ignored])
+        if self.are_single and len(objects) > 1:
+            raise BadImageError(
+                f"Mask file {file} holds the values {', '.join(map(str, objects[:5]))}; expected 0 and one other, for "
+                "it is one of several files of an image, each of one object."
+            )
+        for segmentation in encode_segments(id_map, objects).values():
+            box = {"bbox": rle.toBbox(segmentation).tolist(), "bbox_mode": BoxMode.XYWH_ABS}
+            yield {"category_id": 0, "iscrowd": 0, "segmentation": segmentation, **box}

@@ -23,7 +23,11 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 
-from maskformer.structures import BadImageError, InputError, LabelValues
+from maskformer.structures import BadImageError, Bands, InputError, LabelValues
+
+from .archives import PREFIX as _OF_ARCHIVE
+from .bands import BandsError, read_bands, size_of_bands
+from .label_values import decode_colours, decode_values, means_colours
 
 MAX_PIXELS_VARIABLE = "MASKFORMER_MAX_IMAGE_PIXELS"
 DEFAULT_MAX_PIXELS = 89_478_485  # where Pillow begins to warn: a quarter of a gibibyte of RGB
@@ -31,12 +35,13 @@ DEFAULT_MAX_PIXELS = 89_478_485  # where Pillow begins to warn: a quarter of a g
 _OF_DATASET = "Restore it, or take it out of the dataset that DATASETS.TRAIN or DATASETS.TEST names."
 
 
-def read_picture(file_name: str, remedy: str = _OF_DATASET) -> Image.Image:
+def read_picture(file_name: str, remedy: str = _OF_DATASET, bands: Bands | None = None) -> Image.Image:
     """Read a picture, upright as its EXIF orientation says, in Pillow's own form.
 
     Args:
         file_name: JPEG, PNG or another file that Pillow reads.
         remedy: the last sentence of a message: what to do with a bad file.
+        bands: which channels to take, and what their values mean; None: it is a plain picture.
 
     Returns:
         Decoded, of mode RGB.
@@ -44,7 +49,11 @@ def read_picture(file_name: str, remedy: str = _OF_DATASET) -> Image.Image:
     Raises:
         BadImageError: the file is missing, empty, truncated, too large, no image, or of no known range of values.
     """
-    return _read(file_name, "Image", remedy, _to_rgb)
+    if bands is None:
+        return _read(file_name, "Image", remedy, _to_rgb)
+    refuse_what_is_no_file(file_name)
+    with _named(file_name, "Image", remedy):
+        return Image.fromarray(read_bands(file_name, bands, _max_pixels()))
 
 
 def to_rgb(picture: Image.Image, name: str, remedy: str) -> Image.Image:
@@ -120,17 +129,14 @@ def read_label_map(
     Raises:
         BadImageError: the file cannot be read, is not a one-channel integer image, or holds any other value.
     """
-    label_map = read_class_map(file_name)
-    if label_values is not None:
-        of_classes, ignored = label_values.of_classes, label_values.ignored
-        foreign = np.setdiff1d(label_map, [*of_classes, *ignored])
-        if len(foreign):
-            raise BadImageError(
-                f"Label file {file_name} holds the value {foreign[0]}; expected those of the {len(of_classes)} classes "
-                f"({min(of_classes)}..{max(of_classes)}) or an ignored one ({', '.join(map(str, ignored)) or 'none'}): "
-                "correct classes, offset, ids or ignore of this dataset in DATASETS.OWN."
-            )
-        label_map = renumber(label_map, label_values, ignore_label)
+    if label_values is None:
+        label_map = read_class_map(file_name)
+    else:
+        image = _read(file_name, "Label")
+        if means_colours(image, label_values):
+            label_map = decode_colours(_colour_numbers(image.convert("RGB")), label_values, ignore_label, file_name)
+        else:
+            label_map = decode_values(_check_one_channel(image, file_name), label_values, ignore_label, file_name)
     values = present_values(label_map)
     foreign = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
     if len(foreign):
@@ -142,20 +148,6 @@ def read_label_map(
     return label_map.astype(np.uint8 if max(num_classes - 1, ignore_label) <= 255 else np.int32, copy=False)
 
 
-def renumber(label_map: np.ndarray, label_values: LabelValues, ignore_label: int) -> np.ndarray:
-    """Replace the values of a file (H,W) by 0..K-1 and the ignored ones by ``ignore_label``.
-
-    Returns:
-        (H,W) int32; -1 where a value means nothing.
-    """
-    of_classes, ignored = label_values.of_classes, label_values.ignored
-    known = np.array([*of_classes, *ignored])
-    meanings = np.array([*range(len(of_classes)), *[ignore_label] * len(ignored)], dtype=np.int32)
-    order = np.argsort(known)
-    position = np.searchsorted(known[order], label_map).clip(max=len(known) - 1)
-    return np.where(known[order][position] == label_map, meanings[order][position], np.int32(-1))
-
-
 def present_values(integer_map: np.ndarray) -> np.ndarray:
     """The distinct values of a map (H,W) of integers, ascending."""
     values = integer_map.ravel()  # only those where the map changes are sorted, for neighbours mostly agree
@@ -163,17 +155,30 @@ def present_values(integer_map: np.ndarray) -> np.ndarray:
     return np.unique(np.append(values[changes], values[-1:]))
 
 
-def read_class_map(file_name: str) -> np.ndarray:
+def read_class_map(file_name: str, *, from_grey: bool = False) -> np.ndarray:
     """Read one integer a pixel of a one-channel PNG (grey or palette) or TIFF: (H,W) of the file's own type.
+
+    Args:
+        file_name: of the label.
+        from_grey: three channels that are equal, and transparency, are one channel too.
 
     Raises:
         BadImageError: the file cannot be read or is not a one-channel integer image.
     """
-    label_map = np.asarray(_read(file_name, "Label"))
+    image = _read(file_name, "Label")
+    if from_grey and image.mode in ("RGB", "RGBA", "LA"):
+        red, *others = image.convert("RGB").split()
+        image = red if all(other.tobytes() == red.tobytes() for other in others) else image
+    return _check_one_channel(image, file_name)
+
+
+def _check_one_channel(image: Image.Image, file_name: str) -> np.ndarray:
+    label_map = np.asarray(image)
     if label_map.ndim != 2 or label_map.dtype.kind not in "bui":
         raise BadImageError(
             f"Label file {file_name} holds an array of shape {label_map.shape} and type {label_map.dtype}; expected "
-            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared."
+            "one channel of integers, the class of each pixel. datasets/README.md says how labels are prepared; where "
+            "labels are colours, colors in DATASETS.OWN gives the colour of each class."
         )
     return label_map
 
@@ -184,7 +189,11 @@ def read_segment_ids(file_name: str) -> np.ndarray:
     Raises:
         BadImageError: the file cannot be read or is not RGB.
     """
-    label = _read_colours(file_name, "Panoptic label")
+    return _colour_numbers(_read_colours(file_name, "Panoptic label"))
+
+
+def _colour_numbers(label: Image.Image) -> np.ndarray:
+    """R + 256 G + 65536 B of each pixel: (H,W) int32."""
     # Pillow's own four bytes of a pixel, the last of them of no meaning, are the number in little-endian order.
     numbers = np.frombuffer(label.tobytes("raw", "RGBX"), dtype="<i4") & 0xFFFFFF
     return numbers.reshape(label.height, label.width)
@@ -285,7 +294,9 @@ def _named(file_name: str, kind: str, remedy: str) -> Iterator[None]:
     """Turn what decoding raises into one sentence about a file."""
     try:
         yield
-    except (_UnusableError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (_UnusableError, BandsError, Image.DecompressionBombError) as error:
         is_bomb = isinstance(error, Image.DecompressionBombError)
         reason = _too_large(f"{error}".partition(" exceeds")[0].lower()) if is_bomb else error
         raise BadImageError(f"{kind} file {file_name} cannot be used: {reason}.") from error
@@ -298,6 +309,20 @@ def _named(file_name: str, kind: str, remedy: str) -> Iterator[None]:
 
 class _UnusableError(Exception):
     """What is wrong with an image that could be opened."""
+
+
+def picture_size(file_name: str, bands: Bands | None = None) -> tuple[int, int]:
+    """The (height, width) of a picture as ``read_picture`` gives it, from the head of its file.
+
+    Raises:
+        BadImageError: it cannot be read.
+    """
+    if bands is not None:
+        with _named(file_name, "Image", _OF_DATASET):
+            return size_of_bands(file_name)
+    with _named(file_name, "Image", _OF_DATASET), PathManager.open(file_name, "rb") as file, Image.open(file) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return image.size if is_turned else image.size[::-1]
 
 
 def _max_pixels() -> int:
@@ -349,6 +374,8 @@ def _turn_upright(image: Image.Image, in_place: bool = True) -> Image.Image:
 def _reason(file_name: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "it does not exist"
+    if isinstance(error, OSError) and file_name.startswith(_OF_ARCHIVE) and error.strerror:
+        return error.strerror
     if os.path.isfile(file_name) and os.path.getsize(file_name) == 0:
         return "it is empty (0 bytes)"
     if isinstance(error, Image.UnidentifiedImageError):

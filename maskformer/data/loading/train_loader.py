@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from maskformer.structures import BadImageError, InputError
 
+from ..files.reading import picture_size
 from .sampling import Draw, Position, Sampler, augmentation_seeds, shard
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ Record = dict[str, Any]
 Mapper = Callable[[Record], Record]
 MAX_ATTEMPTS = 10  # images in a row that may be bad
 _BAD_IMAGES = "bad_images"  # the field of an example in which a worker reports: (index, message) of each
-_ORIENTATION, _LIES_ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class Examples(Dataset):
@@ -212,9 +210,7 @@ def _is_broad(record: Record) -> bool:
     if "width" in record and "height" in record:
         return record["width"] > record["height"]
     try:
-        with PathManager.open(record["file_name"], "rb") as file, Image.open(file) as image:
-            width, height = image.size
-            on_its_side = image.getexif().get(_ORIENTATION) in _LIES_ON_ITS_SIDE
-    except Exception:  # whatever a broken file makes Pillow raise: the mapper will say what is wrong with it
+        height, width = picture_size(record["file_name"], record.get("bands"))
+    except InputError:  # the mapper will say what is wrong with it
         return False
-    return height > width if on_its_side else width > height
+    return width > height

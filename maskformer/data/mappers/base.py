@@ -173,7 +173,7 @@ def read_image(record: Record, image_format: str) -> LabelledImage:
     Raises:
         BadImageError: it cannot be read, or has another size than the entry says.
     """
-    labelled = LabelledImage(read_picture(record["file_name"]), image_format=image_format)
+    labelled = LabelledImage(read_picture(record["file_name"], bands=record.get("bands")), image_format=image_format)
     check_declared_size(record, labelled)
     return labelled
 

@@ -7,18 +7,38 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, TensorboardXWriter, get_event_storage
 
+from maskformer.files import json_text
 from maskformer.runs.output_folder import KeptFile, tell
 from maskformer.sdaa.tcappdll import TcappdllRecord, format_record, parse_line
 
 logger = logging.getLogger(__name__)
 
 WINDOW = 20  # values of which the median is written, as Detectron2's writers
+
+
+def values_after(last_iteration: int) -> list[tuple[int, dict[str, float]]]:
+    """The latest value of each metric that is newer than an iteration, medians where they are noisy; by iteration."""
+    values: dict[int, dict[str, float]] = {}
+    for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
+        if iteration > last_iteration:
+            values.setdefault(iteration, {})[name] = value
+    return sorted(values.items())
+
+
+class PictureWriter(EventWriter):
+    """A writer that takes pictures too."""
+
+    def write_pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write pictures of the current iteration: (height,width,3) uint8 RGB, by name."""
+        raise NotImplementedError
 
 
 class ResumableWriter(EventWriter):
@@ -76,13 +96,9 @@ class MetricsWriter(ResumableWriter):
         super().__init__(path, durable=True)
 
     def write(self) -> None:
-        """Write the latest value of each metric, medians where they are noisy, unless it has been written."""
-        lines: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(WINDOW).items():
-            if iteration > self._last_iteration:
-                lines.setdefault(iteration, {"iteration": iteration})[name] = value
-        for iteration in sorted(lines):
-            self._file.write(json.dumps(lines[iteration], sort_keys=True) + "\n")
+        """Write the latest value of each metric, medians where they are noisy, unless it was written; NaN is null."""
+        for iteration, values in values_after(self._last_iteration):
+            self._file.write(json_text(dict(sorted({**values, "iteration": iteration}.items()))) + "\n")
             self._last_iteration = iteration
         self._file.flush()
 
@@ -94,7 +110,7 @@ class MetricsWriter(ResumableWriter):
             return True  # cut short by a crash
 
 
-class EventFileWriter(EventWriter):
+class EventFileWriter(PictureWriter):
     """Detectron2's writer for TensorBoard; after an error it goes on in a new file, without what was being written.
 
     Args:
@@ -118,6 +134,11 @@ class EventFileWriter(EventWriter):
             self._is_failing = True
         else:
             self._is_failing = False
+
+    def write_pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
+        """Hand pictures to the storage, from which they are written with the next metrics."""
+        for name, picture in pictures.items():
+            get_event_storage().put_image(name, picture.transpose(2, 0, 1))
 
     def close(self) -> None:
         """Close the file, as far as it can be."""

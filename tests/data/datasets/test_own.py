@@ -23,7 +23,8 @@ from PIL import Image
 from maskformer.config.own_datasets import absolute_paths, read_own_datasets
 from maskformer.data import build_mapper, verify_dataset
 from maskformer.data.datasets.own import register_own
-from maskformer.data.files.reading import read_label_map, renumber
+from maskformer.data.files.label_values import renumber
+from maskformer.data.files.reading import read_label_map
 from maskformer.evaluation import build_evaluator
 from maskformer.structures import InputError, LabelValues
 

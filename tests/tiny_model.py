@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from detectron2.modeling import build_model
 
 from maskformer.config import load_config
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPES_CONFIG = str(REPOSITORY / "configs" / "shapes" / "maskformer_panoptic.yaml")
 TINY = {
     "MODEL.DEVICE": "cpu",
@@ -31,25 +30,13 @@ TINY = {
     "INPUT.MIN_SIZE_TEST": 64,
     "TEST.DETECTIONS_PER_IMAGE": 10,
 }
+TINY_OPTIONS = [str(word) for pair in TINY.items() for word in pair]
 
 
-@pytest.fixture(scope="session")
-def shapes_config() -> str:
-    """The configuration file of the built-in dataset."""
-    return SHAPES_CONFIG
-
-
-@pytest.fixture(scope="session")
-def tiny_options() -> list[str]:
-    """KEY VALUE pairs that make the model of ``shapes_config`` tiny."""
-    return [str(word) for pair in TINY.items() for word in pair]
-
-
-@pytest.fixture(scope="session")
-def tiny_weights(tiny_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+def write_tiny_weights(path: Path) -> None:
     """Random weights of the tiny model, made large enough that queries differ and find several segments."""
     torch.manual_seed(0)
-    model = build_model(load_config(SHAPES_CONFIG, tiny_options))
+    model = build_model(load_config(SHAPES_CONFIG, TINY_OPTIONS))
     head = model.sem_seg_head
     with torch.no_grad():
         for name, parameter in head.predictor.transformer.named_parameters():
@@ -62,6 +49,4 @@ def tiny_weights(tiny_options: list[str], tmp_path_factory: pytest.TempPathFacto
         pixel_embedding = head.pixel_decoder.mask_features
         pixel_embedding.bias.zero_()
         pixel_embedding.weight.sub_(pixel_embedding.weight.mean(dim=1, keepdim=True))
-    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
     torch.save({"model": model.state_dict()}, path)
-    return str(path)

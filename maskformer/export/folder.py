@@ -1,0 +1,206 @@
+"""A folder that holds a whole model: weights, configuration, preprocessing and a card; and what such folders hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from safetensors.torch import save_file
+from torch import Tensor
+
+from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
+from maskformer.checkpoint.reading import CLASSES_METADATA, SHARD_INDEX
+from maskformer.config import load_config
+from maskformer.files import unfinished
+from maskformer.structures import Classes, InputError, check_choice
+
+from .hugging_face_config import class_names_of, describe_model, describe_preprocessing, read_description
+from .model_card import write_card
+
+CONFIGURATION = "config.yaml"
+DESCRIPTION, PREPROCESSING, WEIGHTS, CARD = (
+    "config.json", "preprocessor_config.json", "model.safetensors", "README.md",
+)  # fmt: skip
+LAYOUTS = ("maskformer", "hugging-face")
+
+
+def find_model(source: str | Path, options: Sequence[Any] = ()) -> CfgNode:
+    """The configuration of a model, with MODEL.WEIGHTS.
+
+    Args:
+        source: a configuration file; the output folder of a training; or a folder that ``write_folder`` or Hugging
+            Face's ``save_pretrained`` wrote.
+        options: KEY VALUE KEY VALUE ...
+
+    Raises:
+        InputError: it is nothing of this.
+    """
+    path = os.fspath(source)
+    if not os.path.exists(path):
+        raise InputError(
+            f"{path} does not exist; expected a configuration file, or a folder with a model. Nothing is fetched here: "
+            "of a model on Hugging Face's hub, `hf download NAME --local-dir FOLDER` makes such a folder."
+        )
+    if os.path.isfile(path):
+        return load_config(path, options)
+    if os.path.isfile(os.path.join(path, CONFIGURATION)):
+        weights = _weights_of(path)
+        return load_config(os.path.join(path, CONFIGURATION), ["MODEL.WEIGHTS", weights, *options])
+    if os.path.isfile(os.path.join(path, DESCRIPTION)):
+        described = read_description(os.path.join(path, DESCRIPTION), os.path.join(path, PREPROCESSING))
+        return load_config("", [*described, "MODEL.WEIGHTS", path, *options])
+    raise InputError(
+        f"Folder {path} has no {CONFIGURATION}, which a training and save_pretrained write, and no {DESCRIPTION} of "
+        "Hugging Face's; expected one of them: give the configuration's file, and the weights beside it."
+    )
+
+
+def described_classes(source: str | Path) -> Classes | None:
+    """The classes that a folder of Hugging Face's names; None: it is none."""
+    file = os.path.join(source, DESCRIPTION)
+    return Classes(f"folder {source}", tuple(class_names_of(file))) if os.path.isfile(file) else None
+
+
+def _weights_of(folder: str) -> str:
+    """The weights in a folder: those of ``write_folder``, or the last of a training."""
+    for name in (WEIGHTS, SHARD_INDEX):
+        if os.path.isfile(os.path.join(folder, name)):
+            return folder
+    if os.path.isfile(os.path.join(folder, "model_final.pth")):
+        return os.path.join(folder, "model_final.pth")
+    with contextlib.suppress(OSError):
+        name = Path(folder, "last_checkpoint").read_text(encoding="utf-8").strip()
+        if os.path.isfile(os.path.join(folder, os.path.basename(name))):
+            return os.path.join(folder, os.path.basename(name))
+    raise InputError(
+        f"Folder {folder} has a {CONFIGURATION} but no weights; expected {WEIGHTS}, model_final.pth or "
+        "last_checkpoint: name a file as weights."
+    )
+
+
+def write_folder(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    cfg: CfgNode,
+    classes: Classes | None,
+    *,
+    layout: str = "maskformer",
+    licence: str = "",
+    max_shard_bytes: int = 5 * 2**30,
+) -> list[str]:
+    """Write a model as a folder.
+
+    Args:
+        folder: created where it is missing.
+        state: parameters by our names.
+        cfg: of the model.
+        classes: the model's; None: not known.
+        layout: one of ``LAYOUTS``.
+        licence: of the weights; "": not stated.
+        max_shard_bytes: larger weights are divided.
+
+    Returns:
+        Names of the parameters that Hugging Face has no place for.
+
+    Raises:
+        InputError: a file cannot be written, or Hugging Face has no such model.
+    """
+    check_choice(layout, LAYOUTS, "layout")
+    _check_place(folder, DESCRIPTION if layout == "maskformer" else CONFIGURATION)
+    left_out: list[str] = []
+    if layout == "hugging-face":
+        texts = {DESCRIPTION: json.dumps(describe_model(cfg, classes), indent=2)}
+        state, left_out = to_hugging_face(dict(state))
+    else:
+        texts = {CONFIGURATION: _portable(cfg).dump()}
+    texts[PREPROCESSING] = json.dumps(describe_preprocessing(cfg), indent=2)
+    texts[CARD] = write_card(cfg, classes, layout=layout, licence=licence)
+    _write_divided(folder, state, classes, max_shard_bytes)
+    for name, text in texts.items():
+        with whole(folder / name) as path:
+            path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    return left_out
+
+
+def _check_place(folder: Path, foreign: str) -> None:
+    """Refuse a folder that a training, or a model of the other layout, has."""
+    for name in (foreign, "last_checkpoint"):
+        if (folder / name).exists():
+            raise InputError(f"Folder {folder} has {name}, of another model or a training: choose another folder.")
+
+
+def _portable(cfg: CfgNode) -> CfgNode:
+    """A configuration without what belongs to the machine that it was used on."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "auto"
+    cfg.DATASETS.OWN = CfgNode()
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    return cfg
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], classes: Classes | None = None) -> None:
+    """Write a ``.pth`` or ``.safetensors`` file, with classes where they are known.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with whole(path) as temporary:
+        if path.suffix == ".pth":
+            content = {"model": tensors} if classes is None else {"model": tensors, "classes": classes.to_plain()}
+            torch.save(content, temporary)
+        else:
+            metadata = {} if classes is None else {CLASSES_METADATA: json.dumps(classes.to_plain())}
+            save_file(tensors, temporary, metadata={"format": "pt", **metadata})
+
+
+def _write_divided(folder: Path, state: Mapping[str, Tensor], classes: Classes | None, most: int) -> None:
+    """Write one file, or several and an index, as Hugging Face names them; those of an earlier model go."""
+    shards = _divide(state, most)
+    names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    names = [WEIGHTS] if len(shards) == 1 else names
+    for earlier in [folder / WEIGHTS, folder / SHARD_INDEX, *folder.glob("model-*-of-*.safetensors")]:
+        earlier.unlink(missing_ok=True)
+    for name, shard in zip(names, shards, strict=True):
+        write_weights(folder / name, shard, classes)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(tensor.nbytes for tensor in state.values())},
+            "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+        }
+        with whole(folder / SHARD_INDEX) as path:
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _divide(tensors: Mapping[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which becomes ``path``; folders are created.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error

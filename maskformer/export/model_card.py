@@ -1,0 +1,96 @@
+"""The README.md of a folder with a model: what it is, what it scores, what it knows, and where it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from maskformer.structures import Classes, printable
+
+_MOST_BYTES = 10 * 2**20  # of a file that a training left
+_USE = {
+    "maskformer": """    import maskformer
+
+    predictor = maskformer.load("FOLDER")
+    predictor("photo.jpg").draw().save("drawn.jpg")
+""",
+    "hugging-face": """    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
+
+    processor = MaskFormerImageProcessor.from_pretrained("FOLDER")
+    model = MaskFormerForInstanceSegmentation.from_pretrained("FOLDER")
+
+`maskformer.load("FOLDER")` reads it too.
+""",
+}
+
+
+def write_card(cfg: CfgNode, classes: Classes | None, *, layout: str, licence: str) -> str:
+    """The text of the card.
+
+    Scores and the command are those that a training or an evaluation left beside MODEL.WEIGHTS, where it did.
+
+    Args:
+        cfg: of the model.
+        classes: the model's; None: not known.
+        layout: of the folder, "maskformer" or "hugging-face".
+        licence: of the weights; "": not stated.
+    """
+    run_folder = Path(cfg.MODEL.WEIGHTS).parent
+    head = {"library_name": "transformers" if layout == "hugging-face" else "maskformer", "tags": ["maskformer"]}
+    head |= {"pipeline_tag": "image-segmentation", **({"license": licence} if licence else {})}
+    command = _read(run_folder / "run.json").get("command")
+    data = ", ".join(map(str, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))) or "not stated"
+    backbone = cfg.MODEL.BACKBONE.NAME
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
+        "# " + ("MaskFormer" if cfg.MODEL.META_ARCHITECTURE == "MaskFormer" else cfg.MODEL.META_ARCHITECTURE),
+        f"A {cfg.MODEL.META_ARCHITECTURE} with the backbone {backbone} (method: arXiv 2107.06278), of "
+        f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes.",
+        "## Use\n\n" + _USE[layout].rstrip("\n"),
+        "## Scores\n\n" + (_scores(run_folder) or "Not measured where the weights lay."),
+        f"## Data\n\n{data}",
+        "## Classes\n\n" + ("Not known." if classes is None else _code(", ".join(classes.names))),
+        "## Licence of the weights\n\n"
+        + (licence or "Not stated. Weights that were trained from others, or on data, under conditions keep these."),
+        "## Command\n\n"
+        + (_code(shlex.join(map(str, command))) if isinstance(command, list) else "Not recorded beside the weights."),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _scores(run_folder: Path) -> str:
+    """A table of the scores of each dataset, in percent."""
+    rows = []
+    for file in sorted(run_folder.glob("inference/*/evaluation.json")):
+        content = _read(file)
+        for kind, scores in content.get("scores", {}).items():
+            rows += [
+                f"| {content.get('dataset', file.parent.name)} | {kind} | {metric} | {score:.2f} |"
+                for metric, score in scores.items()
+                if isinstance(score, (int, float))
+            ]
+    if not rows:
+        return ""
+    return "\n".join(["| dataset | result | metric | percent |", "|---|---|---|---|", *map(printable, rows)])
+
+
+def _code(text: str) -> str:
+    """Text as it is, whatever it holds: an indented block."""
+    return f"    {printable(text)}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object that a run left; {} where there is none."""
+    try:
+        if os.path.getsize(path) > _MOST_BYTES:
+            return {}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
