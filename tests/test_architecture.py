@@ -59,7 +59,6 @@ SHARED_KEYS = {
     "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": "the evaluators measure what the model gives",
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "the evaluators measure what the model gives",
     "MODEL.MASK_FORMER.TEST.INSTANCE_ON": "the evaluators measure what the model gives",
-    "TEST.PICTURES": "pictures are drawn in a training; what an evaluation's results depend on leaves it out",
     "MODEL.SEM_SEG_HEAD.MASK_DIM": "pixel and mask embeddings are multiplied, so they have one width",
 }
 
