@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as rle_codec
 
 from maskformer.reports import media
-from maskformer.reports.tasks import ClassTable, Task
+from maskformer.reports.tasks import OPACITY, ClassTable, Task
 from maskformer.structures import Classes, InputError
 
 NO_CLASS = -1  # in a label map
@@ -124,9 +124,15 @@ class Result(dict[str, Any]):
         result = self._read()
         return tuple(result.image_size if self.task == "instance" else getattr(result, "segment_map", result).shape)
 
-    def draw(self) -> Image.Image:
-        """The picture with its segments filled, outlined and named."""
-        return Image.fromarray(self._task.draw(self._shown(), self._read(), self._table))
+    def draw(self, *, scale: int = 1, opacity: float = OPACITY) -> Image.Image:
+        """The picture with its segments filled, outlined and named.
+
+        Args:
+            scale: size of the drawing over size of the results.
+            opacity: of the filled areas, 0..1.
+        """
+        drawn = self._task.draw(self._shown(), self._read(), self._table, scale=scale, opacity=opacity)
+        return Image.fromarray(drawn)
 
     def save(self, folder: str | Path, name: str | None = None) -> Path:
         """Write the drawing, ``NAME_ids.png`` with raw ids and ``NAME_ids.json``, which says what they mean.

@@ -50,7 +50,7 @@ ALLOWED = {
     "results": {"structures", "reports"},
     "predictor": {"engine", "reports", "results", "export", *BELOW_ENGINE},
     "demo": {"engine", "predictor", "reports", *BELOW_ENGINE},
-    "tools": {"engine", "predictor", "reports", "demo", "export", "__init__", *BELOW_ENGINE},
+    "tools": {"engine", "predictor", "results", "reports", "demo", "export", "__init__", *BELOW_ENGINE},
     "__init__": {"engine", "predictor", *BELOW_ENGINE},
 }
 

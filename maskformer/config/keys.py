@@ -28,13 +28,13 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     # A score of the evaluations during training, such as "sem_seg/mIoU" or "panoptic_seg/PQ" (with several datasets in
     # DATASETS.TEST: "DATASET/sem_seg/mIoU"): the checkpoint with the highest is kept as model_best.pth. "": none is.
     cfg.TEST.BEST_METRIC = ""
-    # At each evaluation during training, so many pictures of the first dataset of DATASETS.TEST go to LOG.WRITERS, with
-    # truth and prediction beside them; the same each time. 0: none.
-    cfg.TEST.PICTURES = 4
     cfg.LOG = CfgNode()
     # Where a training's metrics and pictures go besides metrics.json: "tensorboard", "wandb", "mlflow"; see
     # docs/train.md.
     cfg.LOG.WRITERS = ["tensorboard"]
+    # At each evaluation in a training, so many pictures of the first dataset of DATASETS.TEST go there too, with truth
+    # and prediction beside them; the same each time. 0: none.
+    cfg.LOG.PICTURES = 4
     # Add the line of Tecorigin's tcap_dllogger for every iteration to the log; see docs/sdaa.md.
     cfg.LOG.TCAPPDLL_LINES = False
 

@@ -25,7 +25,7 @@ class ValidationPictures:
     """Draws image, truth and prediction side by side; for the main process.
 
     Args:
-        cfg: the whole config; ``TEST.PICTURES`` says how many there are.
+        cfg: the whole config; ``LOG.PICTURES`` says how many there are.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -33,7 +33,7 @@ class ValidationPictures:
         self._chosen: list[tuple[dict[str, Any], dict[str, Any]]] | None = None  # entries of the dataset and truths
 
     def draw(self, model: nn.Module) -> dict[str, np.ndarray]:
-        """The pictures by name, each (height,width,3) uint8 RGB; none where the dataset is not registered.
+        """The pictures by name, each (height,width,3) uint8 RGB; none where the key is 0 or the dataset not registered.
 
         Args:
             model: may be one that several processes train; only this one is asked.
@@ -61,12 +61,14 @@ class ValidationPictures:
 
     def _choose(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         name = self._cfg.DATASETS.TEST[0]
-        if name not in DatasetCatalog:  # a subclass of the trainer may evaluate what is not registered
+        if (
+            not self._cfg.LOG.PICTURES or name not in DatasetCatalog
+        ):  # a subclass of the trainer may evaluate what is not registered
             return []
         records = load_dataset(name, "DATASETS.TEST")
         of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(self._cfg, name).evaluators}
         evaluator = next(of_switch[switch] for switch in _PREFERRED if switch in of_switch)
-        count = min(self._cfg.TEST.PICTURES, len(records))
+        count = min(self._cfg.LOG.PICTURES, len(records))
         chosen = [records[index * len(records) // count] for index in range(count)]
         return [(record, evaluator.truth(record)) for record in chosen]
 

@@ -209,7 +209,7 @@ class Trainer(DefaultTrainer):
                 averaged = self.test(cfg, self.model)
             results = {**results, "ema": averaged} if averaged else results
         self._last_eval_results = results
-        if comm.is_main_process() and self.cfg.TEST.PICTURES and self.cfg.DATASETS.TEST:
+        if comm.is_main_process() and self.cfg.DATASETS.TEST:
             self._write_pictures()
         return results
 
@@ -219,7 +219,7 @@ class Trainer(DefaultTrainer):
         try:
             drawn = self._pictures.draw(self.model)
         except Exception as error:  # scores are there; a picture is not worth a training
-            logger.warning("Validation pictures (TEST.PICTURES) cannot be drawn: %s: %s", type(error).__name__, error)
+            logger.warning("Validation pictures (LOG.PICTURES) cannot be drawn: %s: %s", type(error).__name__, error)
             return
         for writer in self._picture_writers:
             writer.write_pictures(drawn)

@@ -37,13 +37,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 10  # between lines on the screen
 # Parts of the configuration that the results of an image depend on, less what changes nothing in them.
 _PARTS = ("MODEL", "INPUT", "TEST")
-_WITHOUT_EFFECT = {
-    "WEIGHTS",
-    "RESUME",
-    "EVAL_PERIOD",
-    "EXPECTED_RESULTS",
-    "PICTURES",
-}  # of the weights, the values count
+_WITHOUT_EFFECT = {"WEIGHTS", "RESUME", "EVAL_PERIOD", "EXPECTED_RESULTS"}  # of the weights, the values count
 
 
 def check_evaluation(

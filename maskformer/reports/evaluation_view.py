@@ -253,6 +253,6 @@ def _embed(picture: ShownPicture, other: Evaluation, other_name: str, picture_by
     for name, file in files.items():
         try:
             layers.append((name, picture_file_url(file, most_bytes=picture_bytes)))
-        except BadImageError:
+        except (BadImageError, OSError):
             continue  # the others are of use without it
     return {"name": picture.file_name, "score": picture.score, "layers": layers}

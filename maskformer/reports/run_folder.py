@@ -183,8 +183,8 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float | None]:
 
 def _read_metrics(path: Path, run: RunFolder) -> None:
     """The points of Detectron2's lines; those of before a resumed run's beginning that it wrote again go."""
-    if not path.is_file():
-        run.notes.append("metrics.json is missing: there are no learning curves.")
+    if not os.access(path, os.R_OK) or not path.is_file():
+        run.notes.append("metrics.json is missing or cannot be read: there are no learning curves.")
         return
     unread, last = 0, -1
     for entry in _metric_lines(path):

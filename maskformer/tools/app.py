@@ -11,21 +11,17 @@ import argparse
 import html
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from maskformer.config import load_config
-from maskformer.engine.accelerator import resolve_device
-from maskformer.engine.setup import register_datasets
-from maskformer.engine.test_time import inference_options
-from maskformer.predictor import Predictor
+from maskformer.predictor import Predictor, load
 from maskformer.reports import media
-from maskformer.reports.tasks import INSTANCE_THRESHOLD, OPACITY, TASKS, ClassTable, choose_task, read_instances
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, OPACITY, TASKS
+from maskformer.results import Result
 from maskformer.runs.failures import EXIT_INPUT_ERROR, is_out_of_memory
 from maskformer.structures import BadImageError, InputError, printable
 
@@ -41,6 +37,11 @@ TASK_NAMES = {
     "semantic": "The class of each pixel",
 }
 HEADINGS = ("class", "pixels", "of the picture")
+THRESHOLD_NAMES = {
+    "panoptic": "Least probability of a segment",
+    "instance": "Least score of an object",
+    "semantic": "Least probability of a pixel's class",
+}
 NOTHING = (None, None, {"headers": list(HEADINGS), "data": []})  # result, picture, table
 SIDE = 560  # pixels, of the result on the page
 LARGEST_FILE = "200mb"
@@ -48,70 +49,47 @@ KEPT_FOR = 3600  # seconds, of what the browser sent and got; the folder is Grad
 FONTS = ("system-ui", "sans-serif")  # those of the machine
 
 
-@dataclass(frozen=True)
-class Segmenter:
-    """A model and what it can be asked for.
+def segment(predictor: Predictor, picture: np.ndarray, task: str, threshold: float) -> Result:
+    """The result of a task for a picture (height,width,3), RGB.
 
-    Attributes:
-        predictor: with the model.
-        classes: K names and colours.
-        thresholds: of each task that the model has: where its slider begins; None: it has no threshold.
+    Raises:
+        BadImageError: the picture cannot be segmented, or memory does not suffice.
     """
+    try:
+        return predictor(picture, task=task, threshold=threshold)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise BadImageError("The picture needs more memory than there is: make it smaller.") from error
 
-    predictor: Predictor
-    classes: ClassTable
-    thresholds: dict[str, float | None]
 
-    def segment(self, picture: np.ndarray, task: str, threshold: float) -> Any:
-        """The result of a task for a picture (height,width,3), RGB.
+def draw(result: Result | None, transparency: float) -> np.ndarray | None:
+    """The picture with the result over it, small ones enlarged; transparency is 0..100."""
+    if result is None:
+        return None
+    scale = max(1, SIDE // max(result.image.shape))
+    return np.asarray(result.draw(scale=scale, opacity=1 - transparency / 100))
 
-        Raises:
-            BadImageError: the picture cannot be segmented, or memory does not suffice.
-        """
-        model = self.predictor.model
-        options = {f"{name}_on": name == task for name in TASKS}
-        try:
-            # With other tasks switched off, the masks of semantic results are still restored first.
-            with inference_options(model, **options, restore_masks_first=True, object_mask_threshold=threshold):
-                output = self.predictor(picture)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise BadImageError("The picture needs more memory than there is: make it smaller.") from error
-        return read_instances(output, threshold) if task == "instance" else TASKS[task].read(output)
 
-    def draw(self, picture: np.ndarray, result: Any, task: str, transparency: float) -> np.ndarray:
-        """The picture with the result over it, small ones enlarged; transparency is 0..100."""
-        scale = max(1, SIDE // max(picture.shape))
-        return TASKS[task].draw(picture, result, self.classes, scale=scale, opacity=1 - transparency / 100)
+def list_found(result: Result) -> dict[str, list[Any]]:
+    """A table with a row for each segment or class, the largest first."""
+    pixels, with_scores = result.label_map.size, result.task != "semantic"
+    rows = []
+    for found in sorted(result.segments, key=lambda found: -found.area):
+        score = [f"{100 * found.score:.0f} %"] if found.score is not None else []
+        rows.append([found.label, *score, f"{found.area:,}", f"{100 * found.area / pixels:.1f} %"])
+    return {"headers": [HEADINGS[0], *(["score"] if with_scores else []), *HEADINGS[1:]], "data": rows}
 
-    def list_found(self, result: Any, task: str) -> dict[str, list[Any]]:
-        """A table with a row for each segment or class, the largest first."""
-        if task == "semantic":
-            indices, areas = np.unique(result, return_counts=True)
-            found = [{"category_name": self.classes.names[i], "area": n} for i, n in zip(indices, areas, strict=True)]
-            size = result.size
-        else:
-            ids = TASKS[task].encode(result, self.classes)
-            found, size = ids.meaning["segments_info"], ids.image.shape[0] * ids.image.shape[1]
-        rows = []
-        for each in sorted(found, key=lambda each: -each["area"]):
-            scores = [f"{100 * each['score']:.0f} %"] if "score" in each else []
-            rows.append([each["category_name"], *scores, f"{each['area']:,}", f"{100 * each['area'] / size:.1f} %"])
-        scores = ["score"] if task == "instance" else []
-        return {"headers": [HEADINGS[0], *scores, *HEADINGS[1:]], "data": rows}
 
-    def look(self, picture: np.ndarray | None, task: str, threshold: float, transparency: float) -> tuple[Any, ...]:
-        """Result, picture and table for the page; a picture that cannot be segmented is told there."""
-        if picture is None:
-            return NOTHING
-        with _told_on_the_page():
-            result = self.segment(picture, task, threshold)
-        return result, self.draw(picture, result, task, transparency), self.list_found(result, task)
-
-    def redraw(self, picture: np.ndarray | None, result: Any, task: str, transparency: float) -> np.ndarray | None:
-        """The picture for the page, with another transparency."""
-        return None if picture is None or result is None else self.draw(picture, result, task, transparency)
+def look(
+    predictor: Predictor, picture: np.ndarray | None, task: str, threshold: float, transparency: float
+) -> tuple[Any, ...]:
+    """Result, picture and table for the page; a picture that cannot be segmented is told there."""
+    if picture is None:
+        return NOTHING
+    with _told_on_the_page():
+        result = segment(predictor, picture, task, threshold)
+    return result, draw(result, transparency), list_found(result)
 
 
 def read_picture(path: str | None) -> np.ndarray | None:
@@ -130,39 +108,18 @@ def _told_on_the_page(path: str = "") -> Iterator[None]:
         raise gr.Error(html.escape(sentence), duration=None, print_exception=False) from error
 
 
-def build_segmenter(config_file: str, weights: str, device: str, options: Sequence[str]) -> Segmenter:
-    """Load the model and what is known about its classes.
-
-    Raises:
-        InputError: a mistake in the configuration or the weights.
-    """
-    cfg = load_config(config_file, options)
-    cfg.MODEL.WEIGHTS = weights
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if device == "auto" else device)
-    choose_task(cfg)
-    register_datasets(cfg)
-    test = cfg.MODEL.MASK_FORMER.TEST
-    begin = {"panoptic": test.OBJECT_MASK_THRESHOLD, "instance": INSTANCE_THRESHOLD, "semantic": None}
-    thresholds = {name: begin[name] for name, task in TASKS.items() if test[task.switch]}
-    predictor = Predictor.from_config(cfg)
-    return Segmenter(predictor, ClassTable.of(predictor.classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES), thresholds)
+def thresholds_of(predictor: Predictor) -> dict[str, float]:
+    """The tasks that a model has switched on, and where the slider of each begins."""
+    assert predictor.cfg is not None
+    test = predictor.cfg.MODEL.MASK_FORMER.TEST
+    begin = {"panoptic": test.OBJECT_MASK_THRESHOLD, "instance": INSTANCE_THRESHOLD, "semantic": 0.0}
+    return {name: begin[name] for name, task in TASKS.items() if test[task.switch]}
 
 
-def find_config(weights: str) -> str:
-    """The configuration that a training wrote beside its weights.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(weights).parent / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"There is no {path} beside the weights; expected --config-file, the model's configuration.")
-    return str(path)
-
-
-def build_page(segmenter: Segmenter) -> Any:
+def build_page(predictor: Predictor) -> Any:
     """The page, as Gradio's blocks."""
-    tasks = list(segmenter.thresholds)
+    thresholds = thresholds_of(predictor)
+    tasks = list(thresholds)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_FOR, KEPT_FOR)) as page:
         gr.Markdown(f"# {TITLE}\nDrop a picture, and see what the model finds in it.")
         picture, result = gr.State(), gr.State()
@@ -171,7 +128,7 @@ def build_page(segmenter: Segmenter) -> Any:
                 file = gr.File(label="Picture", type="filepath", height=140, elem_id="picture")
                 choices = [(TASK_NAMES[name], name) for name in tasks]
                 task = gr.Radio(choices, value=tasks[0], label="Look for", elem_id="task")
-                threshold = gr.Slider(0, 1, step=0.01, elem_id="threshold", **_begin(segmenter, tasks[0]))
+                threshold = gr.Slider(0, 1, step=0.01, elem_id="threshold", **_begin(thresholds, tasks[0]))
                 beginning = round(100 * (1 - OPACITY))
                 transparency = gr.Slider(0, 100, beginning, step=1, label="Transparency in %", elem_id="transparency")
             with gr.Column(scale=2, min_width=320):
@@ -179,27 +136,24 @@ def build_page(segmenter: Segmenter) -> Any:
                     label="Result", format="png", height=SIDE, buttons=["download", "fullscreen"], elem_id="result"
                 )
                 listed = gr.Dataframe(NOTHING[2], label="Found", interactive=False, elem_id="found")
-        look: dict[str, Any] = {
-            "fn": segmenter.look,
+        show: dict[str, Any] = {
+            "fn": partial(look, predictor),
             "inputs": [picture, task, threshold, transparency],
             "outputs": [result, drawn, listed],
             "concurrency_id": "model",  # one at a time
         }
         # A broken picture must not leave the last one's result under its own name.
         cleared = file.change(lambda: (None, *NOTHING), None, [picture, result, drawn, listed], show_progress="hidden")
-        cleared.then(read_picture, file, picture).success(**look)
-        task.input(lambda name: gr.Slider(**_begin(segmenter, name)), task, threshold).then(**look)
-        threshold.input(**look, trigger_mode="always_last", show_progress="hidden")
-        seen = [picture, result, task, transparency]
-        transparency.input(segmenter.redraw, seen, drawn, trigger_mode="always_last", show_progress="hidden")
+        cleared.then(read_picture, file, picture).success(**show)
+        task.input(lambda name: gr.Slider(**_begin(thresholds, name)), task, threshold).then(**show)
+        threshold.input(**show, trigger_mode="always_last", show_progress="hidden")
+        transparency.input(draw, [result, transparency], drawn, trigger_mode="always_last", show_progress="hidden")
     return page
 
 
-def _begin(segmenter: Segmenter, task: str) -> dict[str, Any]:
+def _begin(thresholds: Mapping[str, float], task: str) -> dict[str, Any]:
     """What the slider of the threshold is like for a task."""
-    value = segmenter.thresholds[task]
-    label = "Least score of an object" if task == "instance" else "Least probability of a segment"
-    return {"value": value or 0.0, "label": label, "visible": value is not None}
+    return {"value": thresholds[task], "label": THRESHOLD_NAMES[task]}
 
 
 def serve(page: Any, host: str, port: int) -> None:
@@ -242,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="KEY VALUE pairs, which change the configuration, come last.",
     )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the trained model")
+    parser.add_argument("--weights", required=True, metavar="PATH", help="the trained model, or a folder with one")
     beside = "the model's configuration; by default config.yaml beside the weights, where a training wrote it"
     parser.add_argument("--config-file", metavar="FILE", help=beside)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets everybody in the network in (%(default)s)")
@@ -252,14 +206,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def load_model(args: argparse.Namespace) -> Predictor:
+    """The model that the command line names; see ``maskformer.load``."""
+    if len(args.opts) % 2:
+        raise InputError(f"Options come as KEY VALUE pairs; {' '.join(args.opts)!r} has {len(args.opts)} words.")
+    keys = dict(zip(args.opts[::2], args.opts[1::2]))
+    if args.config_file is not None:
+        return load(args.config_file, args.weights, device=args.device, **keys)
+    if os.path.isdir(args.weights):
+        return load(args.weights, device=args.device, **keys)
+    if not os.path.isfile(config_file := os.path.join(os.path.dirname(args.weights), "config.yaml")):
+        raise InputError(f"There is no {config_file} beside the weights; expected --config-file, the model's.")
+    return load(config_file, args.weights, device=args.device, **keys)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; a user's mistake ends in one line on standard error."""
     args = build_parser().parse_args(argv)
     try:
         if gr is None:
             raise InputError("The page needs the package gradio: pip install 'maskformer[app]', or pip install gradio.")
-        config_file = args.config_file or find_config(args.weights)
-        serve(build_page(build_segmenter(config_file, args.weights, args.device, args.opts)), args.host, args.port)
+        serve(build_page(load_model(args)), args.host, args.port)
     except InputError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT_ERROR

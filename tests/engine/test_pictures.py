@@ -67,7 +67,7 @@ def cfg(tmp_path: Path) -> Any:
         thing_colors=list(CLASSES.colors),
     )
     options = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", f"('{NAME}',)", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]
-    options += ["TEST.PICTURES", "3", "INPUT.MIN_SIZE_TEST", "20"]
+    options += ["LOG.PICTURES", "3", "INPUT.MIN_SIZE_TEST", "20"]
     yield load_config("", options)
     DatasetCatalog.remove(NAME)
     MetadataCatalog.remove(NAME)
@@ -100,4 +100,9 @@ def test_picture_truth_and_prediction_stand_side_by_side(cfg: CfgNode, kind: str
 
 def test_dataset_that_is_not_registered_has_no_pictures(cfg: CfgNode):
     cfg.DATASETS.TEST = ("of_a_subclass",)
+    assert ValidationPictures(cfg).draw(Halves("sem_seg")) == {}
+
+
+def test_no_pictures_are_drawn_where_none_are_asked_for(cfg: CfgNode):
+    cfg.LOG.PICTURES = 0
     assert ValidationPictures(cfg).draw(Halves("sem_seg")) == {}

@@ -16,6 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from maskformer.config import load_config
+from maskformer.predictor import Predictor
 from maskformer.structures import BadImageError
 from maskformer.tools import app
 
@@ -23,8 +24,9 @@ PATIENCE = 30  # seconds
 
 
 @pytest.fixture
-def segmenter(shapes_config: str, tiny_options: list[str], tiny_weights: str) -> app.Segmenter:
-    return app.build_segmenter(shapes_config, tiny_weights, "cpu", tiny_options)
+def predictor(shapes_config: str, tiny_options: list[str], tiny_weights: str) -> Predictor:
+    words = ["--weights", tiny_weights, "--config-file", shapes_config, "--device", "cpu", *tiny_options]
+    return app.load_model(app.build_parser().parse_args(words))
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def picture(tmp_path: Path) -> np.ndarray:
 
 
 @pytest.fixture
-def address(segmenter: app.Segmenter, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def address(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The page, served from this process; whoever it calls must be on this machine."""
     called, connect = set(), socket.socket.connect
 
@@ -48,7 +50,7 @@ def address(segmenter: app.Segmenter, monkeypatch: pytest.MonkeyPatch) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    page = app.build_page(segmenter)
+    page = app.build_page(predictor)
     app.launch(page, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     page.close()
@@ -105,17 +107,16 @@ def test_a_picture_is_dropped_looked_at_and_drawn_in_other_ways(
     page = Page(open_page(address))
     page.drop(tmp_path / "my picture.png")
     panoptic = page.wait_for_another("")
-    page.wait(lambda: page.headings == ["class", "pixels", "of the picture"])
+    page.wait(lambda: page.headings == ["class", "score", "pixels", "of the picture"])
     page.set("transparency", "90")
     clear = page.wait_for_another(panoptic)
     page.set("threshold", "0.99")
     strict = page.wait_for_another(clear)
     page.find("#task input[value=instance]")[0].click()
     instances = page.wait_for_another(strict)
-    page.wait(lambda: page.headings == ["class", "score", "pixels", "of the picture"])
     page.find("#task input[value=semantic]")[0].click()
     page.wait_for_another(instances)
-    page.wait(lambda: not page.find("#threshold input[type=number]"))
+    page.wait(lambda: page.headings == ["class", "pixels", "of the picture"])
     requests = page.browser.execute_script("return performance.getEntries().map(entry => entry.name)")
     assert [name for name in requests if name.startswith("http") and not name.startswith(address)] == []
 
@@ -138,44 +139,37 @@ def test_a_broken_picture_is_told_on_the_page_and_the_next_one_is_drawn(
     page.wait_for_another("")
 
 
-def test_results_are_those_of_the_tasks(segmenter: app.Segmenter, picture: np.ndarray) -> None:
-    assert list(segmenter.thresholds) == ["panoptic", "instance", "semantic"]
-    assert segmenter.thresholds == {"panoptic": 0.0, "instance": 0.5, "semantic": None}
-    plain = segmenter.predictor(picture)
-    assert np.array_equal(segmenter.segment(picture, "semantic", 0.0), plain["sem_seg"].numpy())
-    assert segmenter.segment(picture, "panoptic", 0.0).segment_map.equal(plain["panoptic_seg"][0])
-    scores = plain["instances"].scores
-    least = float(scores.median())
-    assert segmenter.segment(picture, "instance", least).scores.equal(scores[scores > least])
+def test_the_sliders_begin_where_the_configuration_does(predictor: Predictor) -> None:
+    assert app.thresholds_of(predictor) == {"panoptic": 0.0, "instance": 0.5, "semantic": 0.0}
 
 
-def test_the_table_names_what_was_found_the_largest_first(segmenter: app.Segmenter, picture: np.ndarray) -> None:
-    class_map = np.zeros((64, 80), dtype=np.int64)
-    class_map[:8] = 3
-    table = segmenter.list_found(class_map, "semantic")
-    names = segmenter.classes.names
-    assert table["data"] == [[names[0], "4,480", "87.5 %"], [names[3], "640", "12.5 %"]]
-    table = segmenter.list_found(segmenter.segment(picture, "instance", 0.0), "instance")
-    assert [len(row) for row in table["data"]] == [len(table["headers"])] * len(table["data"]) and table["data"]
+def test_the_table_names_what_was_found_the_largest_first(predictor: Predictor, picture: np.ndarray) -> None:
+    for task, headings in (("instance", 4), ("panoptic", 4), ("semantic", 3)):
+        result = app.segment(predictor, picture, task, 0.0)
+        table = app.list_found(result)
+        assert len(table["headers"]) == headings and {len(row) for row in table["data"]} == {headings}
+        areas = [int(row[-2].replace(",", "")) for row in table["data"]]
+        assert areas == sorted((segment.area for segment in result.segments), reverse=True)
+        assert table["data"][0][-1] == f"{100 * areas[0] / (64 * 80):.1f} %"
 
 
-def test_transparency_goes_from_colours_alone_to_the_picture_alone(segmenter: app.Segmenter) -> None:
-    black, class_map = np.zeros((600, 600, 3), dtype=np.uint8), np.zeros((600, 600), dtype=np.int64)
-    color = np.round(np.array(segmenter.classes.colors[0]) * 255)
-    corner = {value: segmenter.draw(black, class_map, "semantic", value)[100, 100] for value in (0, 50, 100)}
-    assert np.allclose(corner[0], color, atol=1) and np.allclose(corner[50], color / 2, atol=1)
-    assert (corner[100] == 0).all()
+def test_transparency_goes_from_colours_alone_to_the_picture_alone(predictor: Predictor) -> None:
+    black = np.zeros((64, 80, 3), dtype=np.uint8)
+    result = app.segment(predictor, black, "semantic", 0.0)
+    assert app.draw(result, 0).max() > 0 and app.draw(None, 0) is None
+    centre = {value: app.draw(result, value).astype(float).mean() for value in (0, 50, 100)}
+    assert centre[0] > centre[50] > centre[100]
 
 
 def test_too_little_memory_is_a_sentence(
-    segmenter: app.Segmenter, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, picture: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def exhaust(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(type(segmenter.predictor), "__call__", exhaust)
+    monkeypatch.setattr(predictor.model, "forward", exhaust)
     with pytest.raises(BadImageError, match="more memory than there is"):
-        segmenter.segment(picture, "semantic", 0.0)
+        app.segment(predictor, picture, "semantic", 0.0)
 
 
 def test_mistakes_end_in_a_sentence(
@@ -198,15 +192,16 @@ def test_configuration_beside_the_weights_is_taken(
     tmp_path: Path, shapes_config: str, tiny_options: list[str], tiny_weights: str
 ) -> None:
     (tmp_path / "config.yaml").write_text(load_config(shapes_config, tiny_options).dump())
-    assert app.find_config(str(tmp_path / "model_final.pth")) == str(tmp_path / "config.yaml")
-    segmenter = app.build_segmenter(str(tmp_path / "config.yaml"), tiny_weights, "cpu", [])
-    assert list(segmenter.thresholds) == ["panoptic", "instance", "semantic"]
+    (tmp_path / "model_final.pth").write_bytes(Path(tiny_weights).read_bytes())
+    for weights in (tmp_path / "model_final.pth", tmp_path):
+        args = app.build_parser().parse_args(["--weights", str(weights), "--device", "cpu"])
+        assert list(app.thresholds_of(app.load_model(args))) == ["panoptic", "instance", "semantic"]
 
 
-def test_a_port_that_is_taken_is_a_sentence(segmenter: app.Segmenter) -> None:
+def test_a_port_that_is_taken_is_a_sentence(predictor: Predictor) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(app.InputError, match=str(port)):
-            app.serve(app.build_page(segmenter), "127.0.0.1", port)
+            app.serve(app.build_page(predictor), "127.0.0.1", port)

@@ -89,7 +89,7 @@ def load_semantic(dataset: OwnDataset) -> list[Record]:
     is_all_named = are_named and all(label for _, label in chosen)
     labels = {} if is_all_named else one_of_each(dataset, "labels", find_files(dataset, "labels", "images"))
     label_of = {key: names.find(label) if label and names else labels.get(key) for key, label in chosen}
-    lost = next((label for key, label in chosen if label and label_of[key] is None), None)
+    lost = next((label for key, label in chosen if label and label_of[key] in (None, images[key])), None)
     if lost is not None:
         raise InputError(
             f"{dataset.paths['list']} ({dataset.key}.list) names the label {lost!r}, which is not in "
@@ -115,7 +115,7 @@ def load_objects(dataset: OwnDataset) -> list[Record]:
     images = one_of_each(dataset, "images", find_files(dataset, "images", "objects"))
     chosen = [key for key, _ in choose(dataset, images)] if "list" in dataset.paths else list(images)
     found = find_files(dataset, "objects", "images")
-    masks, unused = _group_masks(images, found)
+    masks, unused = _group_masks(images, found, has_scenes="*" in dataset.paths["objects"])
     _check_labelled(dataset, "objects", {key: images[key] for key in chosen if key not in masks}, len(chosen))
     if "list" not in dataset.paths:
         _warn_of_unused(dataset, "objects", unused)
@@ -133,15 +133,17 @@ def load_objects(dataset: OwnDataset) -> list[Record]:
     ]
 
 
-def _group_masks(images: Collection[str], found: Files) -> tuple[Files, list[str]]:
-    """The mask files of each image, which have its name or stand in a folder of its name or beside it; and the rest."""
+def _group_masks(images: Collection[str], found: Files, *, has_scenes: bool) -> tuple[Files, list[str]]:
+    """The mask files of each image, and the rest: they have its name, are in a folder of it, or belong to its scene."""
     in_folder = Counter(key.rpartition("/")[0] for key in images)
     alone = {folder: key for key in images if in_folder[folder := key.rpartition("/")[0]] == 1 and folder}
     masks: Files = defaultdict(list)
     unused = []
     for key, files in found.items():
         folder = key.rpartition("/")[0]
-        owner = next((each for each in (key, folder, alone.get(folder)) if each in images), None)
+        owner = next(
+            (each for each in (key, folder, alone.get(folder) if has_scenes else None) if each in images), None
+        )
         if owner is None:
             unused += files
         else:

@@ -168,22 +168,25 @@ class Names:
             name = path[len(root) :].lstrip("/")
             self._key_of.update(dict.fromkeys((os.path.splitext(name)[0], name, key), key))
 
-    def find(self, name: str) -> str | None:
-        """The key of the file that a name, or its end, means; with or without its type."""
+    def find(self, name: str, *, is_whole: bool = False) -> str | None:
+        """The key of the file that a name, or its end unless it is whole, means; with or without its type."""
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
         for known in (lambda tail: tail, lambda tail: os.path.splitext(tail)[0]):
-            for start in range(len(parts)):
+            for start in range(min(1, len(parts)) if is_whole else len(parts)):
                 key = self._key_of.get(known("/".join(parts[start:])))
                 if key is not None:
                     return key
         return None
 
 
-def split_line(line: str) -> Iterator[tuple[str, str]]:
-    """Where a line of a list may be divided into an image and its label; first, not at all."""
-    yield line, ""
+def _read_line(line: str, images: Names) -> tuple[str | None, str]:
+    """The key of the image that a line means, and the name of its label; names may have spaces in them."""
+    if (key := images.find(line, is_whole=True)) is not None:
+        return key, ""
     for gap in re.finditer(r"\s*[\s,;]\s*", line):
-        yield line[: gap.start()], line[gap.end() :]
+        if (key := images.find(line[: gap.start()])) is not None:
+            return key, line[gap.end() :]
+    return images.find(line), ""
 
 
 def choose(dataset: OwnDataset, images: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -203,8 +206,7 @@ def choose(dataset: OwnDataset, images: Mapping[str, str]) -> list[tuple[str, st
     chosen: dict[str, str] = {}
     twice = 0
     for number, line in read_list(dataset):
-        parts = ((names.find(image), label) for image, label in split_line(line))
-        key, label = next(((key, label) for key, label in parts if key is not None), (None, ""))
+        key, label = _read_line(line, names)
         if key is None:
             raise InputError(
                 f"Line {number} of {dataset.paths['list']} ({dataset.key}.list) is {line!r}, which names no image in "

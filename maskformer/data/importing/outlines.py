@@ -23,8 +23,8 @@ BAD = "shapes whose numbers make no sense"
 UNKNOWN_CLASS = "shapes of a class that is not in the list"
 
 
-def ellipse(centre: Sequence[float], radii: Sequence[float], degrees: float = 0.0) -> np.ndarray:
-    """Corners (n,2) of an ellipse about (x, y), turned clockwise."""
+def ellipse(centre: Any, radii: Any, degrees: float = 0.0) -> np.ndarray:
+    """Corners (n,2) of an ellipse about a centre (x, y), with two radii, turned clockwise."""
     angles = np.linspace(0, 2 * math.pi, _CORNERS, endpoint=False)
     corners = np.stack([radii[0] * np.cos(angles), radii[1] * np.sin(angles)], axis=1) + np.asarray(centre)
     return turn(corners, centre, degrees)
@@ -35,7 +35,7 @@ def box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], dtype=np.float64)
 
 
-def turn(corners: np.ndarray, about: Sequence[float], degrees: float) -> np.ndarray:
+def turn(corners: np.ndarray, about: Any, degrees: float) -> np.ndarray:
     """Turn corners (n,2) clockwise, as seen, about a point."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return (corners - np.asarray(about)) @ np.array([[cos, sin], [-sin, cos]]) + np.asarray(about)

@@ -214,6 +214,22 @@ def test_list_of_what_is_not_there_is_refused(tmp_path: Path, load_own: LoadOwn,
         load_own(**SCENE, **voc(tmp_path), train={"list": "train.txt"})
 
 
+def test_pair_below_one_folder_is_told_apart_though_both_have_one_name(tmp_path: Path, load_own: LoadOwn):
+    save(tmp_path / "CamVid/train/1.png")
+    save(tmp_path / "CamVid/trainannot/1.png", CLASSES)
+    write_text(tmp_path / "train.txt", "/SegNet/CamVid/train/1.png /SegNet/CamVid/trainannot/1.png\n")
+    (record,) = load_own(**SCENE, images="CamVid", labels="CamVid", train={"list": "train.txt"})
+    assert example_of(tmp_path, record)["sem_seg"].tolist() == CLASSES.tolist()
+    assert record["file_name"].endswith("CamVid/train/1.png")
+
+
+def test_image_is_never_the_label_that_a_list_names(tmp_path: Path, load_own: LoadOwn):
+    save(tmp_path / "train/1.png")
+    write_text(tmp_path / "train.txt", "/SegNet/CamVid/train/1.png /SegNet/CamVid/trainannot/1.png\n")
+    with pytest.raises(InputError, match=r"names the label '/SegNet/CamVid/trainannot/1\.png', which is not in"):
+        load_own(**SCENE, images="train", labels="train", train={"list": "train.txt"})
+
+
 def test_image_that_a_list_names_twice_counts_once(tmp_path: Path, load_own: LoadOwn):
     write_text(tmp_path / "train.txt", "2007_000032\n2007_000032.jpg\n")
     assert len(load_own(**SCENE, **voc(tmp_path), train={"list": "train.txt"})) == 1
@@ -284,6 +300,14 @@ def test_several_objects_in_one_of_several_files_are_refused(tmp_path: Path, loa
     (record,) = load_own(classes=["stone"], train=block)
     with pytest.raises(BadImageError, match=r"3f\.png holds the values 1, 2; expected 0 and one other"):
         example_of(tmp_path, record, "mask_former_instance")
+
+
+def test_mask_of_another_image_is_not_taken_for_that_of_the_only_one(tmp_path: Path, load_own: LoadOwn):
+    for name in ("a", "b"):
+        save(tmp_path / f"masks/sub/{name}_mask.png", STONES)
+    save(tmp_path / "images/sub/a.png")
+    (record,) = load_own(classes=["x"], train={"images": "images", "objects": "masks", "label_suffix": "_mask.png"})
+    assert len(record["annotations"]) == 2
 
 
 def test_image_without_masks_is_refused_with_what_is_there(tmp_path: Path, load_own: LoadOwn):

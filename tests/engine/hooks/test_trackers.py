@@ -80,12 +80,13 @@ def wandb_records(path: Path) -> Iterator[Any]:
 def test_wandb_has_one_run_of_a_training_and_its_resumption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "out put"
     folder.mkdir()
     run_parts(WandbWriter, folder)
     assert capfd.readouterr() == ("", "")
+    wandb.teardown()  # its process has written all when it has ended
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     records = [record for file in files for record in wandb_records(file)]
     runs = [record.run for record in records if record.HasField("run")]
