@@ -71,6 +71,7 @@ setup(
             "gradio>=6",
             "h5py",
             "hypothesis>=6.100",
+            "markdown-it-py",
             "mlflow-skinny>=2.10",
             "ninja",
             "pytest>=8",
