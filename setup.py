@@ -75,6 +75,7 @@ setup(
             "hypothesis>=6.100",
             "imagecodecs",
             "ipykernel",
+            "markdown-it-py",
             "mlflow-skinny>=2.10",
             "nbclient",
             "ninja",

@@ -26,7 +26,8 @@ TESTS = REPOSITORY / "tests"
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
     for path in (
-        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *(REPOSITORY / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *sorted(REPOSITORY.glob("README*.md")),
         *sorted((REPOSITORY / "docs").glob("*.md")),
     )
 }
