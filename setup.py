@@ -61,6 +61,7 @@ setup(
     extras_require={
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
         "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
+        "tiff": ["imagecodecs", "tifffile"],  # pictures with `bands` or `range`
         "app": ["gradio>=6"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
@@ -71,11 +72,13 @@ setup(
             "gradio>=6",
             "h5py",
             "hypothesis>=6.100",
+            "imagecodecs",
             "mlflow-skinny>=2.10",
             "ninja",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "selenium>=4.20",  # drives Debian's chromium
+            "tifffile",
             "timm>=1.0",
             "transformers>=4.40",
             "wandb",

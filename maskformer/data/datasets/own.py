@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from maskformer.structures import InputError, OwnDataset
+from maskformer.structures import Bands, InputError, OwnDataset
 
 from ..files import archives
 from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
@@ -42,7 +42,13 @@ def register_own(datasets: Iterable[OwnDataset]) -> None:
                 f"{dataset.key} would be named {dataset.name}, which is another dataset's name: choose another."
             )
         load = next(load for kind, load in _LOADERS.items() if kind in dataset.paths)
-        register(dataset.name, partial(load, dataset), own_key=dataset.key, **_metadata(dataset))
+        register(dataset.name, partial(load, dataset), own_key=dataset.key, bands=dataset.bands, **_metadata(dataset))
+
+
+def bands_of(names: Iterable[str]) -> Bands | None:
+    """How the pictures of the first own dataset among these, which are registered, are read; None: as plain ones."""
+    own = [name for name in names if name in DatasetCatalog and MetadataCatalog.get(name).get("own_key")]
+    return MetadataCatalog.get(own[0]).get("bands") if own else None
 
 
 def _categories(dataset: OwnDataset) -> list[Record]:

@@ -84,8 +84,8 @@ def _check_entry(entry: Any, checks: Mapping[str, Check], where: str, error: typ
     if not isinstance(entry, dict):
         raise error(f"{where} holds {reprlib.repr(entry)}; expected keys and values: write it again.")
     for key, (is_right, expected) in checks.items():
-        if key in entry or key not in _OPTIONAL:
-            _require(is_right(entry.get(key)), where, key, entry.get(key), expected, error)
+        if (key in entry or key not in _OPTIONAL) and not is_right(entry.get(key)):
+            _require(False, where, key, entry.get(key), expected, error)
 
 
 def _by_id(
@@ -99,7 +99,8 @@ def _by_id(
     found: dict[Any, Record] = {}
     for index, entry in enumerate(entries):
         _check_entry(entry, checks, where(index), error)
-        _require(entry[key] not in found, where(index), key, entry[key], "each id once, this is the second", error)
+        if entry[key] in found:
+            _require(False, where(index), key, entry[key], "each id once, this is the second", error)
         found[entry[key]] = entry
     return found
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import tifffile
 import torch
 import yaml
 from detectron2.config import CfgNode
@@ -619,7 +620,6 @@ def test_labels_of_another_kind_are_refused_with_what_reads_them(
 
 
 def test_bands_and_range_of_a_satellites_tiff_become_three_channels(tmp_path: Path, load_own: LoadOwn):
-    tifffile = pytest.importorskip("tifffile")
     bands = np.arange(4 * 6 * 6, dtype=np.uint16).reshape(4, 6, 6) * 20  # (rows, columns, bands), 0..2860
     (tmp_path / "images").mkdir()
     # GDAL writes bands side by side (INTERLEAVE=PIXEL) or one after the other (BAND).
