@@ -61,10 +61,11 @@ setup(
     extras_require={
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
         "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
-        "tiff": ["imagecodecs", "tifffile"],  # pictures with `bands` or `range`
         "app": ["gradio>=6"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
+        "scale": ["pyarrow", "ray[data]>=2.60"],  # examples/predict_with_ray.py
+        "tiff": ["imagecodecs", "tifffile"],  # TIFF files of several bands
         "test": [
             "cityscapesscripts",
             "datasets>=3",
@@ -73,10 +74,14 @@ setup(
             "h5py",
             "hypothesis>=6.100",
             "imagecodecs",
+            "ipykernel",
             "mlflow-skinny>=2.10",
+            "nbclient",
             "ninja",
+            "pyarrow",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "ray[data]>=2.60",
             "selenium>=4.20",  # drives Debian's chromium
             "tifffile",
             "timm>=1.0",

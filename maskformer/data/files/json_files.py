@@ -195,8 +195,11 @@ def _complete_instances(content: Any, name: str) -> Record:
         _require(category in known, where, "category_id", category, "the id of one of its categories")
         segmentation = drawn_part(annotation["segmentation"])
         if segmentation is not None:
-            area = annotation["area"] if "area" in annotation else mask_area(segmentation)  # which takes its time
-            objects.append({"iscrowd": 0, **annotation, "area": area, "segmentation": segmentation})
+            annotation["segmentation"] = segmentation
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation:  # which takes its time
+                annotation["area"] = mask_area(segmentation)
+            objects.append(annotation)
     _report_lost(content["annotations"], objects, images, name)
     return {**content, "annotations": objects}
 

@@ -74,17 +74,18 @@ def mask_area(segmentation: Any) -> float:
 
 def _find_polygon_fault(polygon: Sequence[Any], size: tuple[int, int] | None) -> str | None:
     limit = _FAR * max(size or (10_000, 10_000))
+    if isinstance(polygon, list) and polygon and set(map(type, polygon)) <= {int, float}:
+        # Most are so, and need no array. The sum of those with NaN is NaN.
+        if -limit <= min(polygon) and max(polygon) <= limit and math.isfinite(sum(polygon)):
+            return None
     try:
         values = np.asarray(polygon)
     except (ValueError, OverflowError):
         values = np.array(None)
-    if values.ndim == 1 and values.dtype.kind in "iuf":
-        if not values.size or (values.min() >= -limit and values.max() <= limit):  # of most; NaN is neither
-            return None
-        if np.isfinite(values).all():
-            far = values[(values < -limit) | (values > limit)][0]
-            return f"has a polygon with the coordinate {far}, which is far outside the image"
-    return f"has the polygon {reprlib.repr(polygon)}; expected finite numbers x0, y0, x1, y1, ..."
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        return f"has the polygon {reprlib.repr(polygon)}; expected finite numbers x0, y0, x1, y1, ..."
+    far = values[(values < -limit) | (values > limit)]
+    return f"has a polygon with the coordinate {far[0]}, which is far outside the image" if far.size else None
 
 
 def _is_sequence(value: Any) -> bool:
