@@ -237,7 +237,8 @@ def _check_use(key: str, content: Mapping[str, Any], splits: Iterable[dict[str, 
 
 def _read_names(key: str, names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names:
-        raise InputError(f"{key} is {names!r}; expected a list of one class name at least.")
+        state = "missing" if names is None else repr(names)
+        raise InputError(f"{key} is {state}; expected a list of one class name at least.")
     for name in names:
         if not isinstance(name, str) or not name:
             raise InputError(f"{key} holds {name!r}, which is no text: put the name in quotes.")

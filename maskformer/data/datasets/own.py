@@ -168,8 +168,14 @@ def _check_labelled(dataset: OwnDataset, path_key: str, missing: dict[str, str],
     folder, images = dataset.paths[path_key], dataset.paths["images"]
     in_images, in_labels = list_names(root_of(images)), list_names(root_of(folder))
     start = len(root_of(images)) + 1
-    hint = explain_missing_labels(dataset, [path[start:] for path in missing.values()], in_labels)
     first, path = next(iter(missing.items()))
+    masks, _ = _group_masks(missing, find_files(dataset, path_key, "images"), has_scenes="*" in folder)
+    if path_key == "labels" and missing.keys() <= masks.keys():
+        hint = f" There are masks of single objects, such as {masks[first][0]}: write objects instead of labels."
+    elif len(missing) == count:
+        hint = explain_missing_labels(dataset, [path[start:] for path in missing.values()], in_labels)
+    else:
+        hint = f" {count - len(missing)} images have one: to use these alone, write list: a file with their names."
     raise InputError(
         f"{len(missing)} of {count} images of {dataset.key} have no label, first {path}; expected "
         f"{first}{dataset.label_suffix or '.png'} in {folder}: add it or take the image away."
