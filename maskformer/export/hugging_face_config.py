@@ -211,6 +211,11 @@ def class_names_of(config_file: str) -> list[str]:
 
 
 def read_json(path: str) -> dict[str, Any]:
+    """One of the small files that describe a model.
+
+    Raises:
+        InputError: it is none.
+    """
     if os.path.getsize(path) > _MOST_BYTES:
         raise InputError(f"{path} has more than {_MOST_BYTES} bytes; expected a model's description.")
     try:

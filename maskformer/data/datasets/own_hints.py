@@ -148,7 +148,7 @@ def _differing_heads(image: str, labels: dict[str, str]) -> tuple[str, str] | No
 def explain_missing_image(images: str, file_name: str, names: Sequence[str]) -> str:
     """Where an image that a JSON names lies instead; "" where it does not."""
     wanted = file_name.replace("\\", "/")
-    found = next((name for name in names if name.endswith(f"/{wanted}") or name == wanted.rpartition("/")[2]), None)
+    found = next((name for name in names if name.endswith(f"/{wanted}") or wanted.endswith(f"/{name}")), None)
     if found is None:
         close = difflib.get_close_matches(wanted, names[:1000], n=1)
         return f" {images} holds {len(names)} files, such as {(close or [*names, 'none'])[0]}."
@@ -156,4 +156,4 @@ def explain_missing_image(images: str, file_name: str, names: Sequence[str]) -> 
         return f" It is in {images}/{found[: -len(wanted) - 1]}: write images: {images}/{found[: -len(wanted) - 1]}."
     head = wanted[: -len(found) - 1]
     above = f"write images: {images[: -len(head) - 1]}" if images.endswith(f"/{head}") else "correct the JSON's names"
-    return f" {found} lies in {images} itself, without {head}: {above}."
+    return f" {found} lies in {images}, without {head}: {above}."

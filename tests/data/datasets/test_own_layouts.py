@@ -678,8 +678,8 @@ def test_masks_of_single_objects_are_told_from_label_maps(tmp_path: Path, load_o
     save(tmp_path / "s/00ae/images/00ae.png")
     save(tmp_path / "flat/00ae.png")
     for number in (1, 2):
-        save(tmp_path / f"s/00ae/masks/{number}f.png", (STONES == number).astype(np.uint8) * 255)
-        save(tmp_path / f"masks/00ae/{number}f.png", (STONES == number).astype(np.uint8) * 255)
+        save(tmp_path / f"s/00ae/masks/{number}f.png", np.equal(STONES, number).astype(np.uint8) * 255)
+        save(tmp_path / f"masks/00ae/{number}f.png", np.equal(STONES, number).astype(np.uint8) * 255)
     with pytest.raises(InputError, match=r"1f\.png: write objects instead of labels"):
         load_own(**SCENE, train={"images": images, "labels": labels})
 
@@ -699,3 +699,15 @@ def test_a_file_in_place_of_a_folder_is_said_with_its_key(tmp_path: Path, load_o
     write_text(tmp_path / labels.partition("/")[0], "{}")
     with pytest.raises(InputError, match=rf"scene\.train\.labels .* no folder but a file: .*{remedy}"):
         load_own(**SCENE, train={"images": "images", "labels": labels})
+
+
+def test_a_json_that_names_the_folder_of_images_is_said_to_start_above_it(tmp_path: Path, load_own: LoadOwn):
+    # Label Studio's COCO export has images/a.jpg, beside result.json.
+    save(tmp_path / "images/sub dir/a.JPG")
+    image = {"id": 1, "file_name": "images\\sub dir/a.JPG", "height": 4, "width": 6}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 0, "name": "stone"}]}
+    write_text(tmp_path / "result.json", json.dumps(content))
+    with pytest.raises(InputError, match=rf"write images: {tmp_path}\."):
+        load_own(train={"images": "images", "instances": "result.json"})
+    (record,) = load_own(train={"images": ".", "instances": "result.json"})
+    assert names_of([record]) == ["a.JPG"]
