@@ -17,17 +17,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskformer.checkpoint import Checkpointer
+from maskformer.data.datasets.own import bands_of
 from maskformer.data.files import reading
 from maskformer.engine.accelerator import with_device
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
-from maskformer.export.folder import described_classes, find_model, write_folder
+from maskformer.export.folder import described_bands, described_classes, find_model, write_folder
 from maskformer.meta_arch import MaskFormer, know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
 from maskformer.reports.tasks import TASKS, Task
 from maskformer.results import Result
-from maskformer.structures import BadImageError, Classes, InputError, check_choice
+from maskformer.structures import BadImageError, Bands, Classes, InputError, check_choice
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -56,6 +57,7 @@ def load(source: str | Path, weights: str | Path | None = None, *, device: str =
     predictor = Predictor.from_config(cfg)
     if predictor.classes is None:
         innermost(predictor.model).classes = described_classes(source)  # type: ignore[assignment]
+    predictor.bands = predictor.bands or described_bands(source)
     return predictor
 
 
@@ -67,18 +69,26 @@ class Predictor:
         resize: applied to each image before the model sees it.
         input_format: the model's channel order, "RGB" or "BGR"; callers always give RGB.
         cfg: the model's configuration, for ``save_pretrained``, and for which results are shown first.
+        bands: which channels of picture files are read, and what their values mean; None: they are plain pictures.
 
     Raises:
         InputError: another channel order.
     """
 
     def __init__(
-        self, *, model: nn.Module, resize: T.Augmentation, input_format: str = "RGB", cfg: CfgNode | None = None
+        self,
+        *,
+        model: nn.Module,
+        resize: T.Augmentation,
+        input_format: str = "RGB",
+        cfg: CfgNode | None = None,
+        bands: Bands | None = None,
     ):
         if input_format not in CHANNEL_ORDERS:
             raise InputError(f"INPUT.FORMAT is {input_format!r}; expected one of {', '.join(CHANNEL_ORDERS)}.")
         self.model = model.eval()
         self.cfg = cfg
+        self.bands = bands
         self._resize = resize
         self._channel_order = list(CHANNEL_ORDERS[input_format])
         self._lock = threading.Lock()  # what a call asks of the model is set on the model
@@ -86,6 +96,8 @@ class Predictor:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Predictor:
         """Build the model that a configuration describes and load MODEL.WEIGHTS.
+
+        Picture files are read as the first dataset of ``DATASETS.OWN`` says that DATASETS.TEST, else TRAIN, names.
 
         Args:
             cfg: complete; a MODEL.DEVICE of "auto" takes an available accelerator, else the CPU.
@@ -103,7 +115,8 @@ class Predictor:
         check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg)
+        bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg, bands=bands)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str = "auto", **keys: Any) -> Predictor:
@@ -141,6 +154,7 @@ class Predictor:
             layout=layout,
             licence=licence,
             max_shard_bytes=max_shard_bytes,
+            bands=self.bands,
         )
 
     @property
@@ -221,7 +235,7 @@ class Predictor:
     ) -> Iterator[Result]:
         batch: list[tuple[Any, np.ndarray, dict[str, Any]]] = []
         for picture in pictures:
-            rgb = as_rgb(picture)
+            rgb = as_rgb(picture, self.bands)
             example = self._example(rgb, output_size)
             if batch and (len(batch) == batch_size or batch[0][2]["image"].shape != example["image"].shape):
                 yield from self._segment_batch(batch, task, options)
@@ -271,7 +285,7 @@ class Predictor:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-def as_rgb(picture: Any) -> np.ndarray:
+def as_rgb(picture: Any, bands: Bands | None = None) -> np.ndarray:
     """Bring a picture into the one form that a predictor resizes.
 
     Args:
@@ -280,6 +294,7 @@ def as_rgb(picture: Any) -> np.ndarray:
             other way round where it can be nothing else. One channel is grey, four are RGBA, of which A is dropped.
             Values are bytes or other integers of 0..255; uint16 of 0..65535; bool; floats of 0..1, or of 0..255 if
             one is 2 or more.
+        bands: how to read a file; None: as a plain picture.
 
     Returns:
         (height,width,3) uint8 RGB, upright as an EXIF orientation says.
@@ -291,7 +306,7 @@ def as_rgb(picture: Any) -> np.ndarray:
     if isinstance(picture, str) and "://" in picture:
         raise BadImageError(f"{picture} is an address, and nothing is fetched here: download it and give the file.")
     if isinstance(picture, (str, os.PathLike)):
-        return np.asarray(reading.read_picture(str(os.fspath(picture)), remedy))
+        return np.asarray(reading.read_picture(str(os.fspath(picture)), remedy, bands))
     if isinstance(picture, Image.Image):
         name = getattr(picture, "filename", "") or "without a name"
         picture = np.asarray(reading.to_rgb(picture, name, remedy))

@@ -17,10 +17,11 @@ from torch import Tensor
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.checkpoint.reading import CLASSES_METADATA, SHARD_INDEX
 from maskformer.config import load_config
+from maskformer.config.bands import read_bands
 from maskformer.files import unfinished
-from maskformer.structures import Classes, InputError, check_choice
+from maskformer.structures import Bands, Classes, InputError, check_choice
 
-from .hugging_face_config import class_names_of, describe_model, describe_preprocessing, read_description
+from .hugging_face_config import class_names_of, describe_model, describe_preprocessing, read_description, read_json
 from .model_card import write_card
 
 CONFIGURATION = "config.yaml"
@@ -67,6 +68,16 @@ def described_classes(source: str | Path) -> Classes | None:
     return Classes(f"folder {source}", tuple(class_names_of(file))) if os.path.isfile(file) else None
 
 
+def described_bands(source: str | Path) -> Bands | None:
+    """How a folder that ``write_folder`` wrote says that pictures are read; None: as plain ones.
+
+    Raises:
+        InputError: it says what makes no sense.
+    """
+    file = os.path.join(source, PREPROCESSING)
+    return read_bands(file, read_json(file)) if os.path.isfile(file) else None
+
+
 def _weights_of(folder: str) -> str:
     """The weights in a folder: those of ``write_folder``, or the last of a training."""
     for name in (WEIGHTS, SHARD_INDEX):
@@ -93,6 +104,7 @@ def write_folder(
     layout: str = "maskformer",
     licence: str = "",
     max_shard_bytes: int = 5 * 2**30,
+    bands: Bands | None = None,
 ) -> list[str]:
     """Write a model as a folder.
 
@@ -104,6 +116,7 @@ def write_folder(
         layout: one of ``LAYOUTS``.
         licence: of the weights; "": not stated.
         max_shard_bytes: larger weights are divided.
+        bands: how pictures are read, which ``described_bands`` gives; Hugging Face's programs do not know of it.
 
     Returns:
         Names of the parameters that Hugging Face has no place for.
@@ -119,7 +132,7 @@ def write_folder(
         state, left_out = to_hugging_face(dict(state))
     else:
         texts = {CONFIGURATION: _portable(cfg).dump()}
-    texts[PREPROCESSING] = json.dumps(describe_preprocessing(cfg), indent=2)
+    texts[PREPROCESSING] = json.dumps({**describe_preprocessing(cfg), **(bands.to_plain() if bands else {})}, indent=2)
     texts[CARD] = write_card(cfg, classes, layout=layout, licence=licence)
     _write_divided(folder, state, classes, max_shard_bytes)
     for name, text in texts.items():

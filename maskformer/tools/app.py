@@ -23,7 +23,7 @@ from maskformer.reports import media
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, OPACITY, TASKS
 from maskformer.results import Result
 from maskformer.runs.failures import EXIT_INPUT_ERROR, is_out_of_memory
-from maskformer.structures import BadImageError, InputError, printable
+from maskformer.structures import BadImageError, Bands, InputError, printable
 
 try:
     import gradio as gr
@@ -92,10 +92,10 @@ def look(
     return result, draw(result, transparency), list_found(result)
 
 
-def read_picture(path: str | None) -> np.ndarray | None:
+def read_picture(bands: Bands | None, path: str | None) -> np.ndarray | None:
     """A picture that was dropped on the page; what is wrong with it is told there."""
     with _told_on_the_page(path or ""):
-        return None if path is None else media.read_picture(path)
+        return None if path is None else media.read_picture(path, bands)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def build_page(predictor: Predictor) -> Any:
         }
         # A broken picture must not leave the last one's result under its own name.
         cleared = file.change(lambda: (None, *NOTHING), None, [picture, result, drawn, listed], show_progress="hidden")
-        cleared.then(read_picture, file, picture).success(**show)
+        cleared.then(partial(read_picture, predictor.bands), file, picture).success(**show)
         task.input(lambda name: gr.Slider(**_begin(thresholds, name)), task, threshold).then(**show)
         threshold.input(**show, trigger_mode="always_last", show_progress="hidden")
         transparency.input(draw, [result, transparency], drawn, trigger_mode="always_last", show_progress="hidden")

@@ -43,7 +43,7 @@ from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
 from maskformer.runs.launch import Place, find_place, find_shard, gather_from_ranks, is_restarted, take_device
 from maskformer.runs.screen import keep_warnings_off_screen
-from maskformer.structures import BadImageError, InputError, printable
+from maskformer.structures import BadImageError, Bands, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
 PAGE_NAME = "predictions.html"
@@ -63,6 +63,7 @@ class Annotator:
         classes: K names and colours.
         facts: what the JSON says about model and dataset.
         things: numbers of the classes that are counted one by one.
+        bands: how images are read; None: as plain pictures.
     """
 
     segment: Callable[[np.ndarray], dict[str, Any]]
@@ -70,10 +71,15 @@ class Annotator:
     classes: ClassTable
     facts: dict[str, Any]
     things: frozenset[int] = frozenset()
+    bands: Bands | None = None
 
     def facts_of(self, source: Source) -> dict[str, Any]:
         """What the JSON of one image says first, and by which another one in its place is told."""
         return {"image": source.name, "image_digest": media.digest(source.name), "task": self.task.name, **self.facts}
+
+    def read(self, source: Source) -> np.ndarray:
+        """An image as (height,width,3) uint8 RGB."""
+        return media.read_picture(source.name, self.bands)
 
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
@@ -138,14 +144,14 @@ def _label(source: Source, output: Path, annotator: Annotator, dataset: ResultDa
     facts = annotator.facts_of(source)
     if resume and dataset.has(output, facts):
         return False
-    result = annotator.task.read(annotator.segment(media.read_picture(source.name)))
+    result = annotator.task.read(annotator.segment(annotator.read(source)))
     dataset.add(source.name, output, annotator.task.encode(result, annotator.classes), facts)
     return True
 
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
-    facts, image, task = annotator.facts_of(source), media.read_picture(source.name), annotator.task
+    facts, image, task = annotator.facts_of(source), annotator.read(source), annotator.task
     result = task.read(annotator.segment(image))
     picture, ids = task.draw(image, result, annotator.classes), task.encode(result, annotator.classes)
     media.write_result(output, picture, ids, facts, annotator.classes)
@@ -207,7 +213,7 @@ def _write_dataset(plan: Plan, args: argparse.Namespace) -> int:
     """Write the results of all images as a dataset; a shard leaves what holds them together to a later call."""
     folder = Path(args.output)
     cfg, annotator = _build_annotator(args, plan.place)
-    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things)
+    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things, annotator.bands)
     if plan.resume:
         remove_folders_beside(file for _, picture in plan.own_work for file in dataset.files(picture))
     exit_code = _annotate_all(plan, partial(_label, annotator=annotator, dataset=dataset, resume=plan.resume))
@@ -263,7 +269,7 @@ def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
                 if source.is_video:
                     _show(map(annotator.picture, Video(source)), wait=1)
                 else:
-                    _show([annotator.picture(media.read_picture(source.name))], wait=0)
+                    _show([annotator.picture(annotator.read(source))], wait=0)
         except BadImageError as error:
             _warn(f"left out: {error}")
             exit_code = EXIT_SOME_LEFT_OUT
@@ -358,11 +364,11 @@ def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, A
         "config_file": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "dataset": dataset,
-        "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
+        "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names, predictor.bands]),
     }
     segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
     things = (predictor.classes and predictor.classes.things) or frozenset()
-    return cfg, Annotator(segment, task, classes, facts, things)
+    return cfg, Annotator(segment, task, classes, facts, things, predictor.bands)
 
 
 def predict(args: argparse.Namespace) -> int:
