@@ -61,16 +61,15 @@ class ValidationPictures:
 
     def _choose(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         name = self._cfg.DATASETS.TEST[0]
-        if (
-            not self._cfg.LOG.PICTURES or name not in DatasetCatalog
-        ):  # a subclass of the trainer may evaluate what is not registered
+        # A subclass of the trainer may evaluate what is not registered.
+        if not self._cfg.LOG.PICTURES or name not in DatasetCatalog:
             return []
         records = load_dataset(name, "DATASETS.TEST")
         of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(self._cfg, name).evaluators}
         evaluator = next(of_switch[switch] for switch in _PREFERRED if switch in of_switch)
         count = min(self._cfg.LOG.PICTURES, len(records))
         chosen = [records[index * len(records) // count] for index in range(count)]
-        return [(record, evaluator.truth(record)) for record in chosen]
+        return [(record, truth) for record in chosen if (truth := evaluator.truth(record))]
 
 
 def _join(pictures: list[np.ndarray]) -> np.ndarray:
