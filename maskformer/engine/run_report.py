@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,16 +229,21 @@ def format_class_scores(file: Path) -> str:
     except OSError:  # evaluators of others write none
         return ""
     kinds = {kind: metric for kind, metric in CLASS_SCORES.items() if per_class.get(kind)}
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[tuple[str, int], dict[str, float]] = {}  # by name, and how often that came before: two may have one
     for kind, metric in kinds.items():
+        seen: Counter[str] = Counter()
         for row in per_class[kind]:
-            rows.setdefault(row["class"], {})[metric] = math.nan if row[metric] is None else row[metric]
-    cells = [[_short(name), *(row.get(metric, math.nan) for metric in kinds.values())] for name, row in rows.items()]
+            score = row.get(metric)
+            rows.setdefault((row["class"], seen[row["class"]]), {})[metric] = math.nan if score is None else score
+            seen[row["class"]] += 1
+    cells = [[_short(name), *(row.get(metric) for metric in kinds.values())] for (name, _), row in rows.items()]
     height = max(CLASSES_A_COLUMN, -(-len(cells) // MOST_COLUMNS))
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = [[cell for row in line for cell in row or ()] for line in itertools.zip_longest(*columns)]
     headers = ["class", *kinds.values()] * len(columns)
-    return tabulate(lines, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="") if lines else ""
+    names = list(range(0, len(headers), 1 + len(kinds)))  # "1e3" is no number
+    layout = {"tablefmt": "simple", "floatfmt": ".2f", "missingval": "", "disable_numparse": names}
+    return tabulate(lines, headers=headers, **layout) if lines else ""
 
 
 def _short(name: str) -> str:

@@ -19,6 +19,7 @@ from maskformer.data.files.json_files import read_json
 from maskformer.structures import InputError
 
 VERSION = 1  # of the files that are understood
+AVERAGED = "ema"  # the folder for what a training measures of the moving average of its weights
 LAYERS = ("picture", "truth", "prediction")  # of the worst and best pictures
 
 OTHER_METRICS = ("total_loss", "lr", "images_per_second")
@@ -120,7 +121,9 @@ def read_run(path: Path) -> RunFolder:
     Raises:
         InputError: it is not the folder of a run.
     """
-    evaluated = sorted((path / "inference").glob("*/evaluation.json"))
+    evaluated = [
+        file for folder in (path, path / AVERAGED) for file in sorted(folder.glob("inference/*/evaluation.json"))
+    ]
     if not evaluated and not any((path / name).is_file() for name in ("run.json", "metrics.json")):
         state = "holds none of them" if path.is_dir() else "is no folder"
         raise InputError(
@@ -138,6 +141,7 @@ def read_run(path: Path) -> RunFolder:
     for file in evaluated:
         evaluation = _read_evaluation(file, run.notes)
         if evaluation is not None:
+            evaluation.dataset += " (moving average of the weights)" if path / AVERAGED in file.parents else ""
             run.evaluations[evaluation.dataset] = evaluation
     return run
 

@@ -32,8 +32,21 @@ def test_each_class_has_a_line_with_the_score_of_each_kind_of_result(tmp_path: P
     }
     header, _, *lines = format_class_scores(write_evaluation(tmp_path, rows)).splitlines()
     assert header.split() == ["class", "IoU", "PQ"]
-    expected = [["grass", "12.35", "50.00"], [r"wall-e\x1b[31m", "nan", "nan"], ["b" * 23 + "…", "nan", "1.00"]]
+    expected = [["grass", "12.35", "50.00"], [r"wall-e\x1b[31m", "nan"], ["b" * 23 + "…", "1.00"]]  # of stuff, no AP
     assert [line.split() for line in lines] == expected
+
+
+@pytest.mark.parametrize("names", [["1e3", "007"], ["tree", "tree"], ["0.5"]])
+def test_names_of_classes_are_shown_as_they_are(tmp_path: Path, names: list[str]):
+    rows = [{"class": name, "IoU": float(index)} for index, name in enumerate(names)]
+    _, _, *lines = format_class_scores(write_evaluation(tmp_path, {"sem_seg": rows})).splitlines()
+    assert [line.split() for line in lines] == [[name, f"{index}.00"] for index, name in enumerate(names)]
+
+
+def test_scores_of_classes_of_another_name_are_not_shown(tmp_path: Path):
+    """As an evaluator of others may give them."""
+    file = write_evaluation(tmp_path, {"sem_seg": [{"class": "grass", "F1": 3.0}]})
+    assert format_class_scores(file).split()[-2:] == ["grass", "nan"]
 
 
 @pytest.mark.parametrize(("count", "height"), [(1, 1), (40, 40), (41, 40), (121, 41), (847, 283)])

@@ -29,7 +29,9 @@ def keeper(folder: Path) -> KeptPictures:
 
 def show(pictures: KeptPictures, indices: range | list[int], scores: list[float] = SCORES) -> None:
     for index in indices:
-        pictures.offer(index, scores[index], {"file_name": f"{index}.jpg", "index": index}, lambda _: {"sem_seg": 0}, {})
+        pictures.offer(
+            index, scores[index], {"file_name": f"{index}.jpg", "index": index}, lambda _: {"sem_seg": 0}, {}
+        )
 
 
 def publish(pictures: KeptPictures, folder: Path, scores: list[float] = SCORES) -> tuple[list[str], list[str]]:
