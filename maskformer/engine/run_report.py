@@ -66,7 +66,7 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
         "iterations": cfg.SOLVER.MAX_ITER,
         **({"command": args.command} if "command" in args else {}),
     }
-    start_record(cfg.OUTPUT_DIR, facts, resumes=args.resume)
+    start_record(cfg.OUTPUT_DIR, facts, resumes=args.resume and not args.eval_only)
     SCREEN.info("MaskFormer %s, %s: %s", version, facts["kind"], args.config_file or "the default configuration")
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     _say("device", f"{facts['device']}{processes}")
@@ -154,6 +154,8 @@ class RunReport(HookBase):
     def after_step(self) -> None:
         """Say how far it is: at the first step, which shows that it runs, and at every ``PERIOD``-th."""
         done, total = self.trainer.iter + 1, self.trainer.max_iter
+        if done % (self.cfg.SOLVER.CHECKPOINT_PERIOD or total) == 0:
+            add_to_record(self.cfg.OUTPUT_DIR)  # the seconds so far, of which a resumed run knows if this one is killed
         if done % PERIOD and done not in (self.trainer.start_iter + 1, total):
             return
         latest = self.trainer.storage.latest_with_smoothing_hint(PERIOD)

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from detectron2.utils.events import EventStorage
 
 from maskformer.config import load_config
-from maskformer.engine.run_report import changed_keys, format_class_scores, show_scores
+from maskformer.engine.run_report import RunReport, changed_keys, format_class_scores, show_scores
+from maskformer.runs.record import RECORD_NAME, start_record
 
 
 def write_evaluation(folder: Path, per_class: dict[str, Any]) -> Path:
@@ -66,3 +70,14 @@ def test_scores_are_shown_without_those_of_classes(tmp_path: Path, caplog: pytes
         ["Scores", "on", "garden_val,", "in", "percent:"],
         ["sem_seg", "mIoU", "44.46", "pACC", "nan"],
     ]
+
+
+@pytest.mark.parametrize(("done", "is_written"), [(4, False), (5, True)])
+def test_a_run_that_is_killed_has_the_seconds_up_to_its_checkpoint(tmp_path: Path, done: int, is_written: bool):
+    cfg = load_config("", ["MODEL.DEVICE", "cpu", "SOLVER.CHECKPOINT_PERIOD", "5", "OUTPUT_DIR", str(tmp_path)])
+    start_record(str(tmp_path), {"kind": "training"}, resumes=False)
+    report = RunReport(cfg)
+    report.trainer = SimpleNamespace(iter=done - 1, max_iter=10, start_iter=0, storage=EventStorage())
+    time.sleep(0.2)
+    report.after_step()
+    assert (json.loads((tmp_path / RECORD_NAME).read_text())["seconds"] >= 0.2) == is_written

@@ -12,6 +12,7 @@ import pycocotools.mask as mask_util
 import pytest
 import tiny_dataset
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from tiny_dataset import INPUTS, NAME, SEGMENT_MAP, SKY, instances, perfect_output
@@ -129,6 +130,16 @@ def test_semantic_scores_of_regions_and_boundaries(tmp_path: Path):
     # prediction has the border, and 6 pixels around the cat, which are 52 x 112 - 40 x 100.
     border, sky, cat = 200**2 - 188**2, 22**2 - 10**2, 52 * 112 - 40 * 100
     assert evaluation["boundary"]["mBoundaryIoU"] == pytest.approx(100 * border / (border + sky + cat) / 2)
+
+
+def test_classes_of_one_name_have_their_own_scores(tmp_path: Path):
+    MetadataCatalog.get(NAME).stuff_classes[SKY_CLASS] = "grass"
+    predicted = labels()
+    predicted[predicted == SKY_CLASS] = GRASS_CLASS
+    evaluation, _ = evaluate(tmp_path, (SemanticEvaluator,), {"sem_seg": predicted})
+    grass, sky, _ = evaluation["per_class"]["sem_seg"]
+    assert grass["class"] == sky["class"] == "grass"
+    assert grass["BoundaryIoU"] > 0 == sky["BoundaryIoU"]
 
 
 def test_an_image_without_a_label_has_no_score(tmp_path: Path):
