@@ -84,7 +84,8 @@ class EscapingHandler(logging.Handler):
         except Exception:  # as every handler: a message that cannot be formatted stops nothing
             self.handleError(record)
         # Where nobody asks for logs, Python itself shows warnings, but not if it sees a handler.
-        others = (*logging.getLogger(record.name.partition(".")[0]).handlers, *logging.getLogger().handlers)
+        names = record.name, record.name.partition(".")[0], None  # None: the root
+        others = [handler for name in names for handler in logging.getLogger(name).handlers]
         last = logging.lastResort
         if last is not None and record.levelno >= last.level and all(handler is self for handler in others):
             last.handle(record)

@@ -69,7 +69,7 @@ class ValidationPictures:
         evaluator = next(of_switch[switch] for switch in _PREFERRED if switch in of_switch)
         count = min(self.cfg.LOG.PICTURES, len(records))
         chosen = [records[index * len(records) // count] for index in range(count)]
-        return [(record, evaluator.truth(record)) for record in chosen]
+        return [(record, truth) for record in chosen if (truth := evaluator.truth(record))]
 
 
 def _join(pictures: list[np.ndarray]) -> np.ndarray:

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def introduce(cfg: CfgNode, args: Namespace) -> None:
         "iterations": cfg.SOLVER.MAX_ITER,
         **({"command": args.command} if "command" in args else {}),
     }
-    start_record(cfg.OUTPUT_DIR, facts, resumes=args.resume)
+    start_record(cfg.OUTPUT_DIR, facts, resumes=args.resume and not args.eval_only)
     SCREEN.info("MaskFormer %s, %s: %s", version, facts["kind"], args.config_file or "the default configuration")
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     _say("device", f"{facts['device']}{processes}")
@@ -153,6 +154,8 @@ class RunReport(HookBase):
     def after_step(self) -> None:
         """Say how far it is: at the first step, which shows that it runs, and at every ``PERIOD``-th."""
         done, total = self.trainer.iter + 1, self.trainer.max_iter
+        if done % (self.cfg.SOLVER.CHECKPOINT_PERIOD or total) == 0:
+            add_to_record(self.cfg.OUTPUT_DIR)  # the seconds so far, of which a resumed run knows if this one is killed
         if done % PERIOD and done not in (self.trainer.start_iter + 1, total):
             return
         latest = self.trainer.storage.latest_with_smoothing_hint(PERIOD)
@@ -228,16 +231,21 @@ def format_class_scores(file: Path) -> str:
     except OSError:  # evaluators of others write none
         return ""
     kinds = {kind: metric for kind, metric in CLASS_SCORES.items() if per_class.get(kind)}
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[tuple[str, int], dict[str, float]] = {}  # by name, and how often that came before: two may have one
     for kind, metric in kinds.items():
+        seen: Counter[str] = Counter()
         for row in per_class[kind]:
-            rows.setdefault(row["class"], {})[metric] = math.nan if row[metric] is None else row[metric]
-    cells = [[_short(name), *(row.get(metric, math.nan) for metric in kinds.values())] for name, row in rows.items()]
+            score = row.get(metric)
+            rows.setdefault((row["class"], seen[row["class"]]), {})[metric] = math.nan if score is None else score
+            seen[row["class"]] += 1
+    cells = [[_short(name), *(row.get(metric) for metric in kinds.values())] for (name, _), row in rows.items()]
     height = max(CLASSES_A_COLUMN, -(-len(cells) // MOST_COLUMNS))
     columns = [cells[start : start + height] for start in range(0, len(cells), height)]
     lines = [[cell for row in line for cell in row or ()] for line in itertools.zip_longest(*columns)]
     headers = ["class", *kinds.values()] * len(columns)
-    return tabulate(lines, headers=headers, tablefmt="simple", floatfmt=".2f", missingval="") if lines else ""
+    names = list(range(0, len(headers), 1 + len(kinds)))  # "1e3" is no number
+    layout = {"tablefmt": "simple", "floatfmt": ".2f", "missingval": "", "disable_numparse": names}
+    return tabulate(lines, headers=headers, **layout) if lines else ""
 
 
 def _short(name: str) -> str:

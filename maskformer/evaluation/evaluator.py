@@ -28,6 +28,9 @@ MeasuredImage = tuple[dict[str, Any], list[Any]]  # what tells it from others, a
 class ImageEvaluator(DatasetEvaluator):
     """One kind of result of a dataset, measured image by image; subclasses give ``measure`` and ``score``.
 
+    ``score_image``, ``truth`` and ``details`` are for scores of single images, pictures and tables: those that a
+    subclass does not give are missing there, and nothing else is.
+
     Args:
         dataset_name: registered.
         output_folder: where predictions are written; None: nowhere.
@@ -93,13 +96,13 @@ class ImageEvaluator(DatasetEvaluator):
         """
         return {}
 
-    def truth(self, example: dict[str, Any]) -> dict[str, Any]:
-        """The label of one image in the form of a model's output, to be drawn.
+    def truth(self, example: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002
+        """The label of one image in the form of a model's output, to be drawn; empty where it cannot be.
 
         Args:
             example: entry of the dataset.
         """
-        raise NotImplementedError
+        return {}
 
     def reset(self) -> None:
         """Forget all images."""

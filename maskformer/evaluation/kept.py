@@ -57,7 +57,7 @@ class KeptPictures:
             index: of the image in the dataset.
             score: in percent; nan: it has none, and is not drawn.
             example: entry of the dataset.
-            truth: gives its label in the form of a model's output.
+            truth: gives its label in the form of a model's output; an empty one is not drawn.
             output: the model's.
         """
         if self._draw is None or not math.isfinite(score):
@@ -68,7 +68,8 @@ class KeptPictures:
         if left == rank:
             return
         try:
-            self._save(index, self._draw(example, truth(example), output))
+            if label := truth(example):
+                self._save(index, self._draw(example, label, output))
             if left is not None:
                 for path in self._paths(left[-1]).values():
                     path.unlink(missing_ok=True)

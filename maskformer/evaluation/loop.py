@@ -114,7 +114,7 @@ class WatchedLoader:
     """A loader of an evaluation that says on the screen how far it is.
 
     Args:
-        loader: of this process; all have about as many images.
+        loader: of this process; all processes have one, of about as many images.
         name: of the dataset.
     """
 
@@ -127,11 +127,11 @@ class WatchedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         processes, start = comm.get_world_size(), time.monotonic()
-        total, said, done = len(self) * processes, start, 0
+        total, said, done = sum(comm.all_gather(len(self))), start, 0
         SCREEN.info("evaluating %d images of %s", total, self._name)
         for batch in self._loader:
             yield batch
-            done, now = done + processes, time.monotonic()
+            done, now = min(done + processes, total), time.monotonic()
             if now - said >= PROGRESS_SECONDS or done == total:
                 said, speed = now, done / max(now - start, 1e-6)
                 left = tqdm.format_interval((total - done) / speed)

@@ -5,9 +5,7 @@ Scores are in percent, and null where there is nothing to judge. docs/train.md e
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 from detectron2.utils.events import get_event_storage, has_event_storage
 
-from maskformer.files import unfinished
+from maskformer.files import json_text, unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +35,6 @@ def _plain(value: Any) -> Any:
     """A number or text of an entry, which may be of any type."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if value is None or isinstance(value, (int, str)) else str(value)
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for each number that is not finite, which JSON has not."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_nan(part) for part in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def name_main_score(images: Iterable[Mapping[str, Any]]) -> tuple[str, str] | None:
@@ -127,4 +114,4 @@ def write_json(path: Path, content: Any) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with unfinished(path) as temporary:
-        temporary.write_text(json.dumps(without_nan(content), allow_nan=False, separators=(",", ":")), "utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")

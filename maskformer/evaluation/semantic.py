@@ -93,11 +93,12 @@ class SemanticEvaluator(ImageEvaluator):
         for image in measured:
             for counts, (values, numbers) in zip(boundaries, image["boundaries"], strict=True):
                 counts[values] += np.array(numbers, dtype=np.int64)
-        scores = self._score(pixels[:-1, :-1].astype(float), boundaries[:, :-1].astype(float))
+        of_boundaries = _score_boundaries(boundaries[:, :-1].astype(float), pixels[:-1, :-1].sum(0))
+        scores = self._score(pixels[:-1, :-1].astype(float), of_boundaries)
         self.details = {
             "per_class": {"sem_seg": [
-                {**row, "BoundaryIoU": scores[f"BoundaryIoU-{name}"]}
-                for name, row in zip(self._names, tabulate_classes(pixels, self._names), strict=True)
+                {**row, "BoundaryIoU": 100 * of_boundary}
+                for of_boundary, row in zip(of_boundaries, tabulate_classes(pixels, self._names), strict=True)
             ]},
             "confusion": describe_confusion(pixels, self._names),
             "by_size": describe_regions([image["regions"] for image in measured]),
@@ -122,12 +123,10 @@ class SemanticEvaluator(ImageEvaluator):
         label_file = self._label_of_image[file_name]
         return read_label_map(label_file, self.num_classes, self._ignore_label, self.metadata.get("label_values"))
 
-    def _score(self, pixels: np.ndarray, boundaries: np.ndarray) -> dict[str, float]:
+    def _score(self, pixels: np.ndarray, boundary_iou: np.ndarray) -> dict[str, float]:
         hits, labelled, predicted = pixels.diagonal(), pixels.sum(0), pixels.sum(1)
         iou = _ratio(hits, labelled + predicted - hits, labelled)
         accuracy = _ratio(hits, labelled, labelled)
-        labelled_boundary, predicted_boundary, common = boundaries
-        boundary_iou = _ratio(common, labelled_boundary + predicted_boundary - common, labelled)
         total = labelled.sum() or float("nan")  # not one labelled pixel
         seen = labelled > 0
         scores = {
@@ -208,6 +207,12 @@ def _is_near_boundary(labels: np.ndarray) -> np.ndarray:
     # The way to another class leads over a pixel that has it as a neighbour, one step before.
     square = np.ones((2 * width - 1, 2 * width - 1), dtype=np.uint8)
     return cv2.dilate(edges.astype(np.uint8), square) > 0
+
+
+def _score_boundaries(boundaries: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """(K,) boundary IoU of the pixels that ``_boundary_classes`` gives; nan for a class that is not labelled."""
+    of_label, of_predicted, common = boundaries
+    return _ratio(common, of_label + of_predicted - common, labelled)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray, labelled: np.ndarray) -> np.ndarray:

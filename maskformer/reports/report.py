@@ -93,7 +93,7 @@ def _group_scores(metrics: dict[str, Points]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for kind, drawn in SHOWN_SCORES.items():
         found = [match for match in matches if match["kind"] == kind and match["metric"] in drawn]
-        for match in sorted(found, key=lambda match: drawn.index(match["metric"])):
+        for match in sorted(found, key=lambda match: (match["dataset"] or "", drawn.index(match["metric"]))):
             place = f", {match['dataset']}" if match["dataset"] else ""
             groups.setdefault(f"{KINDS[kind].capitalize()} scores{place}", []).append(match[0])
     return groups

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from maskformer.data.files.json_files import read_json
-from maskformer.structures import InputError
+from maskformer.structures import InputError, printable
 
 VERSION = 1  # of the files that are understood
+AVERAGED = "ema"  # the folder for what a training measures of the moving average of its weights
 LAYERS = ("picture", "truth", "prediction")  # of the worst and best pictures
 
 OTHER_METRICS = ("total_loss", "lr", "images_per_second")
@@ -120,7 +121,9 @@ def read_run(path: Path) -> RunFolder:
     Raises:
         InputError: it is not the folder of a run.
     """
-    evaluated = sorted((path / "inference").glob("*/evaluation.json"))
+    evaluated = [
+        file for folder in (path, path / AVERAGED) for file in sorted(folder.glob("inference/*/evaluation.json"))
+    ]
     if not evaluated and not any((path / name).is_file() for name in ("run.json", "metrics.json")):
         state = "holds none of them" if path.is_dir() else "is no folder"
         raise InputError(
@@ -138,6 +141,7 @@ def read_run(path: Path) -> RunFolder:
     for file in evaluated:
         evaluation = _read_evaluation(file, run.notes)
         if evaluation is not None:
+            evaluation.dataset += " (moving average of the weights)" if path / AVERAGED in file.parents else ""
             run.evaluations[evaluation.dataset] = evaluation
     return run
 
@@ -257,7 +261,7 @@ def _read_evaluation(file: Path, notes: list[str]) -> Evaluation | None:
     per_class = mapping(content, "per_class")
     for kind in per_class:
         rows = [entry for entry in entries(per_class, kind) if isinstance(entry.get("class"), str)]
-        evaluation.per_class[kind] = [{**_numbers(entry), "class": entry["class"]} for entry in rows]
+        evaluation.per_class[kind] = [{**_numbers(entry), "class": printable(entry["class"])} for entry in rows]
     evaluation.confusion = _read_confusion(mapping(content, "confusion"))
     evaluation.by_size = [
         {**{key: str(entry.get(key, "")) for key in ("measure", "size")}, **_numbers(entry)}
@@ -280,7 +284,11 @@ def _read_confusion(content: dict[str, Any]) -> Confusion | None:
             true, predicted, count = entry
             if true in known and predicted in known and count > 0:
                 found[true, predicted] = count
-    return Confusion(str(content.get("unit", "pixels")), [*map(str, names), "none"], found) if found else None
+    return (
+        Confusion(str(content.get("unit", "pixels")), [*(printable(str(name)) for name in names), "none"], found)
+        if found
+        else None
+    )
 
 
 def _read_images(file: Path, evaluation: Evaluation, notes: list[str]) -> dict[str, str]:

@@ -28,11 +28,16 @@ def start_record(folder: str, facts: dict[str, Any], *, resumes: bool) -> None:
     Args:
         folder: OUTPUT_DIR, which exists.
         facts: "kind" is "training" or "evaluation"; "command" is there where it is not that of the process.
-        resumes: whether the run goes on with the one that the folder holds, and adds to its seconds.
+        resumes: whether the run goes on with the one that the folder holds, from its start, and adds to its seconds.
     """
     earlier = _read(folder) if resumes else {}
-    seconds = earlier.get("seconds") if earlier.get("kind") == facts["kind"] else None
-    begun = {"command": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "started": _now(), "finished": None}
+    earlier = earlier if earlier.get("kind") == facts["kind"] else {}
+    seconds, started = earlier.get("seconds"), earlier.get("started")
+    begun = {
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "started": started if isinstance(started, str) else _now(),
+        "finished": None,
+    }
     spent = float(seconds) if isinstance(seconds, (int, float)) else 0.0
     _STARTED[os.path.realpath(folder)] = {"version": 1, **begun, **facts}, spent, time.monotonic()
     add_to_record(folder)

@@ -23,6 +23,7 @@ from maskformer.reports import media
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, OPACITY, TASKS
 from maskformer.results import Result
 from maskformer.runs.failures import EXIT_INPUT_ERROR, is_out_of_memory
+from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import BadImageError, Bands, InputError, printable
 
 try:
@@ -234,4 +235,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_warnings_off_screen()
     sys.exit(main())

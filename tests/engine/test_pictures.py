@@ -14,6 +14,7 @@ from torch import nn
 
 from maskformer.config import load_config
 from maskformer.engine.pictures import GAP, ValidationPictures
+from maskformer.evaluation import MEASURES, ImageEvaluator
 from maskformer.structures import Classes
 
 NAME = "pictures_val"
@@ -105,4 +106,13 @@ def test_dataset_that_is_not_registered_has_no_pictures(cfg: CfgNode):
 
 def test_no_pictures_are_drawn_where_none_are_asked_for(cfg: CfgNode):
     cfg.LOG.PICTURES = 0
+    assert ValidationPictures(cfg).draw(Halves("sem_seg")) == {}
+
+
+def test_evaluator_of_others_without_truth_has_no_pictures(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch):
+    class Theirs(ImageEvaluator):
+        switch, entry_key = "SEMANTIC_ON", "sem_seg_file_name"
+
+    monkeypatch.setitem(MEASURES, "theirs", (Theirs,))
+    MetadataCatalog.get(NAME).evaluator_type = "theirs"
     assert ValidationPictures(cfg).draw(Halves("sem_seg")) == {}

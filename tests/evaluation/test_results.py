@@ -12,6 +12,7 @@ import pycocotools.mask as mask_util
 import pytest
 import tiny_dataset
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from tiny_dataset import INPUTS, NAME, SEGMENT_MAP, SKY, instances, perfect_output
@@ -108,6 +109,37 @@ def test_semantic_scores_of_image_classes_and_confusions(tmp_path: Path):
     assert sorted(evaluation["confusion"]["counts"]) == [[0, 0, 1], [0, 2, 1], [1, 1, 1], [NONE, CAT_CLASS, 21]]
     assert evaluation["confusion"]["unit"] == "pixels"
     assert evaluation["boundary"].keys() == {"mIoU", "mBoundaryIoU"}
+
+
+def test_semantic_scores_of_regions_and_boundaries(tmp_path: Path):
+    """A large region of 200 x 200 pixels loses a tenth of its pixels, far from its edge, to a class nobody labelled."""
+    label = np.full((200, 200), GRASS_CLASS, dtype=np.uint8)
+    label[90:100, 90:100] = SKY_CLASS  # small, and taken for grass
+    Image.fromarray(label).save(tmp_path / "label.png")
+    predicted = torch.full((200, 200), GRASS_CLASS)
+    predicted[20:60, 50:150] = CAT_CLASS
+    evaluation, _ = evaluate(tmp_path, (SemanticEvaluator,), {"sem_seg": predicted})
+    grass, size = 40_000 - 100, evaluation["by_size"]
+    assert [(row["objects"], row["score"]) for row in size] == [
+        (1, 0), (0, None), (1, pytest.approx(100 * (grass - 4000) / grass))
+    ]  # fmt: skip
+    assert [row["size"].split()[0] for row in size] == ["small", "medium", "large"]
+    iou = 100 * (grass - 4000) / 40_000
+    assert evaluation["boundary"]["mIoU"] == pytest.approx(iou / 2)  # and nothing of the sky
+    # 2 % of the diagonal are 6 pixels. Of grass that is 200^2 - 188^2 at the border and 22^2 - 10^2 around the sky; the
+    # prediction has the border, and 6 pixels around the cat, which are 52 x 112 - 40 x 100.
+    border, sky, cat = 200**2 - 188**2, 22**2 - 10**2, 52 * 112 - 40 * 100
+    assert evaluation["boundary"]["mBoundaryIoU"] == pytest.approx(100 * border / (border + sky + cat) / 2)
+
+
+def test_classes_of_one_name_have_their_own_scores(tmp_path: Path):
+    MetadataCatalog.get(NAME).stuff_classes[SKY_CLASS] = "grass"
+    predicted = labels()
+    predicted[predicted == SKY_CLASS] = GRASS_CLASS
+    evaluation, _ = evaluate(tmp_path, (SemanticEvaluator,), {"sem_seg": predicted})
+    grass, sky, _ = evaluation["per_class"]["sem_seg"]
+    assert grass["class"] == sky["class"] == "grass"
+    assert grass["BoundaryIoU"] > 0 == sky["BoundaryIoU"]
 
 
 def test_an_image_without_a_label_has_no_score(tmp_path: Path):

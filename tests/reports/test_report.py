@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_up_run import HOSTILE, run_facts, write_run
 from selenium.webdriver import Chrome
@@ -251,6 +252,58 @@ def test_scores_of_several_datasets_have_a_chart_each(tmp_path: Path) -> None:
     assert [(chart.title, chart.curves[0].name) for chart in charts] == [
         ("Semantic scores, garden_a", "mIoU"), ("Instance scores, garden/b", "AP")
     ]  # fmt: skip
+
+
+def test_scores_of_the_averaged_weights_follow_those_of_the_weights(
+    two_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(two_runs[0], tmp_path / "run"))
+    shutil.copytree(folder / "inference", folder / "ema" / "inference")
+    run = read_run(folder)
+    run.metrics = {f"{place}sem_seg/mIoU": [(1, 1.0)] for place in ("ema/", "")}
+    content = report.describe(run)
+    weights, averaged = (evaluation["dataset"] for evaluation in content["evaluations"])
+    assert weights == "garden_val" and averaged.startswith("garden_val (") and "average" in averaged
+    assert [chart.title for chart in content["charts"]] == ["Semantic scores", "Semantic scores, ema"]
+
+
+def test_tables_of_sizes_boundaries_and_confusions_hold_the_numbers_of_the_files(
+    two_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Of 200 true pixels of grass, 150 are found and 30 taken for sky; 20 of the ignored ones become grass."""
+    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in two_runs]
+    file = runs[0] / "inference" / "garden_val" / "evaluation.json"
+    counts = [[0, 0, 150], [0, 1, 30], [0, 2, 20], [1, 1, 70], [2, 0, 20]]
+    change_json(
+        file,
+        confusion={"unit": "pixels", "classes": ["grass", "sky"], "counts": counts},
+        by_size=[
+            {"measure": "PQ", "size": size, "objects": n, "score": s} for size, n, s in (("s", 3, 10.5), ("l", 0, None))
+        ],
+        boundary={"mIoU": 60.0, "mBoundaryIoU": 45.5},
+    )
+    change_json(
+        runs[1] / "inference" / "garden_val" / "evaluation.json",
+        by_size=[{"measure": "PQ", "size": "s", "objects": 3, "score": 8.0}],
+        boundary={"mIoU": 58.0},
+    )
+    (evaluation,) = report.describe(read_run(runs[0]), read_run(runs[1]))["evaluations"]
+    grid = evaluation["confusion"]["grid"]
+    assert grid["columns"] == ["grass", "sky", "none"]
+    assert [(name, [share for _, share, _ in row]) for name, row in grid["rows"]] == [
+        ("grass", [75, 15, 10]),
+        ("sky", [0, 100, 0]),
+        ("none", [100, 0, 0]),
+    ]
+    assert [is_right for _, row in grid["rows"] for _, _, is_right in row] == np.eye(3, dtype=bool).ravel().tolist()
+    assert evaluation["confusion"]["pairs"] == [
+        ("grass", "sky", 15, 30),
+        ("grass", "none", 10, 20),
+        ("none", "grass", 100, 20),
+    ]
+    small, large = {"score": 10.5, "objects": 3, "change": 2.5}, {"score": None, "objects": 0, "change": None}
+    assert evaluation["by_size"] == {"sizes": ["s", "l"], "rows": [("PQ", [small, large])]}
+    assert evaluation["boundary"] == [("mIoU", 60.0, 58.0), ("mBoundaryIoU", 45.5, None)]
 
 
 def test_a_key_that_one_run_left_alone_has_its_default(tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ def test_a_run_is_written_as_it_begins_and_completed_at_its_end(tmp_path: Path):
 
 @pytest.mark.parametrize(("resumes", "least"), [(True, 100.0), (False, 0.0)])
 def test_a_resumed_run_adds_its_seconds(tmp_path: Path, resumes: bool, least: float):
-    (tmp_path / RECORD_NAME).write_text('{"kind": "training", "seconds": 100.0}')
+    (tmp_path / RECORD_NAME).write_text('{"kind": "training", "seconds": 100.0, "started": "long ago"}')
     start_record(str(tmp_path), {"kind": "training"}, resumes=resumes)
     assert least <= read(tmp_path)["seconds"] < least + 50
+    assert (read(tmp_path)["started"] == "long ago") == resumes
 
 
 @pytest.mark.parametrize("left", ["", "[]", "{", '{"kind": 3, "seconds": "long"}', "null", "\x00"])

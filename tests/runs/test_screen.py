@@ -56,20 +56,25 @@ def test_a_closed_pipe_stops_nothing(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 PROGRAM = """
-import warnings
+import logging, sys, warnings
 import maskformer
 from maskformer.runs.screen import keep_warnings_off_screen
 keep_warnings_off_screen()
 warnings.warn("a library's", FutureWarning)
 warnings.warn("a library's", UserWarning)
+from maskformer.structures import ESCAPING
+for handler in (ESCAPING, logging.FileHandler(sys.argv[1])):  # as a run has them
+    logging.getLogger("py.warnings").addHandler(handler)
+warnings.warn("for the log", UserWarning)
 """
 
 
 @pytest.mark.slow  # a process that imports everything
-def test_warnings_of_libraries_stay_off_the_screen_at_import_and_later():
-    words = [sys.executable, "-W", "always", "-c", PROGRAM]
+def test_warnings_of_libraries_stay_off_the_screen_at_import_and_later(tmp_path: Path):
+    words = [sys.executable, "-W", "always", "-c", PROGRAM, str(tmp_path / "log.txt")]
     process = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert process.stdout + process.stderr == ""
+    assert "for the log" in (tmp_path / "log.txt").read_text()
 
 
 def test_every_tool_keeps_warnings_of_libraries_off_the_screen():
