@@ -12,6 +12,7 @@ from typing import Any
 from detectron2.utils import comm
 
 from maskformer.checkpoint import Checkpointer
+from maskformer.config import as_options
 from maskformer.evaluation import check_expected_results
 from maskformer.runs.launch import build_argument_parser
 from maskformer.runs.output_folder import release_output_folder
@@ -106,16 +107,17 @@ def evaluate(
     Raises:
         InputError: see ``train``.
     """
-    return _run(["--eval-only"], config, data, output, device, {**keys, "MODEL.WEIGHTS": os.fspath(weights)})
+    return _run(["--eval-only"], config, data, output, device, {"MODEL.WEIGHTS": os.path.expanduser(weights), **keys})
 
 
 def _run(
     mode: list[str], config: str | Path, data: str | Path, output: str | Path, device: str, keys: dict[str, Any]
 ) -> Outcome:
-    words = [*mode, "--config-file", os.fspath(config), *(["--data", os.fspath(data)] if data else [])]
+    output = Path(output).expanduser()
+    words = [*mode, "--config-file", os.path.expanduser(config)]
+    words += ["--data", os.path.expanduser(data)] if data else []
     args = build_argument_parser().parse_args(words)
-    keys = {**keys, "MODEL.DEVICE": device, "OUTPUT_DIR": os.fspath(output)}
-    args.opts = [part for key, value in keys.items() for part in (key.replace("__", "."), value)]
+    args.opts = as_options({"MODEL.DEVICE": device, "OUTPUT_DIR": output, **keys})
     args.command = ["train_net.py", *words, *map(str, args.opts)]
     try:
         with REQUESTS.listening():
@@ -126,5 +128,5 @@ def _run(
         release_output_folder(os.fspath(output))
         end_logs()
         logging.captureWarnings(False)
-    report = Path(output, "report.html")
-    return Outcome(scores=dict(scores or {}), output=Path(output), report=report if report.is_file() else None)
+    report = output / "report.html"
+    return Outcome(scores=dict(scores or {}), output=output, report=report if report.is_file() else None)

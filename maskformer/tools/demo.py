@@ -270,6 +270,7 @@ def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
     for name in ("detectron2", "fvcore", "maskformer"):
         logging.getLogger(name).addHandler(ESCAPING)
         setup_logger(cfg.OUTPUT_DIR, name=name, configure_stdout=False)
+    Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump(), encoding="utf-8")  # for maskformer.load
     seed_all_rng(cfg.SEED)
     return Demo(cfg, Path(cfg.OUTPUT_DIR), args.train_images, args.val_images, console)
 
