@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import secrets
 import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -173,6 +174,31 @@ def keep_freed_memory() -> None:
     if set_option is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
         set_option(-4, 0)  # M_MMAP_MAX of mallopt(3): no block is mapped apart
         set_option(-1, -1)  # M_TRIM_THRESHOLD: none is given back
+
+
+@contextlib.contextmanager
+def process_as_it_was(loggers: Iterable[str]) -> Iterator[None]:
+    """After the ``with`` block, what a run changes in its process is as it was before; random numbers are not.
+
+    That is warnings, environment variables, PyTorch's flags, and loggers of these names.
+    """
+    environment, benchmark = dict(os.environ), torch.backends.cudnn.benchmark
+    determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = [
+        (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters))
+        for logger in map(logging.getLogger, loggers)
+    ]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
+        for logger, level, logger.propagate, logger.handlers[:], logger.filters[:] in before:
+            logger.setLevel(level)
 
 
 def compute_deterministically() -> None:
