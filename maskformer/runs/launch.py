@@ -185,8 +185,8 @@ def process_as_it_was(loggers: Iterable[str]) -> Iterator[None]:
     environment, benchmark = dict(os.environ), torch.backends.cudnn.benchmark
     determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     before = [
-        (logger, logger.level, logger.propagate, list(logger.handlers), list(logger.filters))
-        for logger in map(logging.getLogger, loggers)
+        (each, each.level, each.propagate, list(each.handlers), list(each.filters))
+        for each in map(logging.getLogger, loggers)
     ]
     try:
         with warnings.catch_warnings():
@@ -197,8 +197,9 @@ def process_as_it_was(loggers: Iterable[str]) -> Iterator[None]:
         os.environ.update(environment)
         torch.backends.cudnn.benchmark = benchmark
         torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
-        for logger, level, logger.propagate, logger.handlers[:], logger.filters[:] in before:
+        for logger, level, propagate, handlers, filters in before:
             logger.setLevel(level)
+            logger.propagate, logger.handlers[:], logger.filters[:] = propagate, handlers, filters
 
 
 def compute_deterministically() -> None:
