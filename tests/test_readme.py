@@ -93,7 +93,8 @@ def test_named_keys_exist(page: str):
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
 def test_command_is_understood(page: str, words: list[str]):
-    words = words[words.index("train_net.py") :] if "train_net.py" in words else words[1:]
+    starts = [words.index(each) for each in ("train_net.py", "-m") if each in words]  # after torchrun and its options
+    words = words[starts[0] if starts else 1 :]
     if words[0] == "-m":
         main = importlib.import_module(f"{words[1]}.__main__" if words[1] == "benchmarks" else words[1]).main
         parser = sys.modules[main.__module__].build_parser()

@@ -75,6 +75,22 @@ def refuse_unknown_weights(folder: str, weights: str) -> None:
         )
 
 
+def refuse_checkpoints(folder: str) -> None:
+    """Refuse a folder with checkpoints to a run that starts anew, but would resume what is there after a restart.
+
+    Raises:
+        InputError: there are some.
+    """
+    tagged = tagged_in(folder)
+    names = _weights_in(folder, with_checksum=True) if tagged is None else [tagged]
+    if names:
+        raise InputError(
+            f"OUTPUT_DIR is {folder}, which holds {names[-1]} of an earlier run. torchrun may start this run again "
+            "(--max-restarts), and then it would go on from there: add --resume to go on with the earlier run, or set "
+            "OUTPUT_DIR to another folder."
+        )
+
+
 def model_content(model: nn.Module) -> dict[str, Any]:
     """What every file of a model holds: its weights and, where it knows them, its classes."""
     classes: Classes | None = getattr(model, "classes", None)

@@ -28,6 +28,7 @@ from .tasks import ClassTable, IdMap, Task
 Record = dict[str, Any]
 
 SPLIT = "train"
+FOLDERS = ("images", "labels", "results")
 
 
 class ResultDataset:
@@ -42,6 +43,10 @@ class ResultDataset:
 
     def __init__(self, folder: Path, task: Task, classes: ClassTable, things: Collection[int] = ()):
         self.folder, self.task, self.classes, self.things = folder, task, classes, things
+
+    def files(self, picture: Path) -> list[Path]:
+        """What ``add`` writes of a picture."""
+        return [picture, self._label(picture), self._result(picture)]
 
     def has(self, picture: Path, facts: Record) -> bool:
         """Whether ``add`` completed a picture with these facts."""

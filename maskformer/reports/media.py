@@ -209,6 +209,11 @@ def ids_path(output: Path, suffix: str) -> Path:
     return output.with_name(f"{output.stem}_ids{suffix}")
 
 
+def files_of(output: Path) -> list[Path]:
+    """What may be written of a source: its picture or video, and a picture's ids."""
+    return [output, ids_path(output, ".png"), ids_path(output, ".json")]
+
+
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an RGB, grey or 16-bit picture in the format that the name ends in; folders are created.
 

@@ -28,7 +28,7 @@ from maskformer.structures import BadImageError, InputError, printable
 try:
     import gradio as gr
 except ImportError:  # the extra "app"
-    gr = None  # type: ignore[assignment]
+    gr = None
 
 TITLE = "MaskFormer"
 TASK_NAMES = {
