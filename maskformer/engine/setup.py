@@ -38,6 +38,8 @@ from .accelerator import Accelerator, resolve_device
 from .run_report import introduce
 
 _LOGGERS = ("fvcore", "detectron2", "maskformer", "py.warnings")
+_LOOP = "detectron2.engine.train_loop"
+CHANGED_LOGGERS = (*_LOGGERS, _LOOP)
 _REPORTED_PACKAGES = (
     "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
 )  # fmt: skip
@@ -74,7 +76,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         compute_deterministically()
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(
+    logging.getLogger(_LOOP).addFilter(
         lambda record: record.exc_info is None or find_sentence(record.exc_info[1]) is None
     )
     return cfg

@@ -171,7 +171,7 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
                 f"{config_file} describes a model of the type {content.get('model_type')!r}; expected 'maskformer'."
             )
         backbone, decoder = content["backbone_config"], content["decoder_config"]
-        readers = {"resnet": _read_resnet, "swin": _read_swin}
+        readers = {"resnet": _read_resnet, "swin": _read_swin, "maskformer-swin": _read_swin}
         if backbone.get("model_type") not in readers:
             raise InputError(
                 f"{config_file} has a backbone of the type {backbone.get('model_type')!r}; expected "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import secrets
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -288,6 +289,32 @@ def keep_freed_memory() -> None:
     if set_option is not None and not any(name in os.environ for name in MALLOC_VARIABLES):
         set_option(-4, 0)  # M_MMAP_MAX of mallopt(3): no block is mapped apart
         set_option(-1, -1)  # M_TRIM_THRESHOLD: none is given back
+
+
+@contextlib.contextmanager
+def process_as_it_was(loggers: Iterable[str]) -> Iterator[None]:
+    """After the ``with`` block, what a run changes in its process is as it was before; random numbers are not.
+
+    That is warnings, environment variables, PyTorch's flags, and loggers of these names.
+    """
+    environment, benchmark = dict(os.environ), torch.backends.cudnn.benchmark
+    determinism = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = [
+        (each, each.level, each.propagate, list(each.handlers), list(each.filters))
+        for each in map(logging.getLogger, loggers)
+    ]
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for key in os.environ.keys() - environment.keys():
+            del os.environ[key]
+        os.environ.update(environment)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(determinism[0], warn_only=determinism[1])
+        for logger, level, propagate, handlers, filters in before:
+            logger.setLevel(level)
+            logger.propagate, logger.handlers[:], logger.filters[:] = propagate, handlers, filters
 
 
 def compute_deterministically() -> None:

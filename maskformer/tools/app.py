@@ -212,13 +212,7 @@ def load_model(args: argparse.Namespace) -> Predictor:
     if len(args.opts) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(args.opts)!r} has {len(args.opts)} words.")
     keys = dict(zip(args.opts[::2], args.opts[1::2]))
-    if args.config_file is not None:
-        return load(args.config_file, args.weights, device=args.device, **keys)
-    if os.path.isdir(args.weights):
-        return load(args.weights, device=args.device, **keys)
-    if not os.path.isfile(config_file := os.path.join(os.path.dirname(args.weights), "config.yaml")):
-        raise InputError(f"There is no {config_file} beside the weights; expected --config-file, the model's.")
-    return load(config_file, args.weights, device=args.device, **keys)
+    return load(args.config_file or args.weights, args.weights, device=args.device, **keys)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
