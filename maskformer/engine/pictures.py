@@ -60,14 +60,15 @@ class ValidationPictures:
         return pictures
 
     def _choose(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        name = self._cfg.DATASETS.TEST[0]
+        cfg = self._cfg
+        name = cfg.DATASETS.TEST[0]
         # A subclass of the trainer may evaluate what is not registered.
-        if not self._cfg.LOG.PICTURES or name not in DatasetCatalog:
+        if not cfg.LOG.PICTURES or name not in DatasetCatalog:
             return []
         records = load_dataset(name, "DATASETS.TEST")
-        of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(self._cfg, name).evaluators}
+        of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(cfg, name).evaluators}
         evaluator = next(of_switch[switch] for switch in _PREFERRED if switch in of_switch)
-        count = min(self._cfg.LOG.PICTURES, len(records))
+        count = min(cfg.LOG.PICTURES, len(records))
         chosen = [records[index * len(records) // count] for index in range(count)]
         return [(record, truth) for record in chosen if (truth := evaluator.truth(record))]
 
