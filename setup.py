@@ -64,6 +64,8 @@ setup(
         "app": ["gradio>=6"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
+        "scale": ["pyarrow", "ray[data]>=2.60"],  # examples/predict_with_ray.py
+        "tiff": ["imagecodecs", "tifffile"],  # TIFF files of several bands
         "test": [
             "cityscapesscripts",
             "datasets>=3",
@@ -71,11 +73,18 @@ setup(
             "gradio>=6",
             "h5py",
             "hypothesis>=6.100",
+            "imagecodecs",
+            "ipykernel",
+            "markdown-it-py",
             "mlflow-skinny>=2.10",
+            "nbclient",
             "ninja",
+            "pyarrow",
             "pytest>=8",
             "pytest-xdist>=3.6",
+            "ray[data]>=2.60",
             "selenium>=4.20",  # drives Debian's chromium
+            "tifffile",
             "timm>=1.0",
             "transformers>=4.40",
             "wandb",

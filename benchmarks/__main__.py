@@ -13,7 +13,7 @@ from benchmarks.cases import build_cases
 from benchmarks.contest import PROCESSORS, run_case
 from benchmarks.machine import describe_machine
 from benchmarks.plot import write_pictures
-from benchmarks.report import describe_results, format_numbers, format_table, write_html, write_json
+from benchmarks.report import describe_results, format_loading, format_numbers, format_table, write_html, write_json
 from benchmarks.structures import Case, CaseResult
 from maskformer.engine.accelerator import resolve_device
 from maskformer.reports.console import ProgressLine
@@ -123,9 +123,9 @@ def select_cases(cases: Sequence[Case], names: Sequence[str]) -> list[Case]:
 
 def _tell(results: Sequence[CaseResult], machine: dict[str, str], folder: Path) -> None:
     print(format_table(results))
-    numbers = format_numbers(results)
-    if numbers:
-        print("\n" + numbers)
+    for lines in (format_numbers(results), format_loading(results)):
+        if lines:
+            print("\n" + lines)
     for result in results:
         for name, outcome in result.outcomes.items():
             if outcome.error is not None:

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -43,8 +43,25 @@ def folder_beside(target: Path) -> tempfile.TemporaryDirectory[str]:
     Raises:
         OSError: the disk refused.
     """
-    prefix = f".{target.name[:_BEGINNING]}-"
-    return tempfile.TemporaryDirectory(PARTIAL_SUFFIX, prefix, target.parent, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(PARTIAL_SUFFIX, _prefix(target), target.parent, ignore_cleanup_errors=True)
+
+
+def _prefix(target: Path) -> str:
+    """How the names of folders begin that are beside this file alone; they end in letters drawn by chance."""
+    digest = hashlib.blake2b(os.fsencode(target.name), digest_size=8).hexdigest()
+    return f".{target.name[:_BEGINNING]}-{digest}-"
+
+
+def remove_folders_beside(targets: Iterable[Path]) -> None:
+    """Remove what a killed process left beside files that nobody writes now."""
+    prefixes: dict[Path, set[str]] = {}
+    for target in targets:
+        prefixes.setdefault(target.parent, set()).add(_prefix(target))
+    for folder, own in prefixes.items():
+        names = os.listdir(folder) if folder.is_dir() else []
+        for name in (name for name in names if name.endswith(PARTIAL_SUFFIX)):
+            if name.rpartition("-")[0] + "-" in own:
+                shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def json_text(content: Any, indent: int | None = None) -> str:

@@ -16,18 +16,20 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import Tensor, nn
 
-from maskformer.checkpoint import Checkpointer
+from maskformer.checkpoint import Checkpointer, find_weights_file
+from maskformer.config import as_options
+from maskformer.data.datasets.own import bands_of
 from maskformer.data.files import reading
 from maskformer.engine.accelerator import with_device
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
-from maskformer.export.folder import described_classes, find_model, write_folder
+from maskformer.export.folder import described_bands, described_classes, find_model, write_folder
 from maskformer.meta_arch import MaskFormer, know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
 from maskformer.reports.tasks import TASKS, Task
 from maskformer.results import Result
-from maskformer.structures import BadImageError, Classes, InputError, check_choice
+from maskformer.structures import BadImageError, Bands, Classes, InputError, check_choice
 
 CHANNEL_ORDERS = {"RGB": (0, 1, 2), "BGR": (2, 1, 0)}
 _CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
@@ -38,24 +40,26 @@ def load(source: str | Path, weights: str | Path | None = None, *, device: str =
     """A trained model, ready to segment pictures.
 
     Args:
-        source: a configuration file; the output folder of a training; or a folder that ``save_pretrained`` wrote, ours
-            or Hugging Face's.
-        weights: a file of any layout that docs/weights.md names, or a folder; by default those of the folder, or the
-            configuration's MODEL.WEIGHTS.
+        source: a configuration file; the output folder of a training, or a checkpoint in it; or a folder that
+            ``save_pretrained`` wrote, ours or Hugging Face's.
+        weights: a file of any layout that docs/weights.md names, or a folder; by default those of the folder (of a
+            training, the last), or the configuration's MODEL.WEIGHTS.
         device: cpu, cuda, ...; "auto": an accelerator, else the CPU.
         **keys: changes of the configuration, with a double underscore for each point: ``INPUT__MIN_SIZE_TEST=512``.
 
     Raises:
         InputError: something is not there, does not fit, or makes no sense; the message says which key to change.
     """
-    options = [part for key, value in keys.items() for part in (key.replace("__", "."), value)]
-    cfg = find_model(source, [*options, "MODEL.DEVICE", device])
+    options = as_options({"MODEL.DEVICE": device, **keys})
     if weights is not None:
-        cfg.MODEL.WEIGHTS = os.fspath(weights)
+        options += ["MODEL.WEIGHTS", find_weights_file(os.path.expanduser(weights))]
+    source = os.path.expanduser(source)
+    cfg = find_model(source, options)
     register_datasets(cfg)
     predictor = Predictor.from_config(cfg)
     if predictor.classes is None:
         innermost(predictor.model).classes = described_classes(source)  # type: ignore[assignment]
+    predictor.bands = predictor.bands or described_bands(source)
     return predictor
 
 
@@ -67,18 +71,26 @@ class Predictor:
         resize: applied to each image before the model sees it.
         input_format: the model's channel order, "RGB" or "BGR"; callers always give RGB.
         cfg: the model's configuration, for ``save_pretrained``, and for which results are shown first.
+        bands: which channels of picture files are read, and what their values mean; None: they are plain pictures.
 
     Raises:
         InputError: another channel order.
     """
 
     def __init__(
-        self, *, model: nn.Module, resize: T.Augmentation, input_format: str = "RGB", cfg: CfgNode | None = None
+        self,
+        *,
+        model: nn.Module,
+        resize: T.Augmentation,
+        input_format: str = "RGB",
+        cfg: CfgNode | None = None,
+        bands: Bands | None = None,
     ):
         if input_format not in CHANNEL_ORDERS:
             raise InputError(f"INPUT.FORMAT is {input_format!r}; expected one of {', '.join(CHANNEL_ORDERS)}.")
         self.model = model.eval()
         self.cfg = cfg
+        self.bands = bands
         self._resize = resize
         self._channel_order = list(CHANNEL_ORDERS[input_format])
         self._lock = threading.Lock()  # what a call asks of the model is set on the model
@@ -86,6 +98,8 @@ class Predictor:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Predictor:
         """Build the model that a configuration describes and load MODEL.WEIGHTS.
+
+        Picture files are read as the first dataset of ``DATASETS.OWN`` says that DATASETS.TEST, else TRAIN, names.
 
         Args:
             cfg: complete; a MODEL.DEVICE of "auto" takes an available accelerator, else the CPU.
@@ -103,12 +117,13 @@ class Predictor:
         check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)
         resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg)
+        bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg, bands=bands)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str = "auto", **keys: Any) -> Predictor:
         """What ``save_pretrained`` wrote, ours or Hugging Face's; see ``load``."""
-        if not os.path.isdir(folder):
+        if not os.path.isdir(os.path.expanduser(folder)):
             raise InputError(f"{folder} is no folder; expected one that save_pretrained wrote.")
         return load(folder, device=device, **keys)
 
@@ -134,13 +149,14 @@ class Predictor:
         if self.cfg is None:
             raise InputError("This Predictor has no configuration to save: make it with load or from_config.")
         write_folder(
-            Path(folder),
+            Path(folder).expanduser(),
             innermost(self.model).state_dict(),
             self.cfg,
             self.classes,
             layout=layout,
             licence=licence,
             max_shard_bytes=max_shard_bytes,
+            bands=self.bands,
         )
 
     @property
@@ -157,34 +173,40 @@ class Predictor:
         threshold: float | None = None,
         batch_size: int = 1,
     ) -> Any:
-        """Segment one picture, or a list of them.
+        """Segment one picture, or many.
 
         Args:
             image: (height,width,3) uint8 RGB, or another picture that ``as_rgb`` takes, such as the name of a file; or
-                a list of pictures.
+                many pictures: a list, a tuple, an array or tensor (N, ...), or an iterator.
             output_size: (height, width) of the results; the picture's own by default.
             task: "panoptic", "instance" or "semantic" alone, whether the configuration has it on or not; by default all
                 that it has on, of which the first of these is what ``Result.segments`` shows.
             threshold: 0..1, of what is shown: the least score of an instance, by default 0.5; the least class
                 probability of a panoptic segment, by default the configuration's OBJECT_MASK_THRESHOLD; or that of a
                 pixel's class in semantic results, by default 0, for which ``sem_seg`` is scores.
-            batch_size: how many pictures of a list the model sees at once, where neighbours have one size.
+            batch_size: how many of many pictures the model sees at once, where neighbours have one size.
 
         Returns:
-            A ``Result``, or a list of them: of a picture, the model's results, of ``sem_seg`` (of MaskFormer: labels,
-            not scores), ``panoptic_seg`` and ``instances``; and more readable forms of them.
+            A ``Result``; of many pictures a list; of an iterator an iterator, which segments as it is asked and keeps
+            nothing. Of a picture it has the model's results, of ``sem_seg`` (of MaskFormer: labels, not scores),
+            ``panoptic_seg`` and ``instances``; and more readable forms of them.
 
         Raises:
             BadImageError: it is no picture, or so narrow that nothing is left of it when it is resized.
             InputError: the size of results is none, or the model cannot do the task.
         """
         chosen, options = self._choose(task, threshold)
-        if not isinstance(image, (list, tuple)):
-            (result,) = self._segment_all([image], output_size, chosen, options, 1)
+        if output_size is not None and not (isinstance(output_size, (list, tuple)) and len(output_size) == 2):
+            raise InputError(f"output_size is {output_size!r}; expected (height, width).")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}; expected an integer from 1.")
+        is_batch = isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
+        if not (is_batch or isinstance(image, (list, tuple, Iterator))):
+            (result,) = self._segment_all([("", image)], output_size, chosen, options, 1)
             return result
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
-        return list(self._segment_all(image, output_size, chosen, options, batch_size))
+        named = ((f"Picture {index} (the first is 0): ", picture) for index, picture in enumerate(image))
+        results = self._segment_all(named, output_size, chosen, options, batch_size)
+        return results if isinstance(image, Iterator) else list(results)
 
     def _choose(self, name: str | None, threshold: float | None) -> tuple[Task, dict[str, Any]]:
         """What is shown, and the options that make the model give it."""
@@ -206,6 +228,11 @@ class Predictor:
         shown = name or next((other for other in TASKS if is_on[other]), None)
         if shown is None:
             raise InputError("The model has every result switched off (MODEL.MASK_FORMER.TEST): name a task.")
+        if shown != "semantic" and getattr(self.model, "window", None) is not None:
+            raise InputError(
+                f"task is {shown!r}, but MODEL.MASK_FORMER.TEST.SLIDING_WINDOW gives semantic results alone: load the "
+                "model without it."
+            )
         if threshold is None:
             return TASKS[shown], options
         task, more = TASKS[shown].above(threshold)
@@ -213,16 +240,20 @@ class Predictor:
 
     def _segment_all(
         self,
-        pictures: Iterable[Any],
+        pictures: Iterable[tuple[str, Any]],
         output_size: tuple[int, int] | None,
         task: Task,
         options: dict[str, Any],
         batch_size: int,
     ) -> Iterator[Result]:
+        """Results of pictures, of each of which is said how an error about it begins."""
         batch: list[tuple[Any, np.ndarray, dict[str, Any]]] = []
-        for picture in pictures:
-            rgb = as_rgb(picture)
-            example = self._example(rgb, output_size)
+        for place, picture in pictures:
+            try:
+                rgb = as_rgb(picture, self.bands)
+                example = self._example(rgb, output_size)
+            except BadImageError as error:
+                raise BadImageError(f"{place}{error}") from error
             if batch and (len(batch) == batch_size or batch[0][2]["image"].shape != example["image"].shape):
                 yield from self._segment_batch(batch, task, options)
                 batch = []
@@ -271,7 +302,7 @@ class Predictor:
         self.__dict__.update(state, _lock=threading.Lock())
 
 
-def as_rgb(picture: Any) -> np.ndarray:
+def as_rgb(picture: Any, bands: Bands | None = None) -> np.ndarray:
     """Bring a picture into the one form that a predictor resizes.
 
     Args:
@@ -280,6 +311,7 @@ def as_rgb(picture: Any) -> np.ndarray:
             other way round where it can be nothing else. One channel is grey, four are RGBA, of which A is dropped.
             Values are bytes or other integers of 0..255; uint16 of 0..65535; bool; floats of 0..1, or of 0..255 if
             one is 2 or more.
+        bands: how to read a file; None: as a plain picture.
 
     Returns:
         (height,width,3) uint8 RGB, upright as an EXIF orientation says.
@@ -291,7 +323,7 @@ def as_rgb(picture: Any) -> np.ndarray:
     if isinstance(picture, str) and "://" in picture:
         raise BadImageError(f"{picture} is an address, and nothing is fetched here: download it and give the file.")
     if isinstance(picture, (str, os.PathLike)):
-        return np.asarray(reading.read_picture(str(os.fspath(picture)), remedy))
+        return np.asarray(reading.read_picture(os.path.expanduser(picture), remedy, bands))
     if isinstance(picture, Image.Image):
         name = getattr(picture, "filename", "") or "without a name"
         picture = np.asarray(reading.to_rgb(picture, name, remedy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,7 +131,12 @@ class Result(dict[str, Any]):
         Args:
             scale: size of the drawing over size of the results.
             opacity: of the filled areas, 0..1.
+
+        Raises:
+            InputError: the scale is not positive, or the opacity outside 0..1.
         """
+        if not (scale > 0 and 0 <= opacity <= 1):
+            raise InputError(f"scale is {scale} and opacity {opacity}; expected a positive number, and 0..1.")
         drawn = self._task.draw(self._shown(), self._read(), self._table, scale=scale, opacity=opacity)
         return Image.fromarray(drawn)
 
@@ -139,7 +145,8 @@ class Result(dict[str, Any]):
 
         Args:
             folder: created where it is missing.
-            name: of the files; that of the picture's file by default, else "picture".
+            name: of the files; by default that of the picture's file, else "picture", with a number behind it where
+                another picture's result has it.
 
         Returns:
             The drawing's path.
@@ -147,14 +154,24 @@ class Result(dict[str, Any]):
         Raises:
             InputError: it cannot be written, or a name leads out of the folder.
         """
-        name = name or Path(self.name).stem or "picture"
-        if Path(name).name != name:
+        folder, facts = Path(folder).expanduser(), {"image": self.name, "task": self.task}
+        if name is None:
+            path = self._free_path(folder)
+        elif not isinstance(name, str) or not name or Path(name).name != name:
             raise InputError(f"name is {name!r}; expected a file's name, without a folder.")
-        path = Path(folder, f"{name}.jpg")
-        facts = {"image": self.name, "task": self.task}
+        else:
+            path = folder / f"{name}.jpg"
         ids = self._task.encode(self._read(), self._table)
         media.write_result(path, np.asarray(self.draw()), ids, facts, self._table)
         return path
+
+    def _free_path(self, folder: Path) -> Path:
+        """A drawing's name that no other picture's result has; arrays are always others."""
+        stem = Path(self.name).stem or "picture"
+        ends = itertools.chain([""], (f"_{number}" for number in itertools.count(2)))
+        paths = (folder / f"{stem}{end}.jpg" for end in ends)
+        facts = {"image": self.name or None}
+        return next(path for path in paths if not path.exists() or media.has_ids(path, facts))
 
     def to_coco(self, image_id: int | str = 0) -> list[dict[str, Any]]:
         """Each segment as an annotation in COCO's format.

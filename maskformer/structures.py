@@ -275,6 +275,11 @@ class Bands:
     numbers: tuple[int, ...] = ()
     value_range: tuple[float, float] | None = None
 
+    def to_plain(self) -> dict[str, list[float]]:
+        """The keys ``bands`` and ``range`` of ``DATASETS.OWN`` that say so."""
+        given = {"bands": self.numbers, "range": self.value_range}
+        return {key: list(value) for key, value in given.items() if value}
+
 
 @dataclass(frozen=True)
 class OwnDataset:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import os
 import pickle
+import signal
+import threading
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from PIL import Image
 from pycocotools import mask as rle_codec
 from tiny_model import SHAPES_CONFIG, TINY
@@ -115,7 +122,11 @@ def test_semantic_pixels_below_a_threshold_have_no_class(predictor: Predictor):
     [
         ({"task": "depth"}, "depth"),
         ({"threshold": 2}, "2"),
+        ({"threshold": "high"}, "high"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": "2"}, "batch_size"),
+        ({"output_size": 64}, "output_size"),
+        ({"output_size": (64,)}, "output_size"),
     ],
 )
 def test_what_makes_no_sense_is_named(predictor: Predictor, asked: dict, named: str):
@@ -136,6 +147,42 @@ def test_a_list_gives_a_list_in_its_order(predictor: Predictor, batch_size: int)
         assert result.image_size == picture.shape[:2]
         agreement = (result["sem_seg"] == predictor(picture)["sem_seg"]).float().mean()
         assert agreement > 0.999  # a batch rounds otherwise
+
+
+@pytest.mark.parametrize(
+    "as_batch", [np.stack, lambda pair: torch.from_numpy(np.stack(pair)).permute(0, 3, 1, 2), tuple]
+)
+def test_a_batch_is_a_list_of_pictures(predictor: Predictor, as_batch):
+    pair = [PICTURES[0], PICTURES[1]]
+    for result, picture in zip(predictor(as_batch(pair)), pair, strict=True):
+        assert_same_results(result, predictor(picture))
+    assert predictor(np.zeros((0, 8, 8, 3), np.uint8)) == []
+
+
+def test_an_iterator_is_read_as_far_as_results_are_asked_for(predictor: Predictor):
+    read = []
+    results = predictor((read.append(index) or picture for index, picture in enumerate(PICTURES)), batch_size=1)
+    assert read == []
+    assert_same_results(next(results), predictor(PICTURES[0]))
+    assert len(read) <= 2 and len(list(results)) == len(PICTURES) - 1
+
+
+@pytest.mark.parametrize(
+    "wrong", ["nowhere.jpg", np.zeros((4, 0, 3), np.uint8), None, np.zeros((1, 4000, 3), np.uint8)]
+)
+def test_the_picture_of_a_list_that_is_none_is_named(predictor: Predictor, wrong):
+    with pytest.raises(BadImageError, match=r"Picture 2 .*(nowhere|\(4, 0, 3\)|NoneType|1 x 4000)"):
+        predictor([PICTURES[0], PICTURES[1], wrong], batch_size=2)
+
+
+@pytest.mark.parametrize("task", ["panoptic", "instance"])
+def test_windows_give_no_segments_and_say_so(tiny_weights: str, task: str):
+    keys = {**KEYS, **SEMANTIC, "MODEL__MASK_FORMER__TEST__SLIDING_WINDOW": (48, 48)}
+    del keys["INPUT__DATASET_MAPPER_NAME"]
+    predictor = load(SHAPES_CONFIG, tiny_weights, **keys)
+    assert predictor(PICTURES[0]).task == "semantic"
+    with pytest.raises(InputError, match=rf"{task}.*SLIDING_WINDOW"):
+        predictor(PICTURES[0], task=task)
 
 
 def test_pickled_and_from_threads(predictor: Predictor):
@@ -177,8 +224,24 @@ def test_drawn_and_saved(predictor: Predictor, tmp_path: Path):
     assert [segment["category_name"] for segment in content["segments_info"]] == [s.label for s in result.segments]
     assert Image.open(tmp_path / "out" / "träumt.v2_ids.png").size == (160, 128)
     assert predictor(PICTURES[0]).save(tmp_path).name == "picture.jpg"
-    with pytest.raises(InputError, match="name"):
-        result.save(tmp_path, "../elsewhere")
+    for name in ("../elsewhere", "", 3):
+        with pytest.raises(InputError, match="name"):
+            result.save(tmp_path, name)
+    for options in ({"opacity": 3}, {"scale": 0}):
+        with pytest.raises(InputError, match=r"scale.*opacity"):
+            result.draw(**options)
+
+
+def test_no_picture_takes_the_place_of_another_ones_result(predictor: Predictor, tmp_path: Path):
+    files = [tmp_path / "a" / "same.png", tmp_path / "b" / "same.png"]
+    for file, picture in zip(files, PICTURES):
+        file.parent.mkdir()
+        Image.fromarray(picture).save(file)
+    for _ in range(2):  # once more, each takes its own place
+        names = [result.save(tmp_path / "out").name for result in predictor(files)]
+        assert names == ["same.jpg", "same_2.jpg"]
+    arrays = [result.save(tmp_path / "out").name for result in predictor(PICTURES[:2])]
+    assert arrays == ["picture.jpg", "picture_2.jpg"]
 
 
 @pytest.mark.parametrize("max_shard_bytes", [5 * 2**30, 20_000])
@@ -229,7 +292,15 @@ def test_the_output_folder_of_a_training_is_a_model(predictor: Predictor, tiny_w
         load(tmp_path)
     (tmp_path / "model_0000009.pth").write_bytes(Path(tiny_weights).read_bytes())
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    assert_same_results(predictor(PICTURES[0]), load(tmp_path)(PICTURES[0]))
+    (tmp_path / "model_final.pth").write_bytes(b"of an earlier training, which this one goes on with")
+    home = {"HOME": str(tmp_path.parent)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(*home.popitem())
+        beginnings = [(tmp_path,), (tmp_path / "model_0000009.pth",), (f"~/{tmp_path.name}",)]
+        for arguments in [*beginnings, (SHAPES_CONFIG, f"~/{tmp_path.name}")]:
+            restored = load(*arguments, **(KEYS if len(arguments) == 2 else {}))
+            assert_same_results(predictor(PICTURES[0]), restored(PICTURES[0]))
+            assert str(tmp_path / "model_0000009.pth") == restored.cfg.MODEL.WEIGHTS
 
 
 def test_what_is_no_model_is_named(tmp_path: Path):
@@ -240,6 +311,19 @@ def test_what_is_no_model_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
     with pytest.raises(InputError, match="segformer"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("INPUT__MIN_SIZE_TEST", None, r"INPUT\.MIN_SIZE_TEST"),
+        ("MODEL__DEVICE", "gpu", "gpu"),  # and is not passed over for device="auto"
+        ("MODEL__WEIGHTS", Path("nowhere.pth"), r"nowhere\.pth"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(tiny_weights: str, key: str, value, named: str):
+    with pytest.raises(InputError, match=named):
+        load(SHAPES_CONFIG, **{**KEYS, "MODEL__WEIGHTS": tiny_weights, key: value})
 
 
 def test_a_key_that_does_not_exist_is_named(tiny_weights: str):
@@ -301,6 +385,58 @@ def test_trained_and_evaluated_twice_in_one_process(garden: Path, tmp_path: Path
     assert again.scores == outcomes[1].scores
     result = maskformer.load(outcomes[1].output)(garden.parent / "images" / "1.jpg")
     assert result.classes == ("grass", "path") and result.task == "semantic"
+
+
+def test_a_model_does_not_need_the_pictures_that_it_was_trained_on(predictor: Predictor, garden: Path, tmp_path: Path):
+    content = {"images": str(garden.parent / "gone"), "labels": str(tmp_path / "gone.zip" / "labels")}
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    names = [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    cfg.DATASETS.OWN = CfgNode({"lost": {"classes": names, "train": content}})
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("lost_train",), ()
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load(tmp_path / "config.yaml")(PICTURES[0], task="semantic").classes == tuple(names)
+
+
+def changed_by_runs() -> dict:
+    """What a run may not leave changed in the process."""
+    loggers = {name: logging.getLogger(name) for name in ("maskformer", "detectron2", "fvcore", "py.warnings")}
+    return {
+        **{name: (each.level, each.propagate, list(each.handlers)) for name, each in loggers.items()},
+        "filters": list(logging.getLogger("detectron2.engine.train_loop").filters),
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "environment": dict(os.environ),
+        "torch": (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
+        "folder": os.getcwd(),
+    }
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_and_the_process_is_as_it_was(garden: Path, tmp_path: Path):
+    keys = {**KEYS, **SEMANTIC, "SOLVER__IMS_PER_BATCH": 2, "DATALOADER__NUM_WORKERS": 0, "SOLVER__DETERMINISTIC": True}
+    before = changed_by_runs()
+
+    def interrupt() -> None:
+        while not (tmp_path / "metrics.json").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    impatient = threading.Thread(target=interrupt, daemon=True)
+    impatient.start()
+    with pytest.raises(KeyboardInterrupt, match="resume"):
+        maskformer.train(SHAPES_CONFIG, garden, output=tmp_path, SOLVER__MAX_ITER=5000, **keys)
+    assert changed_by_runs() == before
+    done = int((tmp_path / "last_checkpoint").read_text()[len("model_") : -len(".pth")]) + 1
+    assert load(tmp_path)(PICTURES[0]).classes == ("grass", "path")
+    outcome = maskformer.train(SHAPES_CONFIG, garden, output=tmp_path, resume=True, SOLVER__MAX_ITER=done + 2, **keys)
+    assert type(outcome.scores) is dict and type(outcome.scores["sem_seg"]["mIoU"]) is float
+    assert json.loads((tmp_path / "run.json").read_text())["iterations"] == done + 2
+    assert changed_by_runs() == before
+    load(tmp_path).save_pretrained(tmp_path / "kept")
+    texts = [path.read_text() for path in (tmp_path / "kept").iterdir() if path.suffix != ".safetensors"]
+    assert len(texts) == 3 and not any(str(folder) in text for text in texts for folder in (tmp_path, garden.parent))
+    assert any("--config-file maskformer_panoptic.yaml --data garden.yaml" in text for text in texts)
 
 
 def test_a_mistake_is_an_error_and_not_an_exit(garden: Path, tmp_path: Path):

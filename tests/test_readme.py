@@ -26,7 +26,8 @@ TESTS = REPOSITORY / "tests"
 PAGES = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
     for path in (
-        *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *(REPOSITORY / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")),
+        *sorted(REPOSITORY.glob("README*.md")),
         *sorted((REPOSITORY / "docs").glob("*.md")),
     )
 }
@@ -93,7 +94,8 @@ def test_named_keys_exist(page: str):
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else "")
 def test_command_is_understood(page: str, words: list[str]):
-    words = words[words.index("train_net.py") :] if "train_net.py" in words else words[1:]
+    starts = [words.index(each) for each in ("train_net.py", "-m") if each in words]  # after torchrun and its options
+    words = words[starts[0] if starts else 1 :]
     if words[0] == "-m":
         main = importlib.import_module(f"{words[1]}.__main__" if words[1] == "benchmarks" else words[1]).main
         parser = sys.modules[main.__module__].build_parser()

@@ -168,6 +168,20 @@ def test_resume_among_copied_checkpoints_touches_nothing(error_of, tmp_path: Pat
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["model_0000003.pth", "other.pth"])
+def test_checkpoints_of_an_earlier_run_are_refused_where_torchrun_may_start_again(
+    error_of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    """A restart would go on from them. Weights without a checksum may be anything, and a restart refuses them."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / name).touch()
+    if name.startswith("model"):
+        (tmp_path / "output" / "last_checkpoint").write_text(name)
+    line = error_of("--config-file", R50)
+    assert name in line and "--resume" in line and str(tmp_path / "output") in line
+
+
 def test_expected_results_are_held_to_in_evaluation_alone(
     train_net: ModuleType, tmp_path: Path, tested_weights: list[float], capsys: pytest.CaptureFixture
 ):

@@ -6,7 +6,7 @@ arrays and tensors of it; ``layouts`` know a source by its names; ``checkpointer
 
 from maskformer.files import CheckpointWriteError, remove_partial_files
 
-from .checkpointer import Checkpointer, refuse_unknown_weights
+from .checkpointer import Checkpointer, refuse_checkpoints, refuse_unknown_weights
 from .layouts.detection import LAYOUTS, Conversion, convert_weights, rename_old_layout
 from .reading import find_weights_file, read_weights
 
@@ -18,6 +18,7 @@ __all__ = [
     "convert_weights",
     "find_weights_file",
     "read_weights",
+    "refuse_checkpoints",
     "refuse_unknown_weights",
     "remove_partial_files",
     "rename_old_layout",

@@ -28,7 +28,7 @@ from maskformer.structures import SCREEN, Classes, InputError
 
 from .layouts.detection import convert_weights, explain_layouts, explained, strip_wrapper
 from .layouts.layout import StateDict
-from .reading import find_weights_file, read_weights
+from .reading import LAST_CHECKPOINT, find_weights_file, read_weights, tagged_in
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,6 @@ _CLASS_LAYERS = (
 )
 Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]  # parameter, shape in the file, shape in the model
 
-LAST_CHECKPOINT = "last_checkpoint"  # the file that names it, for Detectron2 too
 NUMBERED = re.compile(r"model_(\d{7,})\.pth")  # what is saved every SOLVER.CHECKPOINT_PERIOD, by iteration
 
 
@@ -68,11 +67,27 @@ def refuse_unknown_weights(folder: str, weights: str) -> None:
         InputError: it holds ``.pth`` files without checksums, and no ``last_checkpoint`` says which of them is meant.
     """
     unknown = _unknown_weights(folder, but=weights)
-    if unknown and _tagged_in(folder) is None:
+    if unknown and tagged_in(folder) is None:
         raise InputError(
             f"{folder} holds {', '.join(unknown)} but no {LAST_CHECKPOINT} that says which to resume, and no checksums "
             f"of them: write the name of the one to go on with into {os.path.join(folder, LAST_CHECKPOINT)}, or start "
             "anew, without --resume or in another OUTPUT_DIR."
+        )
+
+
+def refuse_checkpoints(folder: str) -> None:
+    """Refuse a folder with checkpoints to a run that starts anew, but would resume what is there after a restart.
+
+    Raises:
+        InputError: there are some.
+    """
+    tagged = tagged_in(folder)
+    names = _weights_in(folder, with_checksum=True) if tagged is None else [tagged]
+    if names:
+        raise InputError(
+            f"OUTPUT_DIR is {folder}, which holds {names[-1]} of an earlier run. torchrun may start this run again "
+            "(--max-restarts), and then it would go on from there: add --resume to go on with the earlier run, or set "
+            "OUTPUT_DIR to another folder."
         )
 
 
@@ -97,17 +112,6 @@ def _unknown_weights(folder: str, but: str) -> list[str]:
     """Names of the weights files in a folder that have no checksum beside them, but for one file."""
     names = _weights_in(folder, with_checksum=False)
     return [name for name in names if os.path.realpath(os.path.join(folder, name)) != os.path.realpath(but)]
-
-
-def _tagged_in(folder: str) -> str | None:
-    """The name in ``last_checkpoint``; None where there is none that can be a file's."""
-    path = os.path.join(folder, LAST_CHECKPOINT)
-    if not os.path.isfile(path):
-        return None
-    with open(path, "rb") as file:
-        content = file.read(1000).strip()
-    name = os.path.basename(content.decode(errors="replace"))
-    return name if name and name.isprintable() and "\ufffd" not in name else None
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -192,7 +196,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to resume: a checkpoint tagged as the last, or one with a checksum beside it."""
-        return _tagged_in(self.save_dir) is not None or bool(self._saved_here())
+        return tagged_in(self.save_dir) is not None or bool(self._saved_here())
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint that is as it was written; the log names those that are not.
@@ -237,7 +241,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _candidates(self) -> Iterator[str]:
         """Names of checkpoints: the one that is tagged as the last, then the others from the highest iteration on."""
-        tagged = _tagged_in(self.save_dir)
+        tagged = tagged_in(self.save_dir)
         if tagged is not None:
             yield tagged
         else:
@@ -302,7 +306,7 @@ class Checkpointer(DetectionCheckpointer):
         """Load a checkpoint into the model and, of what else was given to the constructor, into ``checkpointables``.
 
         Args:
-            path: file, URL, or folder that Hugging Face's ``save_pretrained`` wrote; "" leaves the model as it is.
+            path: file, URL, or folder (see ``find_weights_file``); "" leaves the model as it is.
                 ``?matching_heuristics=True`` at its end matches parameters by the ends of their names, as Detectron2
                 does for backbone weights.
             checkpointables: names; None for all.

@@ -39,24 +39,39 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # Hugging Face's
+LAST_CHECKPOINT = "last_checkpoint"  # the file that names the last of a training, for Detectron2 too
 _MAX_INDEX_BYTES = 10 * 2**20
 
 
 def find_weights_file(path: str) -> str:
-    """The weights file, or the index of several, of a folder that ``save_pretrained`` wrote; of a file, itself.
+    """The weights file, or the index of several, of a folder; of a file, itself.
+
+    Args:
+        path: what ``save_pretrained`` wrote, or a training: of that, its last checkpoint, which need not be its best.
 
     Raises:
         InputError: a folder holds no such file.
     """
     if not os.path.isdir(path):
         return path
-    for name in _FOLDER_FILES:
-        if os.path.isfile(os.path.join(path, name)):
+    for name in (*_FOLDER_FILES, tagged_in(path), "model_final.pth"):
+        if name is not None and os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
     raise InputError(
-        f"Folder {path} holds no weights; expected {' or '.join(_FOLDER_FILES[::2])}, or the index of several such: "
-        "set MODEL.WEIGHTS to a file."
+        f"Folder {path} holds no weights; expected {' or '.join(_FOLDER_FILES[::2])}, the index of several such, or a "
+        f"training's {LAST_CHECKPOINT} or model_final.pth: set MODEL.WEIGHTS to a file."
     )
+
+
+def tagged_in(folder: str) -> str | None:
+    """The name in a folder's ``last_checkpoint``; None where there is none that can be a file's."""
+    path = os.path.join(folder, LAST_CHECKPOINT)
+    if not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        content = file.read(1000).strip()
+    name = os.path.basename(content.decode(errors="replace"))
+    return name if name and name.isprintable() and "\ufffd" not in name else None
 
 
 def read_weights(filename: str) -> dict[str, Any]:

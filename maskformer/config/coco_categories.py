@@ -68,7 +68,10 @@ def _read(path: str, _state: tuple[int, int]) -> tuple[Category, ...]:
         filter(None, (_decode(content, found.end()) for found in islice(_LISTS.finditer(content), 10))), None
     )
     if entries is None:
-        raise ValueError(f"lists no categories, each with an id and a name; expected COCO's format{_explain(content)}")
+        raise ValueError(
+            "lists no categories, each with an id (an integer) and a name (text); expected COCO's format, in UTF-8"
+            f"{_explain(content)}"
+        )
     ids = {entry["id"] for entry in entries}
     if len(ids) < len(entries):
         raise ValueError("lists two categories with one id; expected each id once: correct it")

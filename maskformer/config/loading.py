@@ -6,10 +6,11 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import yaml
 from detectron2.config import CfgNode
 
@@ -63,6 +64,7 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
         _check_key(key, cfg, "the command line")
         with _named("the command line"):
             cfg.merge_from_list([key, value])
+    _refuse_none(cfg, default_config())
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
     check_values(cfg)
@@ -72,6 +74,25 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
 
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def _refuse_none(node: CfgNode, defaults: CfgNode, prefix: str = "") -> None:
+    """Refuse None, which yacs takes for a value of any type, where it is not the default."""
+    for key, value in node.items():
+        default = defaults.get(key)
+        if isinstance(value, CfgNode) and isinstance(default, CfgNode):
+            _refuse_none(value, default, f"{prefix}{key}.")
+        elif value is None and default is not None:
+            raise InputError(f"{prefix}{key} is None; expected a value such as {default!r}, or to leave the key out.")
+
+
+def as_options(keys: Mapping[str, Any]) -> list[Any]:
+    """KEY VALUE KEY VALUE ... of what Python code gives by name, with a double underscore for each point of a key."""
+    options: list[Any] = []
+    for key, value in keys.items():
+        is_text = isinstance(value, (os.PathLike, torch.device))
+        options += [key.replace("__", "."), str(value) if is_text else value]
+    return options
 
 
 def _follow_own_dataset(cfg: CfgNode, layers: list[tuple[str, dict[str, Any]]], options: Sequence[str]) -> None:

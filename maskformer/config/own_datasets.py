@@ -21,15 +21,15 @@ compared with it. Folders may be in a zip: ``data.zip/train``. docs/own_data.md 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from maskformer.structures import Bands, InputError, LabelValues, OwnDataset
+from maskformer.structures import InputError, LabelValues, OwnDataset
 
+from .bands import read_bands
 from .coco_categories import Category, is_there, read_categories
 
 _DATASET_KEYS = ("classes", "things", "colors", "offset", "ids", "ignore", "palette_colors")
@@ -133,7 +133,7 @@ def _read_dataset(key: str, name: str, content: Any) -> list[OwnDataset]:
             *(f"{name}_{split}", f"{key}.{split}", classes, colors, values, things, given),
             image_suffix=_read_suffix(f"{key}.{split}.image_suffix", splits[split].get("image_suffix", "")),
             label_suffix=_read_suffix(f"{key}.{split}.label_suffix", splits[split].get("label_suffix", "")),
-            bands=_read_bands(f"{key}.{split}", splits[split]),
+            bands=read_bands(f"{key}.{split}", splits[split]),
         )
         for split, given in paths.items()
     ]
@@ -218,27 +218,6 @@ def _read_suffix(key: str, suffix: Any) -> str:
     return suffix
 
 
-def _read_bands(key: str, split: Mapping[str, Any]) -> Bands | None:
-    numbers, limits = split.get("bands"), split.get("range")
-    if numbers is not None and not (
-        isinstance(numbers, list | tuple) and len(numbers) in (1, 3) and all(_is_integer(n) and n >= 1 for n in numbers)
-    ):
-        raise InputError(
-            f"{key}.bands is {numbers!r}; expected the numbers of the three bands, from 1, that become red, green and "
-            "blue, such as [4, 3, 2], for a model's images have three channels; or of one that becomes grey."
-        )
-    if limits is not None and not (
-        isinstance(limits, list | tuple)
-        and len(limits) == 2
-        and all(isinstance(limit, int | float) and math.isfinite(limit) for limit in limits)
-        and limits[0] < limits[1]
-    ):
-        raise InputError(f"{key}.range is {limits!r}; expected the values that become 0 and 255, such as [0, 3000].")
-    if numbers is None and limits is None:
-        return None
-    return Bands(tuple(numbers or ()), None if limits is None else (float(limits[0]), float(limits[1])))
-
-
 def _check_use(key: str, content: Mapping[str, Any], splits: Iterable[dict[str, str]]) -> None:
     given = {name for paths in splits for name in paths}
     if "things" in content and "panoptic" not in given:
@@ -258,7 +237,8 @@ def _check_use(key: str, content: Mapping[str, Any], splits: Iterable[dict[str, 
 
 def _read_names(key: str, names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not names:
-        raise InputError(f"{key} is {names!r}; expected a list of one class name at least.")
+        state = "missing" if names is None else repr(names)
+        raise InputError(f"{key} is {state}; expected a list of one class name at least.")
     for name in names:
         if not isinstance(name, str) or not name:
             raise InputError(f"{key} holds {name!r}, which is no text: put the name in quotes.")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ from typing import Any
 from detectron2.utils import comm
 
 from maskformer.checkpoint import Checkpointer
+from maskformer.config import as_options
 from maskformer.evaluation import check_expected_results
-from maskformer.runs.launch import build_argument_parser
+from maskformer.runs.launch import build_argument_parser, process_as_it_was
 from maskformer.runs.output_folder import release_output_folder
 from maskformer.runs.signals import REQUESTS, Interrupted
 
-from .setup import end_logs, setup
+from .setup import CHANGED_LOGGERS, end_logs, setup
 from .trainer import Trainer
 
 
@@ -41,6 +44,9 @@ def train_or_evaluate(args: argparse.Namespace) -> Any:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+_ONE_AT_A_TIME = threading.Lock()  # a run has the process's loggers, flags and Detectron2's storage of events
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,8 @@ def train(
     **keys: Any,
 ) -> Outcome:
     """Train a model in this process, as ``train_net.py`` does; a notebook may do so any number of times.
+
+    Of several threads, one trains or evaluates at a time, and the others wait.
 
     Args:
         config: the model's configuration file.
@@ -106,25 +114,32 @@ def evaluate(
     Raises:
         InputError: see ``train``.
     """
-    return _run(["--eval-only"], config, data, output, device, {**keys, "MODEL.WEIGHTS": os.fspath(weights)})
+    return _run(["--eval-only"], config, data, output, device, {"MODEL.WEIGHTS": os.path.expanduser(weights), **keys})
 
 
 def _run(
     mode: list[str], config: str | Path, data: str | Path, output: str | Path, device: str, keys: dict[str, Any]
 ) -> Outcome:
-    words = [*mode, "--config-file", os.fspath(config), *(["--data", os.fspath(data)] if data else [])]
+    output = Path(output).expanduser()
+    words = [*mode, "--config-file", os.path.expanduser(config)]
+    words += ["--data", os.path.expanduser(data)] if data else []
     args = build_argument_parser().parse_args(words)
-    keys = {**keys, "MODEL.DEVICE": device, "OUTPUT_DIR": os.fspath(output)}
-    args.opts = [part for key, value in keys.items() for part in (key.replace("__", "."), value)]
+    args.opts = as_options({"MODEL.DEVICE": device, "OUTPUT_DIR": output, **keys})
     args.command = ["train_net.py", *words, *map(str, args.opts)]
-    try:
-        with REQUESTS.listening():
-            scores = train_or_evaluate(args)
-    except Interrupted as error:  # which would end a notebook's process
-        raise KeyboardInterrupt("interrupted; resume=True goes on with a training") from error
-    finally:
-        release_output_folder(os.fspath(output))
-        end_logs()
-        logging.captureWarnings(False)
-    report = Path(output, "report.html")
-    return Outcome(scores=dict(scores or {}), output=Path(output), report=report if report.is_file() else None)
+    with _ONE_AT_A_TIME, process_as_it_was(CHANGED_LOGGERS):
+        try:
+            with REQUESTS.listening():
+                scores = train_or_evaluate(args)
+        except Interrupted as error:  # which would end a notebook's process
+            raise KeyboardInterrupt("interrupted; resume=True goes on with a training") from error
+        finally:
+            release_output_folder(os.fspath(output))
+            end_logs()
+            logging.captureWarnings(False)
+    report = output / "report.html"
+    return Outcome(scores=_plain(scores or {}), output=output, report=report if report.is_file() else None)
+
+
+def _plain(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores as Python's own dictionaries and numbers."""
+    return {key: _plain(value) if isinstance(value, Mapping) else float(value) for key, value in scores.items()}

@@ -29,7 +29,7 @@ class ValidationPictures:
     """
 
     def __init__(self, cfg: CfgNode):
-        self._cfg = cfg
+        self.cfg = cfg
         self._chosen: list[tuple[dict[str, Any], dict[str, Any]]] | None = None  # entries of the dataset and truths
 
     def draw(self, model: nn.Module) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ class ValidationPictures:
         """
         from maskformer.reports.comparison import Comparison  # here: importing the package loads no Matplotlib
 
-        model, cfg = innermost(model), self._cfg
+        model, cfg = innermost(model), self.cfg
         if self._chosen is None:
             self._chosen = self._choose()
         drawing = Comparison(
@@ -60,15 +60,14 @@ class ValidationPictures:
         return pictures
 
     def _choose(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        cfg = self._cfg
-        name = cfg.DATASETS.TEST[0]
+        name = self.cfg.DATASETS.TEST[0]
         # A subclass of the trainer may evaluate what is not registered.
-        if not cfg.LOG.PICTURES or name not in DatasetCatalog:
+        if not self.cfg.LOG.PICTURES or name not in DatasetCatalog:
             return []
         records = load_dataset(name, "DATASETS.TEST")
-        of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(cfg, name).evaluators}
+        of_switch = {evaluator.switch: evaluator for evaluator in build_evaluator(self.cfg, name).evaluators}
         evaluator = next(of_switch[switch] for switch in _PREFERRED if switch in of_switch)
-        count = min(cfg.LOG.PICTURES, len(records))
+        count = min(self.cfg.LOG.PICTURES, len(records))
         chosen = [records[index * len(records) // count] for index in range(count)]
         return [(record, truth) for record in chosen if (truth := evaluator.truth(record))]
 

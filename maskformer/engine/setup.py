@@ -16,13 +16,19 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from maskformer.checkpoint import refuse_unknown_weights
+from maskformer.checkpoint import refuse_checkpoints, refuse_unknown_weights
 from maskformer.config import load_config
 from maskformer.config.own_datasets import read_own_datasets
 from maskformer.data.datasets import register_all
 from maskformer.data.datasets.own import register_own
 from maskformer.runs.failures import end_workers_that_cannot_deliver, find_sentence, report
-from maskformer.runs.launch import compute_deterministically, keep_freed_memory, run_in_processes
+from maskformer.runs.launch import (
+    compute_deterministically,
+    is_restarted,
+    keep_freed_memory,
+    may_be_restarted,
+    run_in_processes,
+)
 from maskformer.runs.output_folder import KeptFile, keep_logging, lock_output_folder
 from maskformer.runs.screen import keep_warnings_off_screen, show_on_screen
 from maskformer.runs.signals import REQUESTS
@@ -32,6 +38,8 @@ from .accelerator import Accelerator, resolve_device
 from .run_report import introduce
 
 _LOGGERS = ("fvcore", "detectron2", "maskformer", "py.warnings")
+_LOOP = "detectron2.engine.train_loop"
+CHANGED_LOGGERS = (*_LOGGERS, _LOOP)
 _REPORTED_PACKAGES = (
     "detectron2", "torch", "torchvision", "numpy", "numba", "pillow", "opencv-python-headless", "pycocotools",
 )  # fmt: skip
@@ -41,7 +49,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """Prepare a run: configuration, device, datasets, output folder, logs and seed.
 
     Args:
-        args: what ``build_argument_parser`` parsed.
+        args: what ``build_argument_parser`` parsed; ``resume`` is set in a training that torchrun has started again.
 
     Returns:
         The frozen config, with the device resolved.
@@ -52,6 +60,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts, args.data)
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
+    if not args.eval_only and not args.resume:
+        args.resume = _goes_on_by_itself(cfg)
     if args.resume:
         refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     register_datasets(cfg)
@@ -66,10 +76,24 @@ def setup(args: argparse.Namespace) -> CfgNode:
         compute_deterministically()
     end_workers_that_cannot_deliver()
     # Detectron2's loop logs the traceback of whatever stops it; what can be told in one line, `run` tells.
-    logging.getLogger("detectron2.engine.train_loop").addFilter(
+    logging.getLogger(_LOOP).addFilter(
         lambda record: record.exc_info is None or find_sentence(record.exc_info[1]) is None
     )
     return cfg
+
+
+def _goes_on_by_itself(cfg: CfgNode) -> bool:
+    """Whether torchrun has started this training again; at a first start that it may repeat, the folder is looked at.
+
+    The first checkpoint may not be there when a process is lost: what was there before the start would be gone on from.
+    On machines that lost no process, torchrun's count of restarts stays as it was, so that all have to ask each other.
+    """
+    if any(comm.all_gather(is_restarted())):
+        return True
+    if may_be_restarted():
+        refuse_checkpoints(cfg.OUTPUT_DIR)
+        refuse_unknown_weights(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
+    return False
 
 
 def register_datasets(cfg: CfgNode) -> None:

@@ -15,18 +15,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
-from maskformer.checkpoint.reading import CLASSES_METADATA, SHARD_INDEX
-from maskformer.config import load_config
+from maskformer.checkpoint.reading import CLASSES_METADATA, SHARD_INDEX, find_weights_file
+from maskformer.config import default_config, load_config
+from maskformer.config.bands import read_bands
 from maskformer.files import unfinished
-from maskformer.structures import Classes, InputError, check_choice
+from maskformer.structures import Bands, Classes, InputError, check_choice
 
-from .hugging_face_config import class_names_of, describe_model, describe_preprocessing, read_description
+from .hugging_face_config import class_names_of, describe_model, describe_preprocessing, read_description, read_json
 from .model_card import write_card
 
 CONFIGURATION = "config.yaml"
 DESCRIPTION, PREPROCESSING, WEIGHTS, CARD = (
     "config.json", "preprocessor_config.json", "model.safetensors", "README.md",
 )  # fmt: skip
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".pkl", ".safetensors", ".index.json")
 LAYOUTS = ("maskformer", "hugging-face")
 
 
@@ -34,8 +36,8 @@ def find_model(source: str | Path, options: Sequence[Any] = ()) -> CfgNode:
     """The configuration of a model, with MODEL.WEIGHTS.
 
     Args:
-        source: a configuration file; the output folder of a training; or a folder that ``write_folder`` or Hugging
-            Face's ``save_pretrained`` wrote.
+        source: a configuration file; the output folder of a training; a folder that ``write_folder`` or Hugging Face's
+            ``save_pretrained`` wrote; or weights in one of these.
         options: KEY VALUE KEY VALUE ...
 
     Raises:
@@ -47,41 +49,41 @@ def find_model(source: str | Path, options: Sequence[Any] = ()) -> CfgNode:
             f"{path} does not exist; expected a configuration file, or a folder with a model. Nothing is fetched here: "
             "of a model on Hugging Face's hub, `hf download NAME --local-dir FOLDER` makes such a folder."
         )
-    if os.path.isfile(path):
-        return load_config(path, options)
-    if os.path.isfile(os.path.join(path, CONFIGURATION)):
-        weights = _weights_of(path)
-        return load_config(os.path.join(path, CONFIGURATION), ["MODEL.WEIGHTS", weights, *options])
-    if os.path.isfile(os.path.join(path, DESCRIPTION)):
-        described = read_description(os.path.join(path, DESCRIPTION), os.path.join(path, PREPROCESSING))
-        return load_config("", [*described, "MODEL.WEIGHTS", path, *options])
-    raise InputError(
-        f"Folder {path} has no {CONFIGURATION}, which a training and save_pretrained write, and no {DESCRIPTION} of "
-        "Hugging Face's; expected one of them: give the configuration's file, and the weights beside it."
-    )
+    folder = _folder_of(path)
+    if os.path.isfile(folder):
+        return load_config(folder, options)
+    described = [os.path.join(folder, name) for name in (CONFIGURATION, DESCRIPTION, PREPROCESSING)]
+    if not any(map(os.path.isfile, described[:2])):
+        raise InputError(
+            f"There is no {described[0]}, which a training and save_pretrained write, and no {DESCRIPTION} of Hugging "
+            "Face's; expected one of them: give the configuration's file, and the weights beside it."
+        )
+    is_ours = os.path.isfile(described[0])
+    keys = [] if is_ours else read_description(*described[1:])
+    if "MODEL.WEIGHTS" not in options[::2]:
+        keys += ["MODEL.WEIGHTS", find_weights_file(path)]
+    return load_config(described[0] if is_ours else "", [*keys, *options])
 
 
 def described_classes(source: str | Path) -> Classes | None:
     """The classes that a folder of Hugging Face's names; None: it is none."""
-    file = os.path.join(source, DESCRIPTION)
+    file = os.path.join(_folder_of(os.fspath(source)), DESCRIPTION)
     return Classes(f"folder {source}", tuple(class_names_of(file))) if os.path.isfile(file) else None
 
 
-def _weights_of(folder: str) -> str:
-    """The weights in a folder: those of ``write_folder``, or the last of a training."""
-    for name in (WEIGHTS, SHARD_INDEX):
-        if os.path.isfile(os.path.join(folder, name)):
-            return folder
-    if os.path.isfile(os.path.join(folder, "model_final.pth")):
-        return os.path.join(folder, "model_final.pth")
-    with contextlib.suppress(OSError):
-        name = Path(folder, "last_checkpoint").read_text(encoding="utf-8").strip()
-        if os.path.isfile(os.path.join(folder, os.path.basename(name))):
-            return os.path.join(folder, os.path.basename(name))
-    raise InputError(
-        f"Folder {folder} has a {CONFIGURATION} but no weights; expected {WEIGHTS}, model_final.pth or "
-        "last_checkpoint: name a file as weights."
-    )
+def described_bands(source: str | Path) -> Bands | None:
+    """How a folder that ``write_folder`` wrote says that pictures are read; None: as plain ones.
+
+    Raises:
+        InputError: it says what makes no sense.
+    """
+    file = os.path.join(_folder_of(os.fspath(source)), PREPROCESSING)
+    return read_bands(file, read_json(file)) if os.path.isfile(file) else None
+
+
+def _folder_of(source: str) -> str:
+    """The folder that weights lie in; anything else is as it is."""
+    return os.path.dirname(source) if source.endswith(WEIGHTS_SUFFIXES) else source
 
 
 def write_folder(
@@ -93,6 +95,7 @@ def write_folder(
     layout: str = "maskformer",
     licence: str = "",
     max_shard_bytes: int = 5 * 2**30,
+    bands: Bands | None = None,
 ) -> list[str]:
     """Write a model as a folder.
 
@@ -104,6 +107,7 @@ def write_folder(
         layout: one of ``LAYOUTS``.
         licence: of the weights; "": not stated.
         max_shard_bytes: larger weights are divided.
+        bands: how pictures are read, which ``described_bands`` gives; Hugging Face's programs do not know of it.
 
     Returns:
         Names of the parameters that Hugging Face has no place for.
@@ -119,7 +123,7 @@ def write_folder(
         state, left_out = to_hugging_face(dict(state))
     else:
         texts = {CONFIGURATION: _portable(cfg).dump()}
-    texts[PREPROCESSING] = json.dumps(describe_preprocessing(cfg), indent=2)
+    texts[PREPROCESSING] = json.dumps({**describe_preprocessing(cfg), **(bands.to_plain() if bands else {})}, indent=2)
     texts[CARD] = write_card(cfg, classes, layout=layout, licence=licence)
     _write_divided(folder, state, classes, max_shard_bytes)
     for name, text in texts.items():
@@ -139,7 +143,7 @@ def _portable(cfg: CfgNode) -> CfgNode:
     """A configuration without what belongs to the machine that it was used on."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", "auto"
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "auto", default_config().OUTPUT_DIR
     cfg.DATASETS.OWN = CfgNode()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     return cfg

@@ -164,14 +164,14 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
     Raises:
         InputError: it is another model, or has a part that is not known here.
     """
-    content = _read_json(config_file)
+    content = read_json(config_file)
     try:
         if content.get("model_type") != "maskformer":
             raise InputError(
                 f"{config_file} describes a model of the type {content.get('model_type')!r}; expected 'maskformer'."
             )
         backbone, decoder = content["backbone_config"], content["decoder_config"]
-        readers = {"resnet": _read_resnet, "swin": _read_swin}
+        readers = {"resnet": _read_resnet, "swin": _read_swin, "maskformer-swin": _read_swin}
         if backbone.get("model_type") not in readers:
             raise InputError(
                 f"{config_file} has a backbone of the type {backbone.get('model_type')!r}; expected "
@@ -197,7 +197,7 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
             "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": content.get("no_object_weight", 0.1),
             "MODEL.MASK_FORMER.DICE_WEIGHT": content.get("dice_weight", 1.0),
             "MODEL.MASK_FORMER.MASK_WEIGHT": content.get("mask_weight", 20.0),
-            **_read_preprocessing(_read_json(preprocessor_file) if os.path.isfile(preprocessor_file) else {}),
+            **_read_preprocessing(read_json(preprocessor_file) if os.path.isfile(preprocessor_file) else {}),
         }
     except (LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{config_file} is no description of a MaskFormer: {error!r} is missing or wrong.") from error
@@ -206,11 +206,16 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
 
 def class_names_of(config_file: str) -> list[str]:
     """The names of the classes in a ``config.json``, by their number."""
-    labels = {int(index): str(name) for index, name in _read_json(config_file)["id2label"].items()}
+    labels = {int(index): str(name) for index, name in read_json(config_file)["id2label"].items()}
     return [labels[index] for index in sorted(labels)]
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def read_json(path: str) -> dict[str, Any]:
+    """One of the small files that describe a model.
+
+    Raises:
+        InputError: it is none.
+    """
     if os.path.getsize(path) > _MOST_BYTES:
         raise InputError(f"{path} has more than {_MOST_BYTES} bytes; expected a model's description.")
     try:

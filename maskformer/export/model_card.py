@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def write_card(cfg: CfgNode, classes: Classes | None, *, layout: str, licence: s
         "## Licence of the weights\n\n"
         + (licence or "Not stated. Weights that were trained from others, or on data, under conditions keep these."),
         "## Command\n\n"
-        + (_code(shlex.join(map(str, command))) if isinstance(command, list) else "Not recorded beside the weights."),
+        + (_code(_without_places(command)) if isinstance(command, list) else "Not recorded beside the weights."),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -78,6 +79,11 @@ def _scores(run_folder: Path) -> str:
     if not rows:
         return ""
     return "\n".join(["| dataset | result | metric | percent |", "|---|---|---|---|", *map(printable, rows)])
+
+
+def _without_places(command: list[Any]) -> str:
+    """A command as one types it; of absolute paths, which are of one machine, the last part."""
+    return shlex.join(re.sub(r"(^|[\s=,'\"(\[])/(?:[^/'\",]+/)*(?=[^/])", r"\1", str(word)) for word in command)
 
 
 def _code(text: str) -> str:

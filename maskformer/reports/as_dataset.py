@@ -20,7 +20,7 @@ import pycocotools.mask as rle
 
 from maskformer.data.files.masks import encode_segments
 from maskformer.data.importing import target
-from maskformer.structures import InputError
+from maskformer.structures import Bands, InputError
 
 from .media import explained
 from .tasks import ClassTable, IdMap, Task
@@ -28,6 +28,7 @@ from .tasks import ClassTable, IdMap, Task
 Record = dict[str, Any]
 
 SPLIT = "train"
+FOLDERS = ("images", "labels", "results")
 
 
 class ResultDataset:
@@ -38,10 +39,22 @@ class ResultDataset:
         task: whose results they are.
         classes: K names.
         things: numbers of the classes that are counted one by one; of no meaning but for panoptic results.
+        bands: how the pictures were read, and are to be read in training.
     """
 
-    def __init__(self, folder: Path, task: Task, classes: ClassTable, things: Collection[int] = ()):
-        self.folder, self.task, self.classes, self.things = folder, task, classes, things
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        classes: ClassTable,
+        things: Collection[int] = (),
+        bands: Bands | None = None,
+    ):
+        self.folder, self.task, self.classes, self.things, self.bands = folder, task, classes, things, bands
+
+    def files(self, picture: Path) -> list[Path]:
+        """What ``add`` writes of a picture."""
+        return [picture, self._label(picture), self._result(picture)]
 
     def has(self, picture: Path, facts: Record) -> bool:
         """Whether ``add`` completed a picture with these facts."""
@@ -99,7 +112,7 @@ class ResultDataset:
                 "--confidence-threshold."
             )
         name = target.plain_name(self.folder.name)
-        block: Record = {"classes": list(self.classes.names)}
+        block: Record = {"classes": list(self.classes.names), **(self.bands.to_plain() if self.bands else {})}
         with explained(self.folder):
             block[SPLIT] = {"images": "images", **self._write_lists(records, block)}
             datasets = {"DATASETS": {"TRAIN": [f"{name}_{SPLIT}"]}}

@@ -43,7 +43,7 @@ def make_row(
         segment: RGB image -> the model's output.
         classes: K names and colours.
     """
-    image = read_picture(record["file_name"])
+    image = read_picture(record["file_name"], record.get("bands"))
     output = segment(image)
     enlarged = cv2.resize(image, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_CUBIC)
     results = []

@@ -21,7 +21,7 @@ from PIL import Image
 
 from maskformer.data.files import reading
 from maskformer.files import folder_beside, unfinished
-from maskformer.structures import BadImageError, InputError
+from maskformer.structures import BadImageError, Bands, InputError
 
 from .tasks import ClassTable, IdMap
 
@@ -92,13 +92,13 @@ def _has_known_ending(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
 
 
-def read_picture(path: str) -> np.ndarray:
-    """One image as (height,width,3) uint8 RGB, turned upright by its EXIF orientation.
+def read_picture(path: str, bands: Bands | None = None) -> np.ndarray:
+    """One image as (height,width,3) uint8 RGB, turned upright by its EXIF orientation; ``bands`` as ``Predictor``'s.
 
     Raises:
         BadImageError: the file cannot be read or is not a whole image.
     """
-    return np.asarray(reading.read_picture(path, "Give another file or leave it out."))
+    return np.asarray(reading.read_picture(path, "Give another file or leave it out.", bands))
 
 
 def name_for_opencv(path: str | Path) -> str:
@@ -207,6 +207,11 @@ def plan_outputs(sources: Sequence[Source], output: str) -> list[Path]:
 def ids_path(output: Path, suffix: str) -> Path:
     """Where the raw ids of a picture go: ``NAME_ids.png``, ``NAME_ids.json`` beside it."""
     return output.with_name(f"{output.stem}_ids{suffix}")
+
+
+def files_of(output: Path) -> list[Path]:
+    """What may be written of a source: its picture or video, and a picture's ids."""
+    return [output, ids_path(output, ".png"), ids_path(output, ".json")]
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

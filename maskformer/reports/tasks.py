@@ -8,6 +8,7 @@ All images are (height,width,3) uint8 RGB. The same result is always drawn in th
 from __future__ import annotations
 
 import colorsys
+import numbers
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -280,8 +281,8 @@ class Task:
         Raises:
             InputError: the threshold is outside 0..1.
         """
-        if not 0 <= threshold <= 1:
-            raise InputError(f"The threshold is {threshold}; expected 0..1.")
+        if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
+            raise InputError(f"The threshold is {threshold!r}; expected 0..1.")
         if self.name == "panoptic":
             return self, {"object_mask_threshold": threshold}
         if self.name == "instance":

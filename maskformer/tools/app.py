@@ -24,12 +24,12 @@ from maskformer.reports.tasks import INSTANCE_THRESHOLD, OPACITY, TASKS
 from maskformer.results import Result
 from maskformer.runs.failures import EXIT_INPUT_ERROR, is_out_of_memory
 from maskformer.runs.screen import keep_warnings_off_screen
-from maskformer.structures import BadImageError, InputError, printable
+from maskformer.structures import BadImageError, Bands, InputError, printable
 
 try:
     import gradio as gr
 except ImportError:  # the extra "app"
-    gr = None  # type: ignore[assignment]
+    gr = None
 
 TITLE = "MaskFormer"
 TASK_NAMES = {
@@ -93,10 +93,10 @@ def look(
     return result, draw(result, transparency), list_found(result)
 
 
-def read_picture(path: str | None) -> np.ndarray | None:
+def read_picture(bands: Bands | None, path: str | None) -> np.ndarray | None:
     """A picture that was dropped on the page; what is wrong with it is told there."""
     with _told_on_the_page(path or ""):
-        return None if path is None else media.read_picture(path)
+        return None if path is None else media.read_picture(path, bands)
 
 
 @contextmanager
@@ -145,7 +145,7 @@ def build_page(predictor: Predictor) -> Any:
         }
         # A broken picture must not leave the last one's result under its own name.
         cleared = file.change(lambda: (None, *NOTHING), None, [picture, result, drawn, listed], show_progress="hidden")
-        cleared.then(read_picture, file, picture).success(**show)
+        cleared.then(partial(read_picture, predictor.bands), file, picture).success(**show)
         task.input(lambda name: gr.Slider(**_begin(thresholds, name)), task, threshold).then(**show)
         threshold.input(**show, trigger_mode="always_last", show_progress="hidden")
         transparency.input(draw, [result, transparency], drawn, trigger_mode="always_last", show_progress="hidden")
@@ -212,13 +212,7 @@ def load_model(args: argparse.Namespace) -> Predictor:
     if len(args.opts) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(args.opts)!r} has {len(args.opts)} words.")
     keys = dict(zip(args.opts[::2], args.opts[1::2]))
-    if args.config_file is not None:
-        return load(args.config_file, args.weights, device=args.device, **keys)
-    if os.path.isdir(args.weights):
-        return load(args.weights, device=args.device, **keys)
-    if not os.path.isfile(config_file := os.path.join(os.path.dirname(args.weights), "config.yaml")):
-        raise InputError(f"There is no {config_file} beside the weights; expected --config-file, the model's.")
-    return load(config_file, args.weights, device=args.device, **keys)
+    return load(args.config_file or args.weights, args.weights, device=args.device, **keys)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

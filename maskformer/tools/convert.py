@@ -20,6 +20,7 @@ from detectron2.modeling import build_model
 
 from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, read_weights
 from maskformer.config import load_config
+from maskformer.data.datasets.own import bands_of
 from maskformer.export.folder import write_folder, write_weights
 from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
@@ -90,7 +91,8 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     if to == "detectron2" or cfg is None:
         write_weights(out, conversion.state, classes)
     else:
-        without_place = write_folder(out, conversion.state, cfg, model.classes, layout=to)
+        bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
+        without_place = write_folder(out, conversion.state, cfg, model.classes, layout=to, bands=bands)
         report.append(f"Left out, which Hugging Face has no place for: {_summary(without_place)}")
         if model.classes is None:
             report.append(

@@ -34,6 +34,7 @@ from maskformer.data.datasets import register_all
 from maskformer.demo.shapes import generate_shapes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.trainer import Trainer
+from maskformer.export.folder import CONFIGURATION
 from maskformer.files import unfinished
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery
@@ -55,7 +56,16 @@ NUM_PICTURES = 8  # rows of the gallery
 LOSS_WINDOW = 20  # iterations: the loss that is shown is their median
 SCORES = (("semantic", "sem_seg", "mIoU"), ("panoptic", "panoptic_seg", "PQ"), ("instance", "segm", "AP"))
 # What a run leaves in its folder; a run of other settings moves these aside, and nothing else.
-LEFTOVERS = ("model_*.pth", "last_checkpoint", "metrics.json", "events.out.*", "inference", "demo", "gallery")
+LEFTOVERS = (
+    "model_*.pth",
+    "last_checkpoint",
+    CONFIGURATION,
+    "metrics.json",
+    "events.out.*",
+    "inference",
+    "demo",
+    "gallery",
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +153,7 @@ def set_aside_other_training(demo: Demo) -> None:
             shutil.move(path, place)
         demo.say(f"      Results of other settings are kept in {place}")
     record.parent.mkdir(parents=True, exist_ok=True)
+    (demo.folder / CONFIGURATION).write_text(demo.cfg.dump(), encoding="utf-8")  # for maskformer.load
     record.write_text(settings)
 
 

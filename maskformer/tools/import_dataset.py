@@ -21,7 +21,7 @@ from maskformer.config import load_config
 from maskformer.data.importing import cvat_xml, hf_datasets, label_studio, labelme, supervisely, yolo_seg
 from maskformer.data.importing.archive import open_source
 from maskformer.data.importing.importer import Summary, write_dataset
-from maskformer.data.importing.source import Losses, Source
+from maskformer.data.importing.source import Losses, Source, find_coco
 from maskformer.data.importing.target import CONFIGURATION, plain_name
 from maskformer.engine.setup import register_datasets
 from maskformer.files import folder_beside
@@ -104,7 +104,7 @@ def import_dataset(args: argparse.Namespace) -> int:
             unpacked.mkdir()
             built.mkdir()
             print(f"reading {printable(str(args.source))}", file=sys.stderr)
-            source = READERS[args.format](*open_source(args.source.absolute(), unpacked), losses)
+            source = _read(args, unpacked, losses)
             summary = write_dataset(
                 source,
                 built,
@@ -122,6 +122,19 @@ def import_dataset(args: argparse.Namespace) -> int:
         raise InputError(f"{args.source} cannot be written to TARGET {args.target}: {error}.") from error
     print(describe(summary, losses, args.target / CONFIGURATION))
     return EXIT_SOME_LEFT_OUT if summary.left_out else 0
+
+
+def _read(args: argparse.Namespace, unpacked: Path, losses: Losses) -> Source:
+    root, main = open_source(args.source.absolute(), unpacked)
+    try:
+        return READERS[args.format](root, main, losses)
+    except InputError as error:
+        if (coco := find_coco(root)) is None:
+            raise
+        raise InputError(
+            f"{error} {coco.name} is a COCO JSON, which needs no import: name it as instances in DATASETS.OWN "
+            "(docs/own_data.md)."
+        ) from error
 
 
 def _find_base(given: str | None, form: str) -> str:

@@ -7,6 +7,8 @@ inputs that differ in their endings alone, NAME has the ending too: ``a.jpg`` an
 ``a_png.png``. Files are whole or not there; after an interruption, the same command with ``--resume`` does the rest.
 Of several images, ``predictions.html`` shows all.
 
+Several processes share the inputs, under torchrun or with ``--shard I/N``, and write what one process writes.
+
 With ``--as-dataset``, the folder becomes a dataset that training reads instead, with the results as its labels.
 """
 
@@ -28,18 +30,20 @@ from detectron2.config import CfgNode
 
 from maskformer.config import load_config
 from maskformer.data.importing.target import IMAGE_SUFFIXES
-from maskformer.engine.accelerator import resolve_device
+from maskformer.engine.accelerator import Accelerator, resolve_device
 from maskformer.engine.setup import register_datasets
 from maskformer.evaluation.loop import fingerprint
+from maskformer.files import remove_folders_beside
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery, media, tasks
-from maskformer.reports.as_dataset import ResultDataset
+from maskformer.reports.as_dataset import FOLDERS, ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.runs.launch import Place, find_place, find_shard, gather_from_ranks, is_restarted, take_device
 from maskformer.runs.screen import keep_warnings_off_screen
-from maskformer.structures import BadImageError, InputError, printable
+from maskformer.structures import BadImageError, Bands, InputError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
 PAGE_NAME = "predictions.html"
@@ -59,6 +63,7 @@ class Annotator:
         classes: K names and colours.
         facts: what the JSON says about model and dataset.
         things: numbers of the classes that are counted one by one.
+        bands: how images are read; None: as plain pictures.
     """
 
     segment: Callable[[np.ndarray], dict[str, Any]]
@@ -66,14 +71,61 @@ class Annotator:
     classes: ClassTable
     facts: dict[str, Any]
     things: frozenset[int] = frozenset()
+    bands: Bands | None = None
 
     def facts_of(self, source: Source) -> dict[str, Any]:
         """What the JSON of one image says first, and by which another one in its place is told."""
         return {"image": source.name, "image_digest": media.digest(source.name), "task": self.task.name, **self.facts}
 
+    def read(self, source: Source) -> np.ndarray:
+        """An image as (height,width,3) uint8 RGB."""
+        return media.read_picture(source.name, self.bands)
+
     def picture(self, image: np.ndarray) -> np.ndarray:
         """What the model sees, drawn: (height,width,3) uint8 RGB."""
         return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is read and written, by all processes alike, and which part of it is whose.
+
+    Attributes:
+        sources: all inputs.
+        outputs: the file for each.
+        shard: "I/N", as asked for; None: all inputs.
+        place: of this process among those that torchrun started.
+        resume: whether to pass over what is done.
+    """
+
+    sources: Sequence[Source]
+    outputs: Sequence[Path]
+    shard: str | None
+    place: Place
+    resume: bool
+
+    @property
+    def work(self) -> list[tuple[Source, Path]]:
+        """Of the shard."""
+        return list(zip(self.sources, self.outputs, strict=True))[find_shard(self.shard)]
+
+    @property
+    def own_work(self) -> list[tuple[Source, Path]]:
+        """Of this process."""
+        return self.work[self.place.rank :: self.place.world_size]
+
+    @property
+    def is_of_one(self) -> bool:
+        """Whether there is one input: if it is bad, that is a mistake."""
+        return len(self.sources) == 1
+
+    def tell(self, num_left_out: int, num_before: int) -> None:
+        """Say what was done."""
+        target = self.outputs[0] if self.is_of_one else self.outputs[0].parent
+        before = f" ({num_before} of them before)" if num_before else ""
+        of_shard = "" if self.shard is None else f" of shard {self.shard}"
+        count = len(self.work)
+        print(f"{count - num_left_out} of {count} inputs{of_shard} drawn{before}: {printable(str(target))}")
 
 
 def _draw(source: Source, output: Path, annotator: Annotator, *, resume: bool, quiet: bool) -> bool:
@@ -92,14 +144,14 @@ def _label(source: Source, output: Path, annotator: Annotator, dataset: ResultDa
     facts = annotator.facts_of(source)
     if resume and dataset.has(output, facts):
         return False
-    result = annotator.task.read(annotator.segment(media.read_picture(source.name)))
+    result = annotator.task.read(annotator.segment(annotator.read(source)))
     dataset.add(source.name, output, annotator.task.encode(result, annotator.classes), facts)
     return True
 
 
 def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
     """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
-    facts, image, task = annotator.facts_of(source), media.read_picture(source.name), annotator.task
+    facts, image, task = annotator.facts_of(source), annotator.read(source), annotator.task
     result = task.read(annotator.segment(image))
     picture, ids = task.draw(image, result, annotator.classes), task.encode(result, annotator.classes)
     media.write_result(output, picture, ids, facts, annotator.classes)
@@ -131,49 +183,66 @@ def _warn(sentence: str) -> None:
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def _annotate_all(sources: Sequence[Source], outputs: Sequence[Path], annotate: Callable[[Source, Path], bool]) -> int:
-    """Write the results of all sources; of several, one that cannot be read is left out and named at the end."""
-    left_out, num_before = [], 0
-    with ProgressLine("Drawing", len(sources), unit="inputs", quiet=len(sources) < PROGRESS_FROM) as progress:
-        for source, output in zip(sources, outputs, strict=True):
+def _annotate_all(plan: Plan, annotate: Callable[[Source, Path], bool]) -> int:
+    """Write the results of this process's share; of several, one that cannot be read is left out and named at the end.
+
+    Returns:
+        The exit code: that of all processes that share the work.
+    """
+    left_out, num_before, work = [], 0, plan.own_work
+    quiet = len(work) < PROGRESS_FROM or plan.place.rank > 0
+    with ProgressLine("Drawing", len(work), unit="inputs", quiet=quiet) as progress:
+        for source, output in work:
             try:
                 with _named(source):
                     num_before += not annotate(source, output)
             except BadImageError as error:
-                if len(sources) == 1:
+                if plan.is_of_one:
                     raise
                 left_out.append(error)
             progress.advance(note=os.path.basename(source.name))
     for failure in left_out:
         _warn(f"left out: {failure}")
-    place = outputs[0] if len(sources) == 1 else outputs[0].parent
-    before = f" ({num_before} of them before)" if num_before else ""
-    print(f"{len(sources) - len(left_out)} of {len(sources)} inputs drawn{before}: {printable(str(place))}")
-    return EXIT_SOME_LEFT_OUT if left_out else 0
+    num_left_out, num_before = map(sum, zip(*gather_from_ranks((len(left_out), num_before))))
+    if plan.place.rank == 0:
+        plan.tell(num_left_out, num_before)
+    return EXIT_SOME_LEFT_OUT if num_left_out else 0
 
 
-def _write_dataset(sources: Sequence[Source], args: argparse.Namespace) -> int:
-    """Write the results of all images as a dataset."""
+def _write_dataset(plan: Plan, args: argparse.Namespace) -> int:
+    """Write the results of all images as a dataset; a shard leaves what holds them together to a later call."""
+    folder = Path(args.output)
+    cfg, annotator = _build_annotator(args, plan.place)
+    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things, annotator.bands)
+    if plan.resume:
+        remove_folders_beside(file for _, picture in plan.own_work for file in dataset.files(picture))
+    exit_code = _annotate_all(plan, partial(_label, annotator=annotator, dataset=dataset, resume=plan.resume))
+    if plan.place.rank > 0:
+        return exit_code
+    if plan.shard is not None:
+        print("When all shards are done, the same command with --resume and without --shard writes dataset.yaml.")
+        return exit_code
+    mapper = cfg.INPUT.DATASET_MAPPER_NAME
+    more = {} if annotator.task.name in mapper else {"INPUT": {"DATASET_MAPPER_NAME": MAPPERS[annotator.task.name]}}
+    path, kept = dataset.finish(plan.outputs, os.path.abspath(args.config_file), more)
+    print(f"{kept} of {len(plan.outputs)} pictures have a result above the threshold: {printable(str(path))}")
+    return exit_code
+
+
+def _plan_dataset(sources: Sequence[Source], args: argparse.Namespace, *, is_shared: bool) -> list[Path]:
+    """Where the pictures of a dataset go; other processes may have begun to fill its folders."""
     folder = Path(args.output)
     videos = [source.name for source in sources if source.is_video]
     if videos:
         raise InputError(f"--as-dataset takes images, but {videos[0]} is a video: give its frames as images.")
-    if folder.is_file() or (not args.resume and folder.is_dir() and any(folder.iterdir())):
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() and not args.resume else set()
+    if folder.is_file() or held - (set(FOLDERS) if is_shared else set()):
         remedy = "a folder that is new or empty, or --resume to go on with what the same command began"
         raise InputError(f"--output {folder} is a file, or holds files; expected {remedy}.")
-    pictures = [
+    return [
         path if path.suffix.lower() in IMAGE_SUFFIXES else path.with_suffix(".png")
         for path in media.plan_outputs(sources, os.path.join(folder, "images", ""))
     ]
-    cfg, annotator = _build_annotator(args)
-    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things)
-    annotate = partial(_label, annotator=annotator, dataset=dataset, resume=args.resume)
-    exit_code = _annotate_all(sources, pictures, annotate)
-    mapper = cfg.INPUT.DATASET_MAPPER_NAME
-    more = {} if annotator.task.name in mapper else {"INPUT": {"DATASET_MAPPER_NAME": MAPPERS[annotator.task.name]}}
-    path, kept = dataset.finish(pictures, os.path.abspath(args.config_file), more)
-    print(f"{kept} of {len(sources)} pictures have a result above the threshold: {printable(str(path))}")
-    return exit_code
 
 
 @contextmanager
@@ -200,7 +269,7 @@ def _show_all(sources: Sequence[Source], annotator: Annotator) -> int:
                 if source.is_video:
                     _show(map(annotator.picture, Video(source)), wait=1)
                 else:
-                    _show([annotator.picture(media.read_picture(source.name))], wait=0)
+                    _show([annotator.picture(annotator.read(source))], wait=0)
         except BadImageError as error:
             _warn(f"left out: {error}")
             exit_code = EXIT_SOME_LEFT_OUT
@@ -249,6 +318,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="after an interruption: pass over images whose files are complete and of the same model and options; "
         "videos are drawn again",
     )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="draw every N-th input, from the I-th on, counted from 0; all shards 0/N .. N-1/N draw all",
+    )
     parser.add_argument("--task", choices=TASKS, help="by default the first of these that the model has switched on")
     parser.add_argument(
         "--confidence-threshold",
@@ -269,12 +343,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build_annotator(args: argparse.Namespace) -> tuple[CfgNode, Annotator]:
+def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, Annotator]:
     """Load the configuration, the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
+    take_device(Accelerator(cfg.MODEL.DEVICE), place)
     task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task = tasks.with_threshold(task, cfg, args.confidence_threshold)
@@ -289,11 +364,11 @@ def _build_annotator(args: argparse.Namespace) -> tuple[CfgNode, Annotator]:
         "config_file": args.config_file,
         "weights": cfg.MODEL.WEIGHTS,
         "dataset": dataset,
-        "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names]),
+        "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names, predictor.bands]),
     }
     segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
     things = (predictor.classes and predictor.classes.things) or frozenset()
-    return cfg, Annotator(segment, task, classes, facts, things)
+    return cfg, Annotator(segment, task, classes, facts, things, predictor.bands)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -311,33 +386,47 @@ def predict(args: argparse.Namespace) -> int:
         sources = [Source(args.video_input, is_video=True)]
     else:
         sources = media.find_sources(args.input)
-    if args.as_dataset:
-        if args.output is None:
-            raise InputError("--as-dataset needs a folder to write to: name it with --output.")
-        return _write_dataset(sources, args)
+    find_shard(args.shard)  # a mistake is told before anything else
+    place = find_place()
+    is_shared = args.shard is not None or place.world_size > 1
     if args.output is None:
+        if args.as_dataset or is_shared:
+            raise InputError(
+                "--as-dataset, --shard and torchrun need a file or folder to write to: name it (--output)."
+            )
         open_window()
-        return _show_all(sources, _build_annotator(args)[1])
-    outputs = media.plan_outputs(sources, args.output)
-    annotator = _build_annotator(args)[1]
-    exit_code = _annotate_all(
-        sources, outputs, partial(_draw, annotator=annotator, resume=args.resume, quiet=len(sources) > 1)
-    )
-    _show_in_page(outputs)
+        return _show_all(sources, _build_annotator(args, place)[1])
+    if args.as_dataset:
+        outputs = _plan_dataset(sources, args, is_shared=is_shared)
+    else:
+        outputs = media.plan_outputs(sources, args.output)
+    plan = Plan(sources, outputs, args.shard, place, resume=args.resume or is_restarted())
+    if args.as_dataset:
+        return _write_dataset(plan, args)
+    annotator = _build_annotator(args, place)[1]
+    if plan.resume:
+        remove_folders_beside(file for _, picture in plan.own_work for file in media.files_of(picture))
+    exit_code = _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
+    if place.rank == 0:
+        _show_in_page(outputs)
     return exit_code
 
 
 def _show_in_page(outputs: Sequence[Path]) -> None:
     """Write a page that shows all drawn images of a folder, where there are several."""
-    drawn = [path for path in outputs if path.suffix.lower() in media.IMAGE_SUFFIXES and path.is_file()]
-    if len(drawn) > 1:
-        page = drawn[0].parent / PAGE_NAME
+    shown: list[Path] = []
+    while True:  # once more, if another shard has ended meanwhile: its own page may have been overwritten
+        drawn = [path for path in outputs if path.suffix.lower() in media.IMAGE_SUFFIXES and path.is_file()]
+        if len(drawn) < 2 or drawn == shown:
+            break
+        page, shown = drawn[0].parent / PAGE_NAME, drawn
         try:
             gallery.write_index(page, "Predictions", drawn)
         except OSError as error:
             _warn(f"{page} cannot be written: {error.strerror}")
-        else:
-            print(f"all in a page: {printable(str(page))}")
+            return
+    if shown:
+        print(f"all in a page: {printable(str(page))}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

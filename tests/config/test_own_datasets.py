@@ -142,7 +142,7 @@ def test_things_are_all_classes_of_instances_and_the_named_ones_of_a_panoptic_da
         (garden(colors=COLORS, ignore=[COLORS[0]]), ["garden.ignore names the colour [0, 0, 0]", "is a class's"]),
         (garden(colors=COLORS, ignore=[[0, 0]]), ["garden.ignore holds [0, 0]", "[red, green, blue]"]),
         (garden(palette_colors=True), ["garden.palette_colors is True", "colors"]),
-        ({"garden": {"train": TRAIN}}, ["garden.classes is None"]),
+        ({"garden": {"train": TRAIN}}, ["garden.classes is missing"]),
     ],
 )
 def test_mistake_in_the_block_is_one_sentence_that_names_it(block, parts):

@@ -27,6 +27,12 @@ def children(session: int, parent: int) -> list[int]:
     return [process for process in ids if b"resource_tracker" not in Path(f"/proc/{process}/cmdline").read_bytes()]
 
 
+def ranks_of(torchrun: subprocess.Popen[str]) -> list[int]:
+    """The processes that torchrun has started, each in a session of its own, in the order of their ranks."""
+    ids = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    return sorted(process for process in map(int, ids) if b"RANK=" in Path(f"/proc/{process}/environ").read_bytes())
+
+
 def wait_until(condition: Callable[[], bool], seconds: float = 120) -> float:
     """Seconds that it took."""
     start = time.monotonic()

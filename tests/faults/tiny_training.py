@@ -32,11 +32,21 @@ class TinyTraining:
 
     datasets: Path
 
-    def start(self, output: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Start `train_net.py` in a session of its own; flags (--resume) and KEY VALUE pairs may follow."""
+    def start(
+        self, output: Path, *words: str, torchrun: tuple[str, ...] = (), **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start `train_net.py` in a session of its own; flags (--resume) and KEY VALUE pairs may follow.
+
+        Args:
+            output: OUTPUT_DIR.
+            words: of the command line.
+            torchrun: options of torchrun, which starts it then.
+            variables: of the environment.
+        """
         flags = [word for word in words if word.startswith("--")]
         options = [word for word in words if not word.startswith("--")]
-        command = [sys.executable, "-W", "ignore", "train_net.py", *flags, "--config-file", CONFIG, *TINY]
+        launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun] if torchrun else []
+        command = [sys.executable, "-W", "ignore", *launcher, "train_net.py", *flags, "--config-file", CONFIG, *TINY]
         environment = {**os.environ, "DETECTRON2_DATASETS": str(self.datasets), "OMP_NUM_THREADS": "1", **variables}
         return subprocess.Popen(
             [*command, "OUTPUT_DIR", str(output), *options],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,13 @@ def test_swin_names_and_shapes_are_the_released_ones():
         peer = build_swin_peer(embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7)
     shapes = {name: list(tensor.shape) for name, tensor in carry_weights(peer).items()}
     assert shapes == {name: shape for name, shape, *_ in read_json("parameters", "maskformer_swin_tiny_ade.json")}
+
+
+def test_a_folder_with_their_swin_is_a_model(tmp_path: Path):
+    peer = build_swin_peer(embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 3, 6], window_size=7).eval()
+    peer.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["backbone_config"]["model_type"] == "maskformer-swin"
+    assert_same_answers(peer, load(tmp_path, device="cpu").model, (64, 96))
 
 
 @pytest.mark.slow

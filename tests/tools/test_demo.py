@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.engine import HookBase
 
+from maskformer.predictor import load
 from maskformer.reports import gallery
 from maskformer.tools import demo
 
@@ -94,6 +96,12 @@ def test_demo_leaves_scores_and_a_gallery(finished: Finished) -> None:
     assert (finished.folder / "log.txt").read_text().count("Start inference on 2 batches") == 1
     pictures = {"000000.png", "000001.png", "gallery.png", "loss.png", "index.html"}
     assert {path.name for path in (finished.folder / "gallery").iterdir()} == pictures
+
+
+def test_the_folder_of_the_demo_is_a_model(finished: Finished) -> None:
+    predictor = load(finished.folder)
+    assert str(finished.folder / "model_final.pth") == predictor.cfg.MODEL.WEIGHTS
+    assert "ball" in predictor(np.zeros((64, 80, 3), np.uint8)).classes
 
 
 def test_console_tells_each_step_the_scores_and_where_things_are(finished: Finished) -> None:

@@ -160,3 +160,15 @@ def test_names_of_classes_are_printable_and_options_kept(run: Run, tmp_path: Pat
     content = json.loads((tmp_path / "my garden/train.json").read_text())
     assert [each["name"] for each in content["categories"]] == ["pond", "path\\n2"]
     assert torch.tensor([each["area"] for each in content["annotations"]]).unique().tolist() == [48 * 36]
+
+
+def test_coco_needs_no_import_and_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "cvat/annotations").mkdir(parents=True)
+    (tmp_path / "cvat/annotations/instances_default.json").write_text(
+        '{"images": [], "annotations": [], "categories": []}'
+    )
+    for program in ("cvat-xml", "labelme", "yolo-seg"):
+        assert import_dataset.main(["--from", program, str(tmp_path / "cvat"), str(tmp_path / "new")]) == 2
+        said = capsys.readouterr().err
+        assert "instances_default.json is a COCO JSON" in said and "DATASETS.OWN" in said
+    assert not (tmp_path / "new").exists()

@@ -244,7 +244,7 @@ def test_names_are_printed_without_control_characters(
 def test_a_picture_without_memory_for_it_is_left_out(
     run: Run, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(path: str) -> np.ndarray:
+    def read(path: str, bands: None) -> np.ndarray:
         if path.endswith("a.png"):
             raise MemoryError
         return read_picture(path)
@@ -271,7 +271,7 @@ def count_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that are read from now on."""
     read = []
 
-    def counting(path: str) -> np.ndarray:
+    def counting(path: str, bands: None) -> np.ndarray:
         read.append(Path(path).name)
         return read_picture(path)
 

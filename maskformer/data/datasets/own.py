@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from maskformer.structures import InputError, OwnDataset
+from maskformer.structures import Bands, InputError, OwnDataset
 
 from ..files import archives
 from ..files.json_files import join_inside, read_instance_json, read_panoptic_json
@@ -42,7 +42,13 @@ def register_own(datasets: Iterable[OwnDataset]) -> None:
                 f"{dataset.key} would be named {dataset.name}, which is another dataset's name: choose another."
             )
         load = next(load for kind, load in _LOADERS.items() if kind in dataset.paths)
-        register(dataset.name, partial(load, dataset), own_key=dataset.key, **_metadata(dataset))
+        register(dataset.name, partial(load, dataset), own_key=dataset.key, bands=dataset.bands, **_metadata(dataset))
+
+
+def bands_of(names: Iterable[str]) -> Bands | None:
+    """How the pictures of the first own dataset among these, which are registered, are read; None: as plain ones."""
+    own = [name for name in names if name in DatasetCatalog and MetadataCatalog.get(name).get("own_key")]
+    return MetadataCatalog.get(own[0]).get("bands") if own else None
 
 
 def _categories(dataset: OwnDataset) -> list[Record]:
@@ -162,8 +168,14 @@ def _check_labelled(dataset: OwnDataset, path_key: str, missing: dict[str, str],
     folder, images = dataset.paths[path_key], dataset.paths["images"]
     in_images, in_labels = list_names(root_of(images)), list_names(root_of(folder))
     start = len(root_of(images)) + 1
-    hint = explain_missing_labels(dataset, [path[start:] for path in missing.values()], in_labels)
     first, path = next(iter(missing.items()))
+    masks, _ = _group_masks(missing, find_files(dataset, path_key, "images"), has_scenes="*" in folder)
+    if path_key == "labels" and missing.keys() <= masks.keys():
+        hint = f" There are masks of single objects, such as {masks[first][0]}: write objects instead of labels."
+    elif len(missing) == count:
+        hint = explain_missing_labels(dataset, [path[start:] for path in missing.values()], in_labels)
+    else:
+        hint = f" {count - len(missing)} images have one: to use these alone, write list: a file with their names."
     raise InputError(
         f"{len(missing)} of {count} images of {dataset.key} have no label, first {path}; expected "
         f"{first}{dataset.label_suffix or '.png'} in {folder}: add it or take the image away."

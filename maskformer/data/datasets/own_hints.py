@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from maskformer.structures import OwnDataset
 
@@ -15,12 +16,23 @@ from ..files import archives
 
 _LOOKED_AT = 200  # files, evenly spread
 _IMPORT = "python -m maskformer.tools.import_dataset --from"
+_PROGRAMS = {".txt": "yolo-seg", ".json": "labelme", ".xml": "cvat-xml"}
+_OF_FILES = {
+    ".json": "name a COCO JSON as instances or panoptic",
+    ".txt": "name a list of images as list",
+    ".csv": "name a list of images as list",
+    **dict.fromkeys(
+        (".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"), "unpack it, for of archives zip alone is read"
+    ),
+}
 
 
 def explain_missing_folder(key: str, folder: str) -> str:
     """What stands beside a folder that does not exist."""
-    if os.path.isfile(folder):
-        return f"{key} is {folder}, which is no folder but a file; correct the path."
+    file = next((path for path in map(str, (Path(folder), *Path(folder).parents)) if os.path.isfile(path)), None)
+    if file is not None:
+        remedy = _OF_FILES.get(os.path.splitext(file)[1].lower(), "correct the path")
+        return f"{key} is {folder}, but {file} is no folder but a file: {remedy}."
     parent = os.path.dirname(folder)
     while parent and not os.path.isdir(parent) and os.path.dirname(parent) != parent:
         parent = os.path.dirname(parent)
@@ -42,14 +54,17 @@ def explain_no_files(dataset: OwnDataset, path_key: str, names: Sequence[str], t
         return f"{where} whose name ends in {suffix}; names are like {names[0]}: correct {option}."
     kinds = Counter(os.path.splitext(name)[1].lower() for name in names)
     seen = ", ".join(f"{count} {kind or 'without a type'}" for kind, count in kinds.most_common(3)) or "nothing"
-    programs = {".txt": "yolo-seg", ".json": "labelme", ".xml": "cvat-xml"}
     kind = kinds.most_common(1)[0][0] if kinds else ""
     remedy = ""
-    if path_key != "images" and kind in programs:
-        remedy = f" Files of other programs are made labels by {_IMPORT} {programs[kind]} SOURCE TARGET."
+    if path_key != "images" and kind in _PROGRAMS:
+        remedy = _explain_import(kind)
     elif path_key != "images" and kind in (".jpg", ".jpeg"):
         remedy = " JPEG changes the values of labels: write them anew as PNG, or name their folder."
     return f"{where} of the types {', '.join(sorted(types))}; it holds {seen}.{remedy}"
+
+
+def _explain_import(kind: str) -> str:
+    return f" Files of other programs are made labels by {_IMPORT} {_PROGRAMS[kind]} SOURCE TARGET."
 
 
 def _explain_archive(path: str) -> str:
@@ -61,11 +76,11 @@ def _explain_archive(path: str) -> str:
 
 
 def explain_missing_labels(dataset: OwnDataset, images: Sequence[str], labels: Sequence[str]) -> str:
-    """What would pair images with labels; "" where nothing is seen.
+    """What would pair images with labels, where none has one; "" where nothing is seen.
 
     Args:
         dataset: with the folders ``images`` and ``labels`` (or ``objects``).
-        images: names of those without a label, below their folder.
+        images: names of the images, below their folder.
         labels: names of all labels, below theirs.
     """
     label_key = "labels" if "labels" in dataset.paths else "objects"
@@ -75,7 +90,9 @@ def explain_missing_labels(dataset: OwnDataset, images: Sequence[str], labels: S
     folders = Counter(filter(None, (_differing_heads(image, by_end) for image in chosen)))
     (best, count), *_ = [*(suffixes | folders).most_common(1), (None, 0)]
     if best is None or 2 * count < len(chosen):
-        return ""
+        stems = set(map(_stem, images))
+        kinds = Counter(end for stem, end in map(os.path.splitext, labels) if end in _PROGRAMS and stem in stems)
+        return _explain_import(kinds.most_common(1)[0][0]) if kinds else ""
     if best in folders:
         head, other_head = best
         wrong, at = ("images", head) if head else (label_key, other_head)
@@ -108,6 +125,8 @@ def _differing_ends(image: str, labels: list[str]) -> tuple[str, str] | None:
 def _may_divide(image: str, label: str, start: int) -> bool:
     """Whether both names are divided there: at the type of one, or at a sign that divides words in both."""
     ends = image[start:], label[start:]
+    if all(re.fullmatch(r"[-_. ]?\d+\.\w+", end) for end in ends):  # the numbers of two pictures
+        return False
     return any(re.fullmatch(r"\.\w+", end) for end in ends) or all(re.match(r"[-_. ]", end) for end in ends)
 
 
@@ -129,7 +148,7 @@ def _differing_heads(image: str, labels: dict[str, str]) -> tuple[str, str] | No
 def explain_missing_image(images: str, file_name: str, names: Sequence[str]) -> str:
     """Where an image that a JSON names lies instead; "" where it does not."""
     wanted = file_name.replace("\\", "/")
-    found = next((name for name in names if name.endswith(f"/{wanted}") or name == wanted.rpartition("/")[2]), None)
+    found = next((name for name in names if name.endswith(f"/{wanted}") or wanted.endswith(f"/{name}")), None)
     if found is None:
         close = difflib.get_close_matches(wanted, names[:1000], n=1)
         return f" {images} holds {len(names)} files, such as {(close or [*names, 'none'])[0]}."
@@ -137,4 +156,4 @@ def explain_missing_image(images: str, file_name: str, names: Sequence[str]) -> 
         return f" It is in {images}/{found[: -len(wanted) - 1]}: write images: {images}/{found[: -len(wanted) - 1]}."
     head = wanted[: -len(found) - 1]
     above = f"write images: {images[: -len(head) - 1]}" if images.endswith(f"/{head}") else "correct the JSON's names"
-    return f" {found} lies in {images} itself, without {head}: {above}."
+    return f" {found} lies in {images}, without {head}: {above}."

@@ -84,8 +84,8 @@ def _check_entry(entry: Any, checks: Mapping[str, Check], where: str, error: typ
     if not isinstance(entry, dict):
         raise error(f"{where} holds {reprlib.repr(entry)}; expected keys and values: write it again.")
     for key, (is_right, expected) in checks.items():
-        if key in entry or key not in _OPTIONAL:
-            _require(is_right(entry.get(key)), where, key, entry.get(key), expected, error)
+        if (key in entry or key not in _OPTIONAL) and not is_right(entry.get(key)):
+            _require(False, where, key, entry.get(key), expected, error)
 
 
 def _by_id(
@@ -99,7 +99,8 @@ def _by_id(
     found: dict[Any, Record] = {}
     for index, entry in enumerate(entries):
         _check_entry(entry, checks, where(index), error)
-        _require(entry[key] not in found, where(index), key, entry[key], "each id once, this is the second", error)
+        if entry[key] in found:
+            _require(False, where(index), key, entry[key], "each id once, this is the second", error)
         found[entry[key]] = entry
     return found
 
@@ -194,8 +195,11 @@ def _complete_instances(content: Any, name: str) -> Record:
         _require(category in known, where, "category_id", category, "the id of one of its categories")
         segmentation = drawn_part(annotation["segmentation"])
         if segmentation is not None:
-            area = annotation["area"] if "area" in annotation else mask_area(segmentation)  # which takes its time
-            objects.append({"iscrowd": 0, **annotation, "area": area, "segmentation": segmentation})
+            annotation["segmentation"] = segmentation
+            annotation.setdefault("iscrowd", 0)
+            if "area" not in annotation:  # which takes its time
+                annotation["area"] = mask_area(segmentation)
+            objects.append(annotation)
     _report_lost(content["annotations"], objects, images, name)
     return {**content, "annotations": objects}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from maskformer.structures import InputError
 
+_OTHER_ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _MOST_RATIO, _SMALL = 200, 2**24  # bytes: what is larger, and shrank more, is no picture and no text
 
 
@@ -29,6 +30,11 @@ def open_source(source: Path, work: Path) -> tuple[Path, Path | None]:
         raise InputError(f"SOURCE {source} does not exist; expected a folder, a file or a zip archive.")
     if source.is_dir():
         return _enter(source), None
+    if source.suffix.lower() in _OTHER_ARCHIVES:
+        raise InputError(
+            f"SOURCE {source} is an archive of the type {source.suffix}; expected a folder, a file in it, or a zip "
+            "archive: unpack it, and name its folder."
+        )
     if source.suffix.lower() != ".zip":
         return source.parent, source
     _unpack(source, work)

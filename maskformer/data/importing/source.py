@@ -7,6 +7,8 @@ the files that are there, so none can lead out of the folder.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import unicodedata
 from collections import Counter
@@ -28,6 +30,7 @@ Size = tuple[int, int]  # height, width
 REMEDY = "Restore it, or export the dataset again."
 TRAINING, EVALUATION = ("train", "training", "trainval"), ("val", "valid", "validation", "test", "testing")
 _MOST_BYTES = 2**26  # of a text file
+_LOOKED_AT = 20  # JSON files
 BACKGROUNDS = ("background", "_background_", "__background__")
 
 
@@ -204,6 +207,16 @@ def read_json_file(path: Path) -> Any:
         return read_json(path)
     except InputError as error:
         raise BadImageError(str(error)) from error
+
+
+def find_coco(root: Path) -> Path | None:
+    """A COCO JSON among the first files of a source, which needs no import."""
+    for path in itertools.islice((path for path in walk(root) if path.suffix.lower() == ".json"), _LOOKED_AT):
+        with contextlib.suppress(BadImageError):
+            content = read_json_file(path)
+            if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+                return path
+    return None
 
 
 def read_text(path: Path) -> str:

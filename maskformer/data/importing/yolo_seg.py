@@ -59,8 +59,11 @@ def _find_yaml(root: Path) -> Path:
     found = [path for path in sorted(root.glob("*.y*ml")) if "names" in _read_yaml(path)]
     preferred = [path for path in found if path.stem in ("data", "dataset")] or found
     if len(preferred) != 1:
-        seen = ", ".join(path.name for path in preferred) or "none"
-        raise InputError(f"{root} has {seen}; expected one YAML file with names, such as data.yaml: name it as SOURCE.")
+        seen = ", ".join(path.name for path in preferred) or "no YAML file with names"
+        raise InputError(
+            f"{root} has {seen}; expected one that names classes and pictures, such as data.yaml: name it as SOURCE, "
+            "or write it as Ultralytics documents it."
+        )
     return preferred[0]
 
 

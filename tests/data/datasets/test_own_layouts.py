@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import tifffile
 import torch
 import yaml
 from detectron2.config import CfgNode
@@ -619,7 +620,6 @@ def test_labels_of_another_kind_are_refused_with_what_reads_them(
 
 
 def test_bands_and_range_of_a_satellites_tiff_become_three_channels(tmp_path: Path, load_own: LoadOwn):
-    tifffile = pytest.importorskip("tifffile")
     bands = np.arange(4 * 6 * 6, dtype=np.uint16).reshape(4, 6, 6) * 20  # (rows, columns, bands), 0..2860
     (tmp_path / "images").mkdir()
     # GDAL writes bands side by side (INTERLEAVE=PIXEL) or one after the other (BAND).
@@ -654,3 +654,60 @@ def test_range_is_for_pictures_of_12_bits_and_bands_for_those_with_transparency(
     save(tmp_path / "images/a.png", np.dstack([PICTURE, PICTURE[..., 0] + 30]))
     (record,) = load_own(**SCENE, bands=[4, 1, 2], train=split)
     assert example_of(tmp_path, record)["image"][:, 0, 0].tolist() == [120, 90, 90]
+
+
+# --- what is said where files are not as the block says ---
+
+
+def test_images_of_which_some_are_labelled_are_to_be_named_in_a_list(tmp_path: Path, load_own: LoadOwn):
+    with pytest.raises(InputError, match=r"1 of 3 images .*2007_000001.* 2 images have one.* list:") as caught:
+        load_own(**SCENE, train=voc(tmp_path))
+    assert "suffix" not in str(caught.value)  # 2007_000001.jpg is no other ending of 2007_000032.png
+
+
+def test_numbers_of_pictures_are_no_suffix(tmp_path: Path, load_own: LoadOwn):
+    save(tmp_path / "images/frame_001.jpg")
+    save(tmp_path / "labels/frame_002.png", CLASSES)
+    with pytest.raises(InputError, match=r"1 of 1 images.*frame_001.*frame_002\.png") as caught:
+        load_own(**SCENE, train={"images": "images", "labels": "labels"})
+    assert "suffix" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("s/*/images", "s/*/masks"), ("flat", "masks")])
+def test_masks_of_single_objects_are_told_from_label_maps(tmp_path: Path, load_own: LoadOwn, images: str, labels: str):
+    save(tmp_path / "s/00ae/images/00ae.png")
+    save(tmp_path / "flat/00ae.png")
+    for number in (1, 2):
+        save(tmp_path / f"s/00ae/masks/{number}f.png", np.equal(STONES, number).astype(np.uint8) * 255)
+        save(tmp_path / f"masks/00ae/{number}f.png", np.equal(STONES, number).astype(np.uint8) * 255)
+    with pytest.raises(InputError, match=r"1f\.png: write objects instead of labels"):
+        load_own(**SCENE, train={"images": images, "labels": labels})
+
+
+def test_files_of_a_program_beside_the_images_are_told_from_labels(tmp_path: Path, load_own: LoadOwn):
+    save(tmp_path / "data/ä b.jpg")
+    write_text(tmp_path / "data/ä b.json", '{"shapes": []}')
+    with pytest.raises(InputError, match="--from labelme"):
+        load_own(**SCENE, train={"images": "data", "labels": "data"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"), [("a.json", "as instances"), ("a.txt", "as list"), ("a.tar/labels", "unpack it")]
+)
+def test_a_file_in_place_of_a_folder_is_said_with_its_key(tmp_path: Path, load_own: LoadOwn, labels: str, remedy: str):
+    save(tmp_path / "images/a.jpg")
+    write_text(tmp_path / labels.partition("/")[0], "{}")
+    with pytest.raises(InputError, match=rf"scene\.train\.labels .* no folder but a file: .*{remedy}"):
+        load_own(**SCENE, train={"images": "images", "labels": labels})
+
+
+def test_a_json_that_names_the_folder_of_images_is_said_to_start_above_it(tmp_path: Path, load_own: LoadOwn):
+    # Label Studio's COCO export has images/a.jpg, beside result.json.
+    save(tmp_path / "images/sub dir/a.JPG")
+    image = {"id": 1, "file_name": "images\\sub dir/a.JPG", "height": 4, "width": 6}
+    content = {"images": [image], "annotations": [], "categories": [{"id": 0, "name": "stone"}]}
+    write_text(tmp_path / "result.json", json.dumps(content))
+    with pytest.raises(InputError, match=rf"write images: {tmp_path}\."):
+        load_own(train={"images": "images", "instances": "result.json"})
+    (record,) = load_own(train={"images": ".", "instances": "result.json"})
+    assert names_of([record]) == ["a.JPG"]

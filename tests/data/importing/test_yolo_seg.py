@@ -110,3 +110,10 @@ def test_what_leads_out_or_says_nothing_is_refused(
     assert result.code == 2
     assert fact in result.printed and result.printed.count("\n") <= 2
     assert not result.folder.exists()
+
+
+@pytest.mark.parametrize("name", ["source.tar.gz", "source.TAR", "source.7z"])
+def test_other_archives_than_zip_are_to_be_unpacked(tmp_path: Path, import_from: Import, name: str):
+    (tmp_path / name).write_bytes(b"\x1f\x8b")
+    result = import_from("yolo-seg", source=name)
+    assert result.code == 2 and name in result.printed and "unpack it" in result.printed
