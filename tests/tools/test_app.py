@@ -180,7 +180,7 @@ def test_mistakes_end_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert app.main(["--weights", str(tmp_path / "model.pth")]) == 2
-    assert f"{tmp_path / 'config.yaml'}" in capsys.readouterr().err
+    assert f"{tmp_path / 'model.pth'} does not exist" in capsys.readouterr().err
     assert app.main(["--weights", str(tmp_path / "model.pth"), "--config-file", shapes_config]) == 2
     assert f"{tmp_path / 'model.pth'}" in capsys.readouterr().err
     monkeypatch.setattr(app, "gr", None)
