@@ -64,9 +64,11 @@ setup(
         "app": ["gradio>=6"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
-        "scale": ["pyarrow", "ray[data]>=2.60"],  # examples/predict_with_ray.py
+        # examples/predict_with_ray.py; without aiohttp, Ray's threads stumble over one another as they look for it.
+        "scale": ["aiohttp", "pyarrow", "ray[data]>=2.60"],
         "tiff": ["imagecodecs", "tifffile"],  # TIFF files of several bands
         "test": [
+            "aiohttp",
             "cityscapesscripts",
             "datasets>=3",
             "defusedxml",

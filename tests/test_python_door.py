@@ -393,7 +393,7 @@ def test_a_model_does_not_need_the_pictures_that_it_was_trained_on(predictor: Pr
     cfg.defrost()
     names = [f"class {index}" for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
     cfg.DATASETS.OWN = CfgNode({"lost": {"classes": names, "train": content}})
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("lost_train",), ()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("gone_train",), ()
     (tmp_path / "config.yaml").write_text(cfg.dump())
     assert load(tmp_path / "config.yaml")(PICTURES[0], task="semantic").classes == tuple(names)
 

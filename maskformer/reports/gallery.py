@@ -135,5 +135,5 @@ def write_index(page: Path, title: str, pictures: Sequence[Path]) -> None:
     """
     shown = [(picture.name, quote(os.fsencode(picture.name))) for picture in pictures]
     section = {"heading": "", "columns": (), "is_wide": False, "pictures": shown}
-    content = {"title": title, "summary": f"{len(pictures)} pictures in {page.parent}", "sections": [section]}
+    content = {"title": title, "summary": f"{len(pictures)} pictures", "sections": [section]}
     write_page(page, "gallery.html", content)

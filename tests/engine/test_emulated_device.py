@@ -138,12 +138,14 @@ def test_two_processes_have_the_losses_and_scores_of_two_on_the_cpu_that_torchru
 def test_evaluation_has_the_scores_of_the_cpu(run, trained: Path, tmp_path: Path, device: str):
     weights = ["MODEL.WEIGHTS", trained / "model_final.pth", "DATASETS.TEST", "('shapes_panoptic_train',)"]
     options = [*SMALL, *weights, "MODEL.DEVICE", device, "OUTPUT_DIR", tmp_path]
-    log = run("train_net.py", "--eval-only", "--config-file", CONFIG, *options, SDAA_EMULATED_FORBID=FORBIDDEN)
+    run("train_net.py", "--eval-only", "--config-file", CONFIG, *options, SDAA_EMULATED_FORBID=FORBIDDEN)
     expected = scores_of(trained)
     assert expected["panoptic_seg/PQ"] > 20, "a model that has learnt nothing shows nothing"
     printed = {
         metrics.split(",")[0]: float(values.split(",")[0])
-        for metrics, values in re.findall(r"copypaste: ([A-Za-z]\w*,\S+)\n.*copypaste: (\S+)", log)
+        for metrics, values in re.findall(
+            r"copypaste: ([A-Za-z]\w*,\S+)\n.*copypaste: (\S+)", (tmp_path / "log.txt").read_text()
+        )
     }
     assert printed == pytest.approx(
         {

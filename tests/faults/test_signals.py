@@ -62,7 +62,7 @@ def test_sigterm_saves_the_last_step_and_resume_ends_the_training(
     assert checkpoints(tmp_path) == [saved]
     ledger("SIGTERM in a training, to all its processes", injected=1, survived=1, lost=0, seconds=[seconds])
     printed = training.run(tmp_path, "--resume", *LONG, "SOLVER.MAX_ITER", str(saved + 3))
-    assert f"Starting training from iteration {saved + 1}" in printed
+    assert f"resumed after iteration {saved + 1}" in printed
     assert last_iteration(tmp_path) == saved + 2
     assert (tmp_path / "model_final.pth").exists()
 

@@ -79,7 +79,7 @@ def read_back(images: Path, tiny_options: list[str]) -> Iterator[Callable[[], tu
 def test_semantic_pixels_are_classes_above_the_threshold_and_others_are_ignored(
     run: Run, predictor: Predictor, images: Path, read_back: Callable
 ) -> None:
-    scores = predictor(images / "a.png", semantic_as_labels=False)["sem_seg"]
+    scores = predictor(images / "a.png", task="semantic", threshold=0.5)["sem_seg"]
     best, classes = scores.max(dim=0)
     probs = best / scores.sum(dim=0).clamp(min=1)
     middle = probs.median().item()
@@ -134,7 +134,9 @@ def test_resume_does_what_is_not_done_and_what_other_options_did(
     run: Run, images: Path, read_back: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, read_picture = [], media.read_picture
-    monkeypatch.setattr(media, "read_picture", lambda path: read.append(Path(path).name) or read_picture(path))
+    monkeypatch.setattr(
+        media, "read_picture", lambda path, bands: read.append(Path(path).name) or read_picture(path, bands)
+    )
     folder = images.parent / "my set"
     assert run("--task", "semantic") == 0
     whole = {path: path.read_bytes() for path in folder.rglob("*.*")}

@@ -332,7 +332,8 @@ def _max_pixels() -> int:
         return DEFAULT_MAX_PIXELS
     if not (text.isascii() and text.isdigit() and 0 < len(text) < 19):
         raise InputError(f"The environment variable {MAX_PIXELS_VARIABLE} is {text!r}; expected a number of pixels.")
-    Image.MAX_IMAGE_PIXELS = int(text)
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(text))
     return int(text)
 
 

@@ -85,7 +85,8 @@ def test_wandb_has_one_run_of_a_training_and_its_resumption(
     folder = tmp_path / "out put"
     folder.mkdir()
     run_parts(WandbWriter, folder)
-    assert capfd.readouterr() == ("", "")
+    shown = "".join(capfd.readouterr())
+    assert "Tracking run" not in shown and "wandb sync" not in shown
     wandb.teardown()  # its process has written all when it has ended
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
     records = [record for file in files for record in wandb_records(file)]
