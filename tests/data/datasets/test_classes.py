@@ -81,13 +81,13 @@ def test_names_that_detectron2_takes_from_the_json_are_known_before_it_is_loaded
     categories = [{"id": 7, "name": "ball"}, {"id": 4, "name": "box"}]
     (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     register_coco_instances("lazy_train", {}, str(tmp_path / "a.json"), str(tmp_path))
-    register_coco_instances("lost_train", {}, str(tmp_path / "none.json"), str(tmp_path))
+    register_coco_instances("vanished_train", {}, str(tmp_path / "none.json"), str(tmp_path))
     try:
         classes = read_classes("lazy_train", 2)
         assert classes is not None and (classes.names, classes.ids) == (("box", "ball"), (4, 7))
-        assert read_classes("lost_train", 2) is None
+        assert read_classes("vanished_train", 2) is None
     finally:
-        for name in ("lazy_train", "lost_train"):
+        for name in ("lazy_train", "vanished_train"):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
 
