@@ -272,17 +272,18 @@ class Task:
         """Which of MODEL.MASK_FORMER.TEST's keys makes the model give this result."""
         return f"{self.name.upper()}_ON"
 
-    def above(self, threshold: float) -> tuple[Task, dict[str, Any]]:
+    def above(self, threshold: float, key: str = "threshold") -> tuple[Task, dict[str, Any]]:
         """The task that keeps only what scores higher, and the options that a model needs for it.
 
         Args:
             threshold: 0..1.
+            key: what it is called where the user gave it.
 
         Raises:
             InputError: the threshold is outside 0..1.
         """
         if not isinstance(threshold, numbers.Real) or not 0 <= threshold <= 1:
-            raise InputError(f"The threshold is {threshold!r}; expected 0..1.")
+            raise InputError(f"{key} is {threshold!r}; expected 0..1.")
         if self.name == "panoptic":
             return self, {"object_mask_threshold": threshold}
         if self.name == "instance":
@@ -359,23 +360,3 @@ def give_only(task: Task, cfg: CfgNode) -> None:
 
 def _switch_key(task: Task) -> str:
     return f"MODEL.MASK_FORMER.TEST.{task.switch}"
-
-
-def with_threshold(task: Task, cfg: CfgNode, threshold: float) -> Task:
-    """The task that keeps only what scores higher than a threshold.
-
-    Args:
-        task: any; semantic results have to be scores then (``Predictor``'s ``semantic_as_labels``).
-        cfg: changed where the model applies the threshold itself (panoptic).
-        threshold: 0..1.
-
-    Raises:
-        InputError: the threshold is outside 0..1.
-    """
-    if not 0 <= threshold <= 1:
-        raise InputError(f"--confidence-threshold is {threshold}; expected 0..1.")
-    if task.name == "panoptic":
-        cfg.MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD = threshold
-        return task
-    read = read_instances if task.name == "instance" else read_semantic
-    return replace(task, read=partial(read, threshold=threshold))

@@ -352,7 +352,7 @@ def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, A
     take_device(Accelerator(cfg.MODEL.DEVICE), place)
     task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
-        task = tasks.with_threshold(task, cfg, args.confidence_threshold)
+        task, _ = task.above(args.confidence_threshold, "--confidence-threshold")  # the predictor is told it too
     register_datasets(cfg)
     tasks.give_only(task, cfg)
     predictor = Predictor.from_config(cfg)
