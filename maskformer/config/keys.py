@@ -98,10 +98,15 @@ def _add_solver_keys(node: CfgNode) -> None:
 def _add_head_keys(node: CfgNode) -> None:
     # C, the width of mask and pixel embeddings.
     node.MASK_DIM = 256
-    # Encoder layers on the coarsest feature, in TransformerEncoderPixelDecoder.
-    node.TRANSFORMER_ENC_LAYERS = 0
-    # "BasePixelDecoder" or "TransformerEncoderPixelDecoder".
+    # "BasePixelDecoder", "TransformerEncoderPixelDecoder" or "MSDeformAttnPixelDecoder".
     node.PIXEL_DECODER_NAME = "BasePixelDecoder"
+    # Encoder layers: on the coarsest feature in TransformerEncoderPixelDecoder, on the features that the next key names
+    # in MSDeformAttnPixelDecoder,
+    node.TRANSFORMER_ENC_LAYERS = 0
+    node.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
+    # which has 4 points a level and MASK_FORMER.NHEADS heads: files of the original may hold these, nothing reads them.
+    node.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
+    node.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
 
 
 def _mask_former_keys() -> CfgNode:
@@ -109,19 +114,29 @@ def _mask_former_keys() -> CfgNode:
     # Loss.
     node.DEEP_SUPERVISION = True  # a loss on every decoder layer, not only the last
     node.NO_OBJECT_WEIGHT = 0.1  # weight of the class "no object" in the cross-entropy
-    node.DICE_WEIGHT = 1.0  # of the dice loss and cost; the class weight is 1
-    node.MASK_WEIGHT = 20.0  # of the focal loss and cost
+    node.CLASS_WEIGHT = 1.0  # of the cross-entropy, and of the class cost
+    node.DICE_WEIGHT = 1.0  # of the dice loss and cost
+    node.MASK_WEIGHT = 20.0  # of the focal loss and cost; of sampled points, the binary cross-entropy's
+    # Where masks are compared: "dense", at every pixel; "points", at sampled ones; "auto", as the query decoder's
+    # authors did: points with MultiScaleMaskedTransformerDecoder, else dense.
+    node.MASK_LOSS = "auto"
+    node.TRAIN_NUM_POINTS = 12544  # P, the sampled points of a mask
+    node.OVERSAMPLE_RATIO = 3.0  # so many times P are drawn to choose uncertain ones from
+    node.IMPORTANCE_SAMPLE_RATIO = 0.75  # the share of P that is chosen so, 0..1; the others are uniform
     # Transformer.
-    node.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"  # which query decoder, of those that are registered
+    # Which query decoder: "StandardTransformerDecoder" or "MultiScaleMaskedTransformerDecoder" (or another's).
+    node.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
     node.NHEADS = 8
     node.DROPOUT = 0.1  # probability, 0..1
     node.DIM_FEEDFORWARD = 2048
     node.ENC_LAYERS = 0  # encoder layers between input and decoder
-    node.DEC_LAYERS = 6
+    node.DEC_LAYERS = 6  # MultiScaleMaskedTransformerDecoder has one less: it counts its predictions
     node.PRE_NORM = False  # normalise before each block instead of after it
     node.HIDDEN_DIM = 256  # D
     node.NUM_OBJECT_QUERIES = 100  # Q: the most segments one image can have
-    node.TRANSFORMER_IN_FEATURE = "res5"  # what queries attend to: a backbone feature or "transformer_encoder"
+    # What queries attend to: a backbone feature, or of the pixel decoder "transformer_encoder" (its encoded feature),
+    # "multi_scale_pixel_decoder" (its three levels in turn) or "pixel_embedding".
+    node.TRANSFORMER_IN_FEATURE = "res5"
     node.ENFORCE_INPUT_PROJ = False  # a 1x1 convolution before the transformer even where widths agree
     # The network input is padded to a multiple of this, in pixels; 0: only to the batch's largest image;
     # < 0: the backbone's own.
