@@ -39,7 +39,7 @@ class LossWeights:
 
     Attributes:
         of_class: cross-entropy; minus the class probability.
-        of_mask: focal.
+        of_mask: focal, or at points binary cross-entropy.
         of_dice: dice.
         of_no_object: "no object" within the cross-entropy, where classes weigh 1.
     """
@@ -88,7 +88,7 @@ def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (N,P).
-        masks: (N,P) bool.
+        masks: (N,P) bool, or 0..1 at points between pixels.
 
     Returns:
         (N,).
@@ -140,7 +140,7 @@ def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (Q,P).
-        masks: (G,P) bool.
+        masks: (G,P) bool, or 0..1.
 
     Returns:
         (Q,G).
@@ -174,7 +174,11 @@ def matching_cost(class_logits: Tensor, mask_logits: Tensor, target: Targets, we
 @torch.no_grad()
 def match(class_logits: Tensor, mask_logits: Tensor, target: Targets, weights: LossWeights) -> Match:
     """The assignment of queries to targets of least total cost, of one image and layer; arguments as above."""
-    cost = matching_cost(class_logits, mask_logits, target, weights)
+    return assign(matching_cost(class_logits, mask_logits, target, weights))
+
+
+def assign(cost: Tensor) -> Match:
+    """The assignment of least total cost, of (Q,G) costs."""
     query_indices, target_indices = linear_sum_assignment(cost.cpu().numpy())
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
 
