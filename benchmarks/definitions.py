@@ -402,21 +402,18 @@ def detect_instances(
         class_logits: (Q,K+1).
         mask_logits: (Q,height,width), at the size of the answer.
         thing_class_ids: classes that have instances; None: all.
-        max_instances: N at most.
+        max_instances: N at most; pairs of other classes count too, and are then left out.
 
     Source: Mask2Former (arXiv 2112.01527), section 4.
     """
     class_probs = class_logits.softmax(-1)[:, :-1]
-    candidates = (
-        torch.arange(class_probs.shape[1]) if thing_class_ids is None else torch.tensor(sorted(thing_class_ids))
-    )
-    candidates = candidates.to(class_probs.device, torch.int64)
-    pair_probs = class_probs[:, candidates].flatten()
-    class_scores, pairs = pair_probs.topk(min(max_instances, len(pair_probs)))
-    queries, classes = pairs // max(len(candidates), 1), candidates[pairs % max(len(candidates), 1)]
+    class_scores, pairs = class_probs.flatten().topk(min(max_instances, class_probs.numel()))
+    queries, classes = pairs // class_probs.shape[1], pairs % class_probs.shape[1]
+    kept = [thing_class_ids is None or category in thing_class_ids for category in classes.tolist()]
+    class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     masks = mask_logits[queries] > 0
     inside = (mask_logits[queries].sigmoid() * masks).sum((1, 2))
-    scores = class_scores * inside / masks.sum((1, 2)).clamp(min=1)
+    scores = class_scores * inside / (masks.to(inside.dtype).sum((1, 2)) + 1e-6)
     order = scores.argsort(descending=True, stable=True)
     return DetectedInstances(masks[order], scores[order], classes[order])
 
