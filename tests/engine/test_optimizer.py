@@ -15,7 +15,6 @@ from torch import nn
 
 from maskformer.config import load_config
 from maskformer.engine.optimizer import build_optimizer, clip_full_model
-from maskformer.engine.trainer import Trainer
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
