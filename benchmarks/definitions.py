@@ -39,7 +39,7 @@ class LossWeights:
 
     Attributes:
         of_class: cross-entropy; minus the class probability.
-        of_mask: focal.
+        of_mask: focal, or at points binary cross-entropy.
         of_dice: dice.
         of_no_object: "no object" within the cross-entropy, where classes weigh 1.
     """
@@ -88,7 +88,7 @@ def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (N,P).
-        masks: (N,P) bool.
+        masks: (N,P) bool, or 0..1 at points between pixels.
 
     Returns:
         (N,).
@@ -140,7 +140,7 @@ def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (Q,P).
-        masks: (G,P) bool.
+        masks: (G,P) bool, or 0..1.
 
     Returns:
         (Q,G).
@@ -174,7 +174,11 @@ def matching_cost(class_logits: Tensor, mask_logits: Tensor, target: Targets, we
 @torch.no_grad()
 def match(class_logits: Tensor, mask_logits: Tensor, target: Targets, weights: LossWeights) -> Match:
     """The assignment of queries to targets of least total cost, of one image and layer; arguments as above."""
-    cost = matching_cost(class_logits, mask_logits, target, weights)
+    return assign(matching_cost(class_logits, mask_logits, target, weights))
+
+
+def assign(cost: Tensor) -> Match:
+    """The assignment of least total cost, of (Q,G) costs."""
     query_indices, target_indices = linear_sum_assignment(cost.cpu().numpy())
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
 
@@ -398,21 +402,18 @@ def detect_instances(
         class_logits: (Q,K+1).
         mask_logits: (Q,height,width), at the size of the answer.
         thing_class_ids: classes that have instances; None: all.
-        max_instances: N at most.
+        max_instances: N at most; pairs of other classes count too, and are then left out.
 
     Source: Mask2Former (arXiv 2112.01527), section 4.
     """
     class_probs = class_logits.softmax(-1)[:, :-1]
-    candidates = (
-        torch.arange(class_probs.shape[1]) if thing_class_ids is None else torch.tensor(sorted(thing_class_ids))
-    )
-    candidates = candidates.to(class_probs.device, torch.int64)
-    pair_probs = class_probs[:, candidates].flatten()
-    class_scores, pairs = pair_probs.topk(min(max_instances, len(pair_probs)))
-    queries, classes = pairs // max(len(candidates), 1), candidates[pairs % max(len(candidates), 1)]
+    class_scores, pairs = class_probs.flatten().topk(min(max_instances, class_probs.numel()))
+    queries, classes = pairs // class_probs.shape[1], pairs % class_probs.shape[1]
+    kept = [thing_class_ids is None or category in thing_class_ids for category in classes.tolist()]
+    class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     masks = mask_logits[queries] > 0
     inside = (mask_logits[queries].sigmoid() * masks).sum((1, 2))
-    scores = class_scores * inside / masks.sum((1, 2)).clamp(min=1)
+    scores = class_scores * inside / (masks.to(inside.dtype).sum((1, 2)) + 1e-6)
     order = scores.argsort(descending=True, stable=True)
     return DetectedInstances(masks[order], scores[order], classes[order])
 

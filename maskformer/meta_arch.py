@@ -256,7 +256,7 @@ class MaskFormer(nn.Module):
         if options.panoptic_on:
             wanted[kept_queries(class_logits, options.object_mask_threshold)] = True
         if options.instance_on:
-            _, queries, _ = top_pairs(class_logits, self.thing_class_ids, options.max_instances)
+            _, queries, _ = top_pairs(class_logits, None, options.max_instances)  # also those that are left out after
             wanted[queries] = True
         return wanted.nonzero()[:, 0]
 
