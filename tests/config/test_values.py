@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from released import FIRST, SECOND
 
 from maskformer.config import default_config, load_config
 from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD_WHERE, _UNREAD_WITH, _WHOLE, _at
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES: dict[str, dict[str, Any]] = json.loads((REPOSITORY / "tests/reference/recipes.json").read_text())
 R50 = "ade20k-150/maskformer_R50_bs16_160k.yaml"
 SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
@@ -163,7 +162,7 @@ def test_key_that_a_base_brings_is_refused_to_nobody_who_chooses_otherwise(tmp_p
 
 
 def test_values_of_the_released_files_are_accepted():
-    for recipe in RECIPES.values():
+    for recipe in (*FIRST.values(), *SECOND.values()):
         load_config("", [str(word) for pair in recipe.items() for word in pair])
 
 
