@@ -32,14 +32,20 @@ COCO_IMAGES = 118_000  # by which the released files count epochs
 
 TORCHVISION = "https://download.pytorch.org/models/resnet101-63fe2227.pth"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_{}.pth"
+SWINS = {
+    "tiny": "tiny_patch4_window7_224",
+    "small": "small_patch4_window7_224",
+    "base_384": "base_patch4_window12_384",
+    "base_IN21k": "base_patch4_window12_384_22k",
+    "large": "large_patch4_window12_384_22k",
+}
 # File, key, our value, and words of the comment in the file that gives the reason.
 DEVIATIONS = [
     ("*_R101_*", "MODEL.WEIGHTS", TORCHVISION, "R-101.pkl, which is hosted nowhere"),
-    ("*_swin_tiny_*", "MODEL.WEIGHTS", SWIN.format("tiny_patch4_window7_224"), ".pkl, which is hosted nowhere"),
-    ("*_swin_small_*", "MODEL.WEIGHTS", SWIN.format("small_patch4_window7_224"), ".pkl, which is hosted nowhere"),
-    ("*_swin_base_384_*", "MODEL.WEIGHTS", SWIN.format("base_patch4_window12_384"), ".pkl, which is hosted nowhere"),
-    ("*_swin_base_IN21k_*", "MODEL.WEIGHTS", SWIN.format("base_patch4_window12_384_22k"), ".pkl, which is hosted nowhere"),
-    ("*_swin_large_*", "MODEL.WEIGHTS", SWIN.format("large_patch4_window12_384_22k"), ".pkl, which is hosted nowhere"),
+    *(
+        (f"*_swin_{name}_*", "MODEL.WEIGHTS", SWIN.format(file), ".pkl, which is hosted nowhere")
+        for name, file in SWINS.items()
+    ),
     ("coco-panoptic/swin/*", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0, "BasePixelDecoder has no encoder"),
 ]
 # Ours are a released recipe with these differences.
