@@ -150,15 +150,15 @@ def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, va
 
 
 @pytest.mark.parametrize(
-    ("condition", "key"),
+    ("condition", "key", "value"),
     [
-        (("MASK_LOSS", "dense"), "TRAIN_NUM_POINTS"),
-        (("TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"), "IMPORTANCE_SAMPLE_RATIO"),
-        (("IMPORTANCE_SAMPLE_RATIO", 0.0), "OVERSAMPLE_RATIO"),
+        (("MASK_LOSS", "dense"), "TRAIN_NUM_POINTS", 1),
+        (("TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"), "IMPORTANCE_SAMPLE_RATIO", 1.0),
+        (("IMPORTANCE_SAMPLE_RATIO", 0.0), "OVERSAMPLE_RATIO", 1.0),
     ],
 )
-def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition: tuple[str, Any], key: str):
-    options = (f"MODEL.MASK_FORMER.{condition[0]}", condition[1], f"MODEL.MASK_FORMER.{key}", 1)
+def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition: tuple[str, Any], key: str, value: Any):
+    options = (f"MODEL.MASK_FORMER.{condition[0]}", condition[1], f"MODEL.MASK_FORMER.{key}", value)
     with pytest.raises(InputError, match=rf"^MODEL\.MASK_FORMER\.{key} is 1.*has no effect"):
         load(MASK2FORMER, *options)
 
