@@ -20,8 +20,8 @@ _OLD_PIXEL_DECODER = re.compile(
 _OLD_QUERIES = re.compile(r"^((?:module\.)?sem_seg_head\.predictor\.)static_query\.")
 # The parts of a head whose names mean something else in the two generations, and what only the second one has there.
 _SECOND = {
-    "sem_seg_head.pixel_decoder.": ".self_attn.sampling_offsets.",
-    "sem_seg_head.predictor.": ".transformer_cross_attention_layers.",
+    "sem_seg_head.pixel_decoder.": ".transformer.level_embed",
+    "sem_seg_head.predictor.": ".decoder_norm.",
 }
 
 
@@ -68,7 +68,7 @@ def parts_of_another_generation(names: Iterable[str], expected: Iterable[str]) -
 ORIGINAL = Layout("MaskFormer (this package or the original)", marks=(r"sem_seg_head\.",), convert=rename_old_layout)
 ORIGINAL_2 = Layout(
     "Mask2Former (this package or the original)",
-    marks=(r"sem_seg_head\.predictor\.transformer_cross_attention_layers\.",),
+    marks=(r"sem_seg_head\.predictor\.decoder_norm\.",),
     convert=rename_old_layout,
 )
 BACKBONE = Layout(

@@ -148,7 +148,7 @@ def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
     Returns:
         The tensors by its names, and those of our names that it has no place for.
     """
-    is_second = _OUR_PREDICTOR + "query_feat.weight" in state
+    is_second = _OUR_PREDICTOR + "decoder_norm.weight" in state
     names = {name: (_MASK2FORMER if is_second else _MASKFORMER).to_theirs(name) for name in state}
     renamed = {theirs: state[name] for name, theirs in names.items() if theirs is not None}
     joined = {name: renamed.pop(name) for name in list(renamed) if ".cross_attn." in name}  # as they are there too
