@@ -189,6 +189,7 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
         keys = {
             **models[content["model_type"]](content),
             **_read_backbone(content, config_file),
+            "MODEL.BACKBONE.FREEZE_AT": 0,  # in training; Detectron2's default is 2
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(_labels(content)),
             **_read_preprocessing(preprocessor_file),
         }

@@ -65,11 +65,18 @@ def parts_of_another_generation(names: Iterable[str], expected: Iterable[str]) -
     return [part for part, is_second in kinds(list(names)).items() if ours.get(part, is_second) != is_second]
 
 
-ORIGINAL = Layout("MaskFormer (this package or the original)", marks=(r"sem_seg_head\.",), convert=rename_old_layout)
+_INDEX = r"\.relative_position_index$"  # of converted files: it follows from the window's size
+ORIGINAL = Layout(
+    name="MaskFormer (this package or the original)",
+    marks=(r"sem_seg_head\.",),
+    convert=rename_old_layout,
+    never_holds=_INDEX,
+)
 ORIGINAL_2 = Layout(
-    "Mask2Former (this package or the original)",
+    name="Mask2Former (this package or the original)",
     marks=(r"sem_seg_head\.predictor\.decoder_norm\.",),
     convert=rename_old_layout,
+    never_holds=_INDEX,
 )
 BACKBONE = Layout(
     "MaskFormer's backbone alone", marks=(r"backbone\.(?:stem|patch_embed)\.",), convert=dict, backbone_only=True
