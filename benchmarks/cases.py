@@ -16,6 +16,8 @@ _COCO_INSTANCE = "coco-instance/maskformer_instance_R50_bs64_554k.yaml"
 _CITYSCAPES = "cityscapes-19-panoptic/maskformer_panoptic_R50_bs16_90k.yaml"
 _MAPILLARY = "mapillary-vistas-65/maskformer_R50_bs16_300k.yaml"
 _ADE20K_FULL = "ade20k-full-847/maskformer_R50_bs16_200k.yaml"
+_SECOND_SWIN_T = "mask2former/ade20k/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_160k.yaml"
+_SECOND_COCO_R50 = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 OURS, DEFINITION, HUGGING_FACE, PLAIN = "maskformer", "definition", "hugging face", "plain"
 FLOAT32 = "maskformer float32"
@@ -97,6 +99,33 @@ def _training(quick: bool) -> list[Case]:
             "breakdown",
             (Contender(OURS, breakdown.setup, {**breakdown.options, **bf16}),),
             rounds=3,
+        ),
+    ]
+
+
+def _second_generation(quick: bool) -> list[Case]:
+    encoder = {"length": 64, "layers": 1} if quick else {"length": 1024, "layers": 6}
+    return [
+        Case(
+            "Mask2Former: training step Swin-T 512 x 512, 10 masks",
+            "mask2former",
+            _all_steps(quick, recipe=_SECOND_SWIN_T),
+            (Target(SECONDS, 0.75, HUGGING_FACE), Target(MEMORY, 0.6, HUGGING_FACE)),
+        ),
+        Case(
+            "Mask2Former: panoptic inference R50 800 x 1216, 20 segments",
+            "mask2former",
+            _whole(quick, (PLAIN,), recipe=_SECOND_COCO_R50, task="panoptic", size=(800, 1216)),
+            (Target(SECONDS, 0.7, PLAIN), Target(MEMORY, 0.5, PLAIN)),
+        ),
+        Case(
+            "Mask2Former: deformable encoder 1024 x 1024",
+            "mask2former",
+            tuple(
+                Contender(name, f"{_WORKLOADS}deformable:set_up", {"implementation": name, **encoder})
+                for name in (OURS, DEFINITION)
+            ),
+            (Target(SECONDS, 0.6, DEFINITION),),
         ),
     ]
 
@@ -384,6 +413,7 @@ def _scaling(quick: bool) -> list[Case]:
 
 GROUPS: tuple[Callable[[bool], list[Case]], ...] = (
     _training,
+    _second_generation,
     _large_batch,
     _losses,
     _optimizer,

@@ -74,7 +74,9 @@ def test_points_of_losses_are_the_released_models(name, monkeypatch):
     choose = points.choose_points
     monkeypatch.setattr(points, "choose_points", record)
     case.training_losses()
-    for call, found in zip(["aux_0", "aux_1", "aux_2", "final"], chosen, strict=True):
+    points_of_layers = torch.cat(chosen)  # several layers are looked at together
+    of_layers = points_of_layers.reshape(4, len(points_of_layers) // 4, *points_of_layers.shape[1:])
+    for call, found in zip(["aux_0", "aux_1", "aux_2", "final"], of_layers, strict=True):
         # Pairs are in the order of targets here, of queries there; of equally uncertain points any is first.
         assert sets_of_points(found.numpy()) == sets_of_points(case.arrays[f"points_{call}"])
 

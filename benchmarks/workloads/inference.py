@@ -175,7 +175,8 @@ def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) ->
         for word in (f"{test}{name.upper()}_ON", str(name == result))
     ] + [f"{test}SEM_SEG_LABELS", str(task == "labels")]
     thresholds = [word for name, value in PANOPTIC.items() for word in (f"{test}{name.upper()}", str(value))]
-    options = [*NO_ENCODER, *switches, *(thresholds if task == "panoptic" else [])]
+    without_encoder = [] if recipe.startswith("mask2former/") else NO_ENCODER
+    options = [*without_encoder, *switches, *(thresholds if task == "panoptic" else [])]
     return load_recipe(recipe, device, tiny=tiny, options=options)
 
 

@@ -25,6 +25,7 @@ TINY = [
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
     *("MODEL.SEM_SEG_HEAD.MASK_DIM", "16", "MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.NHEADS", "2"),
     *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
+    *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
 TINY_RESNET = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
@@ -82,10 +83,12 @@ def build_hugging_face(cfg: CfgNode, *, every_layer: bool = False) -> nn.Module:
         every_layer: predict from every decoder layer, to train; its forward then wants ``output_hidden_states=True``.
     """
     transformers = import_transformers()
-    description = {**describe_model(cfg, None), "use_auxiliary_loss": every_layer, "return_dict": True}
-    config = transformers.MaskFormerConfig.from_dict(description)
-    model = transformers.MaskFormerForInstanceSegmentation(config).to(cfg.MODEL.DEVICE)
-    if every_layer:
+    description = {**describe_model(cfg, None), "return_dict": True}
+    is_second = description["model_type"] == "mask2former"  # which predicts from every layer in any case
+    description["use_auxiliary_loss"] = every_layer or is_second
+    architecture = getattr(transformers, description["architectures"][0])
+    model = architecture(architecture.config_class.from_dict(description)).to(cfg.MODEL.DEVICE)
+    if every_layer and not is_second:
         _drop_decoder_input(model, cfg.MODEL.MASK_FORMER.DEC_LAYERS)
     return model
 

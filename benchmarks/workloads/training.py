@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,9 +14,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from benchmarks import definitions
+from benchmarks.definitions_of_points import set_losses_at_points
 from maskformer.engine.accelerator import Accelerator
 from maskformer.engine.optimizer import build_optimizer, parameter_groups
 from maskformer.engine.step import build_step_trainer
+from maskformer.losses import PointMasks, SetCriterion
 from maskformer.runs.launch import keep_freed_memory
 from maskformer.structures import MaskPredictions, Targets
 
@@ -24,16 +28,30 @@ Unit = Callable[[], None]
 
 
 class PlainCriterion(nn.Module):
-    """The definitions, where a model has its criterion."""
+    """The definitions, where a model has its criterion.
 
-    def __init__(self, weights: definitions.LossWeights, num_classes: int):
+    Args:
+        criterion: that criterion.
+    """
+
+    def __init__(self, criterion: SetCriterion):
         super().__init__()
-        self.num_classes = num_classes
-        self._weights = weights
+        self.num_classes = criterion.num_classes
+        weights = definitions.LossWeights(
+            of_class=criterion.class_weight,
+            of_mask=criterion.mask_weight,
+            of_dice=criterion.dice_weight,
+            of_no_object=criterion.empty_weight[-1].item(),
+        )
+        masks = criterion.masks
+        if isinstance(masks, PointMasks):
+            self._losses = functools.partial(set_losses_at_points, weights=weights, **dataclasses.asdict(masks))
+        else:
+            self._losses = functools.partial(definitions.set_losses, weights=weights)
 
     def forward(self, predictions: MaskPredictions, targets: list[Targets]) -> dict[str, torch.Tensor]:
         """Weighted losses by name."""
-        return definitions.set_losses(predictions, targets, self._weights)
+        return self._losses(predictions, targets)
 
 
 def load_step_config(
@@ -70,11 +88,8 @@ def set_up_definition(
     keep_freed_memory()
     cfg = load_step_config(device=device, **sizes)
     model = build_ours(cfg).train()
-    node = cfg.MODEL.MASK_FORMER
-    model.criterion = PlainCriterion(
-        definitions.LossWeights(of_mask=node.MASK_WEIGHT, of_dice=node.DICE_WEIGHT, of_no_object=node.NO_OBJECT_WEIGHT),
-        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-    )
+    assert isinstance(model.criterion, SetCriterion)
+    model.criterion = PlainCriterion(model.criterion)
     return repeat_step(cfg, model, build_plain_optimizer(cfg, model), draw(cfg, size, batch, masks))
 
 

@@ -383,3 +383,27 @@ def differentiate_sampled_values(
                 location_gradient[image, token, head, level, point, 0] = weight * along_x * _f(columns)
                 location_gradient[image, token, head, level, point, 1] = weight * along_y * _f(rows)
             first += rows * columns
+
+
+@Compiled
+def sample_maps(maps: Array, points: Array, sampled: Array) -> None:
+    """What ``losses.points`` samples of maps at the same points, bilinear, 0 beyond their edge.
+
+    Args:
+        maps: (maps, rows, columns) float32 or bool.
+        points: (P,2), x and y, 0..1 of the width and of the height where they are on the maps.
+        sampled: (maps,P), written.
+    """
+    rows, columns = maps.shape[1:]
+    corners, shares = np.empty((_PIXELS_AT_ONCE, 4), np.int64), np.empty((_PIXELS_AT_ONCE, 4), np.float32)
+    for start in range(0, len(points), _PIXELS_AT_ONCE):
+        part = points[start : start + _PIXELS_AT_ONCE]
+        for point in range(len(part)):
+            _find_corners(part[point], 0, rows, columns, corners[point], shares[point])
+        for n in range(len(maps)):
+            cells = maps[n].reshape(-1)
+            for point in range(len(part)):
+                total = _f(0)
+                for corner in range(4):
+                    total += shares[point, corner] * _f(cells[max(corners[point, corner], 0)])
+                sampled[n, start + point] = total

@@ -6,7 +6,7 @@ written is in benchmarks/definitions.py, which the tests compare with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskformer.kernels import find_kernels
+from maskformer.kernels import find_kernels, for_each
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
@@ -41,6 +41,28 @@ def pixels_at_once(device: torch.device, pieces: int = 1) -> int:
         return PIXELS_ELSEWHERE
     num_threads = torch.get_num_threads()
     return PIXELS_PER_THREAD if pieces >= num_threads else PIXELS_PER_THREAD * num_threads
+
+
+def compare_in_threads(
+    compare: Callable[..., tuple[Tensor, ...]], parts: Sequence[Sequence[Tensor]], device: torch.device
+) -> list[Tensor]:
+    """What a function gives for each of some parts, several of which are computed at once; without gradients.
+
+    Args:
+        compare: gives the same number of tensors for each part.
+        parts: its arguments.
+        device: where they are.
+
+    Returns:
+        Each of its tensors, those of all parts one after another.
+    """
+    compared: list[tuple[Tensor, ...]] = [()] * len(parts)
+
+    def compare_one(part: int) -> None:
+        compared[part] = compare(*parts[part])
+
+    for_each(compare_one, range(len(parts)), device)
+    return [torch.cat(some) for some in zip(*compared)]
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from maskformer.kernels import find_kernels, for_each, interpolation_matrix, plan_interpolation
 from maskformer.structures import MaskPredictions, Targets
 
-from .functional import FOCAL_ALPHA, pairwise_mask_costs, pixels_at_once
+from .functional import FOCAL_ALPHA, compare_in_threads, pairwise_mask_costs, pixels_at_once
 
 
 class DenseMasks:
@@ -57,14 +57,9 @@ class DenseMasks:
         on_grid = resize_masks(masks, mask_logits.shape[-2:]).flatten(1).to(mask_logits.dtype)
         pixels = mask_logits.flatten(2)
         layers_at_once = max(pixels_at_once(pixels.device) // max(pixels[0].numel(), 1), 1)
-        parts = pixels.split(layers_at_once)
-        costs: list[tuple[Tensor, ...]] = [()] * len(parts)
-
-        def compare(part: int) -> None:
-            costs[part] = pairwise_mask_costs(parts[part].flatten(0, 1), on_grid)
-
-        for_each(compare, range(len(parts)), pixels.device)
-        focal, dice = (torch.cat(some).unflatten(0, pixels.shape[:2]) for some in zip(*costs))
+        parts = [(part.flatten(0, 1), on_grid) for part in pixels.split(layers_at_once)]
+        costs = compare_in_threads(pairwise_mask_costs, parts, pixels.device)
+        focal, dice = (cost.unflatten(0, pixels.shape[:2]) for cost in costs)
         return focal, dice
 
     def losses(self, mask_logits: Tensor, masks: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,15 +7,18 @@ section 3.1, of the uncertain points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskformer.kernels import find_kernels, for_each
 from maskformer.structures import MaskPredictions, Targets
 
-from .functional import dice_loss, sigmoid_ce_loss
+from .functional import compare_in_threads, dice_loss, pixels_at_once, sigmoid_ce_loss
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,19 @@ class PointMasks:
         num_layers, _, num_queries = predictions.class_logits.shape[:3]
         device = predictions.mask_logits.device
         num_pairs = sum(min(num_queries, len(target.labels)) for target in targets)
-        num_uncertain = int(self.importance_ratio * self.num_points)
-        candidates = int(self.oversample_ratio * self.num_points)
-        drawn: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        num_uniform = self.num_points - int(self.importance_ratio * self.num_points)
+        num_candidates = int(self.oversample_ratio * self.num_points)
+        points = SampledMasks(
+            torch.empty(num_layers, len(targets), self.num_points, 2, device=device),
+            torch.empty(num_layers, num_pairs, num_candidates, 2, device=device),
+            torch.empty(num_layers, num_pairs, num_uniform, 2, device=device),
+        )
         for layer in [num_layers - 1, *range(num_layers - 1)]:
-            of_costs = [torch.rand(1, self.num_points, 2, device=device) for _ in targets]
-            of_pairs = torch.rand(num_pairs, candidates, 2, device=device)
-            uniform = torch.rand(num_pairs, self.num_points - num_uncertain, 2, device=device)
-            drawn[layer] = torch.cat(of_costs), of_pairs, uniform
-        return SampledMasks(*(torch.stack(some) for some in zip(*(drawn[layer] for layer in range(num_layers)))))
+            for image in range(len(targets)):
+                points.of_costs[layer, image] = torch.rand(1, self.num_points, 2, device=device)[0]
+            points.candidates[layer] = torch.rand(num_pairs, num_candidates, 2, device=device)
+            points.uniform[layer] = torch.rand(num_pairs, num_uniform, 2, device=device)
+        return points
 
 
 @dataclass(frozen=True)
@@ -74,43 +81,62 @@ class SampledMasks:
     def costs(self, image: int, mask_logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """As ``DenseMasks.costs``: binary cross-entropy (a mean over points) and dice."""
         points = self.of_costs[:, image]
-        logits = sample(mask_logits, points)  # (L,Q,P)
-        targets = sample(masks.to(logits.dtype).expand(len(logits), -1, -1, -1), points)  # (L,G,P)
-        probs = logits.sigmoid()
-        # With softplus(x) = -log(1 - p): what a point costs is softplus(x) - x t.
-        cross_entropy = F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT
-        overlap, total = probs @ targets.mT, probs.sum(-1)[..., None] + targets.sum(-1)[:, None]
-        return cross_entropy / points.shape[1], 1 - (2 * overlap + 1) / (total + 1)
+        parts = [x.split(_layers_at_once(len(mask_logits[0]), points)) for x in (mask_logits, points)]
+        costs = compare_in_threads(lambda *part: _pairwise_costs(*part, masks), list(zip(*parts)), points.device)
+        return costs[0], costs[1]
 
     def losses(self, mask_logits: Tensor, masks: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """As ``DenseMasks.losses``: binary cross-entropy and dice."""
-        layers, images, queries, rows = pairs
+        _, images, queries, rows = pairs
         # Points were drawn for pairs in the order of images and queries; pairs are in the order of their targets.
-        place = (images * (queries.max() + 1 if queries.numel() else 1) + queries).argsort(1).argsort(1)
-        candidates, uniform = self.candidates[layers, place], self.uniform[layers, place]  # (L,N,points,2)
+        places = (images * (queries.max() + 1 if queries.numel() else 1) + queries).argsort(1).argsort(1)
+        at_once = _layers_at_once(len(mask_logits), self.candidates[:, 0] if len(mask_logits) else self.uniform)
+        of_layers = (mask_logits.transpose(0, 1), rows, places, self.candidates, self.uniform)
+        parts = [self._compare(masks, *part) for part in zip(*(x.split(at_once) for x in of_layers))]
         losses = [
-            self._layer_losses(of_layer[:, None], masks[of_rows][:, None].to(of_layer.dtype), *points)
-            for of_layer, of_rows, *points in zip(mask_logits.unbind(1), rows, candidates, uniform)
+            (sigmoid_ce_loss(logits, targets, 1), dice_loss(logits, targets, 1))
+            for part in parts
+            for logits, targets in zip(*part)
         ]
         mask_losses, dice_losses = (torch.stack(some) for some in zip(*losses))
         return mask_losses, dice_losses
 
-    def _layer_losses(
-        self, mask_logits: Tensor, masks: Tensor, candidates: Tensor, uniform: Tensor
+    def _compare(
+        self, masks: Tensor, mask_logits: Tensor, rows: Tensor, places: Tensor, candidates: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of (N,1,h,w) logits and (N,1,H,W) masks of one layer: two scalars, summed over pairs."""
-        points = choose_points(mask_logits, candidates, uniform, self.of_costs.shape[2])
-        with torch.no_grad():
-            targets = sample(masks, points)[:, 0]
-        logits = sample(mask_logits, points)[:, 0]
-        return sigmoid_ce_loss(logits, targets, 1), dice_loss(logits, targets, 1)
+        """Logits and targets at the points of losses of some layers: of (l,N,h,w) logits two (l,N,P)."""
+        layers = torch.arange(len(places), device=places.device)[:, None]
+        maps = mask_logits.flatten(0, 1)[:, None]
+        drawn = [points[layers, places].flatten(0, 1) for points in (candidates, uniform)]
+        points = choose_points(maps, drawn[0], drawn[1], self.of_costs.shape[2])
+        targets = sample_masks(masks, rows.flatten(), points.to(maps.dtype))
+        logits = sample(maps, points)[:, 0]
+        return logits.unflatten(0, rows.shape), targets.unflatten(0, rows.shape)
+
+
+def _layers_at_once(masks: int, points: Tensor) -> int:
+    """How many of L layers to look at together, with so many masks at (L,P,2) points each."""
+    return max(pixels_at_once(points.device) // max(masks * points.shape[1], 1), 1)
+
+
+def _pairwise_costs(mask_logits: Tensor, points: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (l,Q,G) of some layers' (l,Q,h,w) logits at (l,P,2) points, and (G,H,W) masks."""
+    logits = sample(mask_logits, points)  # (l,Q,P)
+    rows = torch.arange(len(masks), device=masks.device).repeat(len(points))
+    targets = sample_masks(masks, rows, points.to(logits.dtype).repeat_interleave(len(masks), 0))
+    targets = targets.unflatten(0, (len(points), -1))  # (l,G,P)
+    probs = logits.sigmoid()
+    # With softplus(x) = -log(1 - p): what a point costs is softplus(x) - x t.
+    cross_entropy = F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT
+    overlap, total = probs @ targets.mT, probs.sum(-1)[..., None] + targets.sum(-1)[:, None]
+    return cross_entropy / points.shape[1], 1 - (2 * overlap + 1) / (total + 1)
 
 
 @torch.no_grad()
 def choose_points(mask_logits: Tensor, candidates: Tensor, uniform: Tensor, num_points: int) -> Tensor:
     """The points of losses: the least certain of (N,candidates,2) in (N,1,h,w) logits, then uniform ones: (N,P,2)."""
     uncertainty = -sample(mask_logits, candidates)[:, 0].abs()
-    chosen = uncertainty.topk(num_points - uniform.shape[1], dim=1).indices
+    chosen = uncertainty.topk(num_points - uniform.shape[1], dim=1, sorted=False).indices
     return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)
 
 
@@ -118,5 +144,48 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
     """Values of (N, maps, rows, columns) at (N,P,2) points, bilinear: (N,maps,P)."""
     if 0 in maps.shape:
         return maps.flatten(2).sum(2, keepdim=True) * maps.new_zeros(points.shape[1])  # with a gradient, of zeros
+    kernels = find_kernels(maps, points)
+    if kernels is not None:
+        return _sample_compiled(kernels, maps.detach(), points)
     grid = 2 * points.to(maps.dtype)[:, None] - 1
     return F.grid_sample(maps, grid, align_corners=False)[:, :, 0]
+
+
+@torch.no_grad()
+def sample_masks(masks: Tensor, rows: Tensor, points: Tensor) -> Tensor:
+    """Values of some masks, bilinear, without numbers for all their pixels.
+
+    Args:
+        masks: (G,H,W) bool.
+        rows: (N,) int64, which of them.
+        points: (N,P,2).
+
+    Returns:
+        (N,P), of the points' type.
+    """
+    kernels = find_kernels(points)
+    if kernels is not None:
+        return _sample_compiled(kernels, [masks[row : row + 1] for row in rows.tolist()], points)[:, 0]
+    height, width = masks.shape[1:]
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = x.floor(), y.floor()
+    total = torch.zeros_like(x)
+    for column, column_share in ((left, 1 - (x - left)), (left + 1, x - left)):
+        for row, row_share in ((top, 1 - (y - top)), (top + 1, y - top)):
+            is_inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            pixel = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            values = masks.flatten()[rows[:, None] * (height * width) + pixel]
+            total += column_share * row_share * (values * is_inside)
+    return total
+
+
+def _sample_compiled(kernels: Any, maps: Sequence[Tensor], points: Tensor) -> Tensor:
+    """(N,maps,P) of N times (maps, rows, columns)."""
+    sampled = points.new_empty(len(points), len(maps[0]) if len(maps) else 1, points.shape[1])
+    points_array, output = points.contiguous().numpy(), sampled.numpy()
+
+    def sample_one(index: int) -> None:
+        kernels.sample_maps(maps[index].contiguous().numpy(), points_array[index], output[index])
+
+    for_each(sample_one, range(len(points)), points.device)
+    return sampled
