@@ -122,9 +122,9 @@ def _layers_at_once(masks: int, points: Tensor) -> int:
 def _pairwise_costs(mask_logits: Tensor, points: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Two (l,Q,G) of some layers' (l,Q,h,w) logits at (l,P,2) points, and (G,H,W) masks."""
     logits = sample(mask_logits, points)  # (l,Q,P)
-    rows = torch.arange(len(masks), device=masks.device).repeat(len(points))
-    targets = sample_masks(masks, rows, points.to(logits.dtype).repeat_interleave(len(masks), 0))
-    targets = targets.unflatten(0, (len(points), -1))  # (l,G,P)
+    rows = torch.arange(len(masks), device=masks.device).expand(len(points), -1)
+    of_masks = points.to(logits.dtype)[:, None].expand(-1, len(masks), -1, -1)
+    targets = sample_masks(masks, rows.flatten(), of_masks.flatten(0, 1)).unflatten(0, rows.shape)  # (l,G,P)
     probs = logits.sigmoid()
     # With softplus(x) = -log(1 - p): what a point costs is softplus(x) - x t.
     cross_entropy = F.softplus(logits).sum(-1, keepdim=True) - logits @ targets.mT

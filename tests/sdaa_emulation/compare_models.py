@@ -47,6 +47,13 @@ ENCODED = {
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
     "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "transformer_encoder",
 }
+MASK2FORMER = {
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "MSDeformAttnPixelDecoder",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "multi_scale_pixel_decoder",
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+}
 SEGMENTS = {"MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True, "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 PER_PIXEL = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"}
 PLUS = {**PER_PIXEL, "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead"}
@@ -58,6 +65,7 @@ MODELS = {
         "MODEL.SEM_SEG_HEAD.NORM": "",
     },
     "Swin and TransformerEncoderPixelDecoder": {**SWIN, **ENCODED, **SEGMENTS},
+    "Mask2Former": {**RESNET, **MASK2FORMER, **SEGMENTS},
     "Swin and PerPixelBaseline": {**SWIN, **PER_PIXEL},
     "PerPixelBaselinePlus and TransformerEncoderPixelDecoder": {**RESNET, **PLUS, **ENCODED},
 }
@@ -88,6 +96,7 @@ def draw_batch(size: int) -> list[dict[str, Any]]:
 def numbers_of(model: nn.Module, batch: list[dict[str, Any]], *, training: bool) -> Iterator[tuple[str, Tensor]]:
     """Losses and gradients, or results, by name."""
     if training:
+        torch.manual_seed(0)  # of sampled points
         losses = model.train()(batch)
         sum(losses.values()).backward()
         yield from losses.items()

@@ -92,7 +92,7 @@ class DeformableEncoder(nn.Module):
         for layer in layers:
             cells = layer(cells, position, references, sizes)
         parts = cells.split([rows * columns for rows, columns in sizes], dim=1)
-        return [part.mT.unflatten(2, size) for part, size in zip(parts, sizes)]
+        return [part.reshape(len(part), *size, -1).permute(0, 3, 1, 2) for part, size in zip(parts, sizes)]
 
     def _position(self, level: int, size: tuple[int, int]) -> Tensor:
         """(cells,D): where each cell is, on its level and on which."""
