@@ -143,9 +143,10 @@ class _CompiledSampling(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        kernels, arrays = _arrays(*ctx.saved_tensors)
-        batch, _, num_heads, _ = ctx.saved_tensors[0].shape
-        gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in ctx.saved_tensors]
+        saved = ctx.saved_tensors  # once: what computes activations anew gives them once
+        kernels, arrays = _arrays(*saved)
+        batch, _, num_heads, _ = saved[0].shape
+        gradients = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in saved]
         incoming = gradient.unflatten(-1, (num_heads, -1)).contiguous().numpy()
         outputs, sizes_array = [x.numpy() for x in gradients], torch.tensor(ctx.sizes).numpy()
 
