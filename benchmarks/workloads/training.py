@@ -44,6 +44,7 @@ class PlainCriterion(nn.Module):
             of_no_object=criterion.empty_weight[-1].item(),
         )
         masks = criterion.masks
+        self._losses: Callable[..., dict[str, torch.Tensor]]
         if isinstance(masks, PointMasks):
             self._losses = functools.partial(set_losses_at_points, weights=weights, **dataclasses.asdict(masks))
         else:

@@ -82,7 +82,7 @@ class SampledMasks:
         """As ``DenseMasks.costs``: binary cross-entropy (a mean over points) and dice."""
         points = self.of_costs[:, image]
         parts = [x.split(_layers_at_once(len(mask_logits[0]), points)) for x in (mask_logits, points)]
-        costs = compare_in_threads(lambda *part: _pairwise_costs(*part, masks), list(zip(*parts)), points.device)
+        costs = compare_in_threads(_pairwise_costs, [(*part, masks) for part in zip(*parts)], points.device)
         return costs[0], costs[1]
 
     def losses(self, mask_logits: Tensor, masks: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +146,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
         return maps.flatten(2).sum(2, keepdim=True) * maps.new_zeros(points.shape[1])  # with a gradient, of zeros
     kernels = find_kernels(maps, points)
     if kernels is not None:
-        return _sample_compiled(kernels, maps.detach(), points)
+        return _sample_compiled(kernels, maps.detach().unbind(), points)
     grid = 2 * points.to(maps.dtype)[:, None] - 1
     return F.grid_sample(maps, grid, align_corners=False)[:, :, 0]
 
