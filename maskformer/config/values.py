@@ -98,6 +98,7 @@ _REGISTRIES = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
 _WRITERS = {"tensorboard", "wandb", "mlflow"}
+_MULTI_SCALE = "MSDeformAttnPixelDecoder"
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ("OUTPUT_DIR", "the path of a folder", lambda value, _: bool(value)),
@@ -107,6 +108,39 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW",
         "(height, width) in pixels, or () for none",
         lambda value, _: len(value) in (0, 2),
+    ),
+    (
+        "MODEL.MASK_FORMER.HIDDEN_DIM",
+        "a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column",
+        lambda value, cfg: value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0,
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        "with this PIXEL_DECODER_NAME a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column",
+        lambda value, cfg: (
+            cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME not in ("TransformerEncoderPixelDecoder", _MULTI_SCALE)
+            or value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0
+        ),
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        f"a multiple of 32, the groups of {_MULTI_SCALE} and of NORM GN",
+        lambda value, cfg: (
+            value % 32 == 0
+            or (cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME != _MULTI_SCALE and cfg.MODEL.SEM_SEG_HEAD.NORM != "GN")
+        ),
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+        f"1 or more with PIXEL_DECODER_NAME {_MULTI_SCALE}",
+        lambda value, cfg: value > 0 or cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME != _MULTI_SCALE,
+    ),
+    (
+        "MODEL.MASK_FORMER.DEC_LAYERS",
+        "2 or more with MultiScaleMaskedTransformerDecoder, which has one layer less",
+        lambda value, cfg: (
+            value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != "MultiScaleMaskedTransformerDecoder"
+        ),
     ),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (

@@ -21,6 +21,7 @@ RECIPES: dict[str, dict[str, Any]] = json.loads((REPOSITORY / "tests/reference/r
 R50 = "ade20k-150/maskformer_R50_bs16_160k.yaml"
 SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
+MASK2FORMER = "shapes/mask2former_panoptic.yaml"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
@@ -93,6 +94,27 @@ def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str])
         InputError, match=rf"IN_FEATURES is {re.escape(repr(names))}, expected .*res2, res3, res4, res5"
     ):
         build_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),  # the groups of GroupNorm
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.NORM LN MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),
+        (R50, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),
+        (MASK2FORMER, "MODEL.MASK_FORMER.HIDDEN_DIM 96 MODEL.MASK_FORMER.NHEADS 12 MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
+        (COCO, "MODEL.MASK_FORMER.HIDDEN_DIM 96 MODEL.MASK_FORMER.NHEADS 12 MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
+        (MASK2FORMER, "MODEL.MASK_FORMER.HIDDEN_DIM", 100),  # 8 heads
+        (R50, "MODEL.MASK_FORMER.HIDDEN_DIM", 100),
+        (R50, "MODEL.MASK_FORMER.NHEADS 1 MODEL.MASK_FORMER.HIDDEN_DIM", 6),
+        (MASK2FORMER, "MODEL.MASK_FORMER.DEC_LAYERS", 1),
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value: int):
+    *others, key = key.split()
+    with pytest.raises(InputError, match=rf"{key} is {value}, expected .*(multiple|or more)"):
+        load(recipe, *others, key, value)
 
 
 @pytest.mark.parametrize(
