@@ -269,6 +269,8 @@ def test_semantic_results_differ_where_theirs_go_through_384_pixels(size: tuple[
         ({"backbone_config": {"model_type": "timm_backbone", "backbone": "resnet50d"}}, "'resnet50d'"),
         ({"backbone_config": {"model_type": "swin", "use_absolute_embeddings": True}}, "use_absolute_embeddings True"),
         ({"backbone_config": None}, "missing or wrong"),
+        ({"id2label": ["a", "b"]}, "missing or wrong"),
+        ({"id2label": {"first": "a"}}, "missing or wrong"),
     ],
 )
 def test_description_of_what_is_not_here_is_refused(folder: Path, tmp_path: Path, content: dict, message: str):
