@@ -75,6 +75,11 @@ def folder(peer: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def names_in(folder: Path) -> set[str]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
 # Names
 
 
@@ -97,15 +102,12 @@ def test_names_and_shapes_at_full_size_are_the_released_ones_and_back(backbone: 
 
 
 def test_names_written_are_those_of_their_files(peer: nn.Module, folder: Path):
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        theirs = set(file.keys())
+    theirs = names_in(folder)
     state = convert_weights(peer.state_dict(), "theirs").state
     back, without_place = to_hugging_face(state)
     assert back.keys() == theirs and not without_place
-    index = "backbone.layers.0.blocks.0.attn.relative_position_index"  # older versions of theirs had it in files too
-    assert list(to_hugging_face({**state, index: torch.zeros(1)})[0].keys() - theirs) == [
-        "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.relative_position_index"
-    ]
+    index = "backbone.layers.0.blocks.0.attn.relative_position_index"  # which models of ours have, theirs make
+    assert to_hugging_face({**state, index: torch.zeros(1)})[0].keys() == theirs
     left_out = "sem_seg_head.predictor.other.weight"
     assert to_hugging_face({**state, left_out: torch.zeros(1)})[1] == [left_out]
 
@@ -131,6 +133,7 @@ def test_their_folder_is_a_model_with_their_answers_and_classes(peer: nn.Module,
     picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     assert predictor(picture).task == "semantic"
     predictor.save_pretrained(tmp_path / "again", layout="hugging-face")
+    assert names_in(tmp_path / "again") == names_in(folder)
     assert_same_answers(peer, load(tmp_path / "again", device="cpu").model)
     described = [json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again")]
     for name in described[1].keys() - {"backbone_config", "label2id"}:
