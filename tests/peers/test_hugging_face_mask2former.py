@@ -29,6 +29,8 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 THIN: dict[str, Any] = {
     "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 4, "dim_feedforward": 64,
     "encoder_layers": 2, "decoder_layers": 5, "num_queries": 8, "num_labels": 5, "train_num_points": 100,
+    "class_weight": 1.5, "mask_weight": 4.0, "dice_weight": 6.0, "no_object_weight": 0.2, "oversample_ratio": 2.0,
+    "importance_sample_ratio": 0.5,
 }  # fmt: skip
 
 
@@ -205,6 +207,7 @@ def test_resnets_have_the_same_answers_and_go_back(kind: str, tmp_path: Path):
     peer = draw(build_peer(timm_resnet() if kind == "timm" else resnet(layer_type=kind, **widths), **THIN))
     peer.save_pretrained(tmp_path / "theirs")
     predictor = load(tmp_path / "theirs", device="cpu")
+    assert convert_weights(peer.state_dict(), "theirs").state.keys() == predictor.model.state_dict().keys()
     assert_same_answers(peer, predictor.model)
     predictor.save_pretrained(tmp_path / "back", layout="hugging-face")
     other, loading = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path / "back", output_loading_info=True)
