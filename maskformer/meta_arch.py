@@ -23,7 +23,7 @@ from maskformer.inference import (
     semantic_labels,
     top_pairs,
 )
-from maskformer.losses import HungarianMatcher, SetCriterion
+from maskformer.losses import DenseMasks, HungarianMatcher, PointMasks, SetCriterion
 from maskformer.model_inputs import check_images, output_size, read_targets
 from maskformer.modeling import MaskFormerHead, MaskFormerNetwork, build_backbone_by_name
 from maskformer.structures import Classes, InputError, SegmentMasks, Targets
@@ -108,16 +108,21 @@ class MaskFormer(nn.Module):
         """Build the parts that a configuration describes."""
         backbone = build_backbone_by_name(cfg)
         node = cfg.MODEL.MASK_FORMER
-        matcher = HungarianMatcher(mask_weight=node.MASK_WEIGHT, dice_weight=node.DICE_WEIGHT)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        weights = {
+            "class_weight": node.CLASS_WEIGHT,
+            "mask_weight": node.MASK_WEIGHT,
+            "dice_weight": node.DICE_WEIGHT,
+        }
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "sem_seg_head": head,
             "criterion": SetCriterion(
                 cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                matcher=matcher,
+                matcher=HungarianMatcher(**weights),
                 no_object_weight=node.NO_OBJECT_WEIGHT,
-                mask_weight=node.MASK_WEIGHT,
-                dice_weight=node.DICE_WEIGHT,
+                masks=_mask_comparison(node, head),
+                **weights,
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -292,6 +297,14 @@ def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
     backward_pays = torch.backends.cpu.get_cpu_capability() == "AVX512"
     pays = device.type == "cpu" and (backward_pays or not training)
     return torch.channels_last if pays else torch.contiguous_format
+
+
+def _mask_comparison(node: CfgNode, head: MaskFormerHead) -> DenseMasks | PointMasks:
+    """How masks are compared, which ``MODEL.MASK_FORMER.MASK_LOSS`` says."""
+    as_published = "points" if head.predictor.compares_points else "dense"
+    if (as_published if node.MASK_LOSS == "auto" else node.MASK_LOSS) == "dense":
+        return DenseMasks()
+    return PointMasks(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
 
 
 def _inference_options(cfg: CfgNode) -> InferenceOptions:

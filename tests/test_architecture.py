@@ -35,6 +35,7 @@ ALLOWED = {
     "kernels": set(),
     **{layer: {"structures"} for layer in LAYERS},
     "data": {"structures", "files", "kernels", "config.own_datasets"},
+    "modeling": {"structures", "kernels"},
     "losses": {"structures", "kernels"},
     "inference": {"structures", "kernels"},
     # load_config makes of "auto" what is there
@@ -59,6 +60,8 @@ SHARED_KEYS = {
     "MODEL.MASK_FORMER.TEST.SEMANTIC_ON": "the evaluators measure what the model gives",
     "MODEL.MASK_FORMER.TEST.PANOPTIC_ON": "the evaluators measure what the model gives",
     "MODEL.MASK_FORMER.TEST.INSTANCE_ON": "the evaluators measure what the model gives",
+    "MODEL.SEM_SEG_HEAD.COMMON_STRIDE": "per-pixel heads upsample by it, and a pyramid ends at it",
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": "each of two pixel decoders has an encoder of its own",
     "MODEL.SEM_SEG_HEAD.MASK_DIM": "pixel and mask embeddings are multiplied, so they have one width",
 }
 

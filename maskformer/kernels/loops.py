@@ -6,6 +6,7 @@ call. Arrays are contiguous, and float32 if nothing else is said; NaN stays NaN.
 
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 from collections.abc import Callable
@@ -27,12 +28,15 @@ class Compiled:
 
     Args:
         function: of arrays and numbers.
+        reorders_sums: sums may be taken in another order, several at a time.
     """
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., Any], *, reorders_sums: bool = False):
         self._function = function
+        # "contract" fuses products with sums and changes nothing else: NaN stays NaN.
+        self._fastmath = {"contract", "reassoc"} if reorders_sums else {"contract"}
         try:
-            self._run = _compile(function, cache=True)
+            self._run = self._compile(cache=True)
         except RuntimeError as error:  # there is no folder to write to
             self._keep_nothing(error)
 
@@ -46,12 +50,10 @@ class Compiled:
 
     def _keep_nothing(self, error: Exception) -> None:
         logger.warning("%s is compiled in each run, some seconds: %s", self._function.__name__, error)
-        self._run = _compile(self._function, cache=False)
+        self._run = self._compile(cache=False)
 
-
-def _compile(function: Callable[..., Any], *, cache: bool) -> Any:
-    # "contract" fuses products with sums and changes nothing else: sums keep their order, NaN stays NaN.
-    return njit(nogil=True, error_model="numpy", fastmath={"contract"}, cache=cache)(function)
+    def _compile(self, *, cache: bool) -> Any:
+        return njit(nogil=True, error_model="numpy", fastmath=self._fastmath, cache=cache)(self._function)
 
 
 _f = np.float32
@@ -271,3 +273,113 @@ def write_best_classes(scores: Array, labels: Array) -> None:
             is_better = score > best[pixel]
             labels[pixel] = np.int32(k) if is_better else labels[pixel]
             best[pixel] = score if is_better else best[pixel]
+
+
+@Compiled
+def sample_values(
+    image: int, head: int, values: Array, sizes: Array, locations: Array, weights: Array, sampled: Array
+) -> None:
+    """One head of one image of ``modeling.transformer.deformable.sample_values``.
+
+    Args:
+        image: 0..B-1.
+        head: 0..M-1.
+        values: (B, cells, M, channels).
+        sizes: (maps,2) int64, rows and columns.
+        locations: (B,T,M,maps,points,2).
+        weights: (B,T,M,maps,points).
+        sampled: (B,T,M,channels), of which those of the image and head are written.
+    """
+    num_tokens, num_points = locations.shape[1], locations.shape[4]
+    corners, shares = np.empty(4, np.int64), np.empty(4, np.float32)
+    for token in range(num_tokens):
+        total = sampled[image, token, head]
+        total[:] = 0
+        first = 0
+        for level in range(len(sizes)):
+            rows, columns = sizes[level]
+            for point in range(num_points):
+                _find_corners(locations[image, token, head, level, point], first, rows, columns, corners, shares)
+                weight = weights[image, token, head, level, point]
+                a, b, c, d = weight * shares[0], weight * shares[1], weight * shares[2], weight * shares[3]
+                one, two = values[image, max(corners[0], 0), head], values[image, max(corners[1], 0), head]
+                three, four = values[image, max(corners[2], 0), head], values[image, max(corners[3], 0), head]
+                for channel in range(len(total)):
+                    total[channel] += a * one[channel] + b * two[channel] + c * three[channel] + d * four[channel]
+            first += rows * columns
+
+
+@njit(inline="always")
+def _find_corners(location: Array, first: int, rows: int, columns: int, corners: Array, shares: Array) -> Any:
+    """The four cells around a place (-1: beyond the edge) and their bilinear shares; the shares of right and bottom."""
+    x, y = location[0] * _f(columns) - _f(0.5), location[1] * _f(rows) - _f(0.5)
+    left, top = np.floor(x), np.floor(y)
+    right_share, bottom_share = x - left, y - top
+    for corner in range(4):
+        step_x, step_y = corner % 2, corner // 2
+        column, row = left + _f(step_x), top + _f(step_y)
+        is_inside = _f(0) <= column < _f(columns) and _f(0) <= row < _f(rows)
+        share = (right_share if step_x else _f(1) - right_share) * (bottom_share if step_y else _f(1) - bottom_share)
+        corners[corner] = first + np.int64(row) * columns + np.int64(column) if is_inside else -1
+        shares[corner] = share if is_inside else _f(0)
+    return right_share, bottom_share
+
+
+@functools.partial(Compiled, reorders_sums=True)
+def differentiate_sampled_values(
+    image: int,
+    head: int,
+    values: Array,
+    sizes: Array,
+    locations: Array,
+    weights: Array,
+    gradient: Array,
+    value_gradient: Array,
+    location_gradient: Array,
+    weight_gradient: Array,
+) -> None:
+    """The gradient of ``sample_values``.
+
+    Args:
+        image: see there, as the next five.
+        head: see above.
+        values: see above.
+        sizes: see above.
+        locations: see above.
+        weights: see above.
+        gradient: (B,T,M,channels), of what was sampled.
+        value_gradient: as ``values``; added to.
+        location_gradient: as ``locations``; written.
+        weight_gradient: as ``weights``; written.
+    """
+    num_tokens, num_points = locations.shape[1], locations.shape[4]
+    corners, shares, products = np.empty(4, np.int64), np.empty(4, np.float32), np.empty(4, np.float32)
+    for token in range(num_tokens):
+        incoming = gradient[image, token, head]
+        first = 0
+        for level in range(len(sizes)):
+            rows, columns = sizes[level]
+            for point in range(num_points):
+                x, y = _find_corners(locations[image, token, head, level, point], first, rows, columns, corners, shares)
+                weight = weights[image, token, head, level, point]
+                for corner in range(4):
+                    products[corner] = _f(0)
+                    cell = corners[corner]
+                    if cell >= 0:
+                        share = weight * shares[corner]
+                        value, target = values[image, cell, head], value_gradient[image, cell, head]
+                        product = _f(0)
+                        for channel in range(len(incoming)):
+                            product += incoming[channel] * value[channel]
+                        for channel in range(len(incoming)):
+                            target[channel] += share * incoming[channel]
+                        products[corner] = product
+                a, b, c, d = products
+                weight_gradient[image, token, head, level, point] = (
+                    shares[0] * a + shares[1] * b + shares[2] * c + shares[3] * d
+                )
+                along_x = (_f(1) - y) * (b - a) + y * (d - c)
+                along_y = (_f(1) - x) * (c - a) + x * (d - b)
+                location_gradient[image, token, head, level, point, 0] = weight * along_x * _f(columns)
+                location_gradient[image, token, head, level, point, 1] = weight * along_y * _f(rows)
+            first += rows * columns

@@ -10,19 +10,34 @@ from .backbones import (
     fold_frozen_norms,
 )
 from .heads import MaskFormerHead, MaskFormerNetwork, PerPixelBaselineHead, PerPixelBaselinePlusHead
-from .pixel_decoders import BasePixelDecoder, DecodedFeatures, TransformerEncoderPixelDecoder
-from .query_decoders import QUERY_DECODER_REGISTRY, MaskFormerPredictor, QueryDecoder, StandardTransformerDecoder
+from .pixel_decoders import (
+    BasePixelDecoder,
+    DecodedFeatures,
+    MSDeformAttnPixelDecoder,
+    PixelDecoder,
+    TransformerEncoderPixelDecoder,
+)
+from .query_decoders import (
+    QUERY_DECODER_REGISTRY,
+    MaskFormerPredictor,
+    MultiScaleMaskedTransformerDecoder,
+    QueryDecoder,
+    StandardTransformerDecoder,
+)
 
 __all__ = [
     "QUERY_DECODER_REGISTRY",
     "BasePixelDecoder",
     "D2SwinTransformer",
     "DecodedFeatures",
+    "MSDeformAttnPixelDecoder",
     "MaskFormerHead",
     "MaskFormerNetwork",
     "MaskFormerPredictor",
+    "MultiScaleMaskedTransformerDecoder",
     "PerPixelBaselineHead",
     "PerPixelBaselinePlusHead",
+    "PixelDecoder",
     "QueryDecoder",
     "StandardTransformerDecoder",
     "TransformerEncoderPixelDecoder",

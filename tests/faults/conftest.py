@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,6 +72,8 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def training(shapes_root: Path) -> TinyTraining:
+def training(shapes_root: Path) -> Iterator[TinyTraining]:
     """Starts `train_net.py` on the built-in dataset as a process of its own."""
-    return TinyTraining(shapes_root)
+    training = TinyTraining(shapes_root)
+    yield training
+    training.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,16 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120) -> float:
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> str:
-    """What a run prints, up to the line that holds these words."""
+    """What a run prints, up to the line that holds these words; a run that does not say them in time is ended."""
     assert process.stdout is not None
     printed = ""
-    for line in process.stdout:
-        printed += line
-        if words in line:
-            return printed
+    deadline = threading.Timer(180, process.kill)
+    deadline.start()
+    try:
+        for line in process.stdout:
+            printed += line
+            if words in line:
+                return printed
+    finally:
+        deadline.cancel()
     raise AssertionError(f"{words!r} was never printed:\n{printed[-3000:]}")

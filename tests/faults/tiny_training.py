@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ class TinyTraining:
 
     Attributes:
         datasets: the folder that DETECTRON2_DATASETS names.
+        started: all processes so far.
     """
 
     datasets: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(
         self, output: Path, *words: str, torchrun: tuple[str, ...] = (), **variables: str
@@ -48,11 +51,19 @@ class TinyTraining:
         launcher = ["-m", "torch.distributed.run", "--standalone", *torchrun] if torchrun else []
         command = [sys.executable, "-W", "ignore", *launcher, "train_net.py", *flags, "--config-file", CONFIG, *TINY]
         environment = {**os.environ, "DETECTRON2_DATASETS": str(self.datasets), "OMP_NUM_THREADS": "1", **variables}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, "OUTPUT_DIR", str(output), *options],
             cwd=REPOSITORY, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill what a test that failed has left: it would train, and write checkpoints, until the disk is full."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
     def run(self, output: Path, *words: str, timeout: float = 300, **variables: str) -> str:
         """Run to the end, which has to be a good one; returns what it printed."""

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from maskformer.structures import InputError, MaskPredictions
 
-from ..pixel_decoders import BasePixelDecoder, DecodedFeatures, build_pixel_decoder
+from ..pixel_decoders import DecodedFeatures, PixelDecoder, build_pixel_decoder
 from ..query_decoders import QueryDecoder, build_query_decoder
 
-_ENCODED = "transformer_encoder"
+_ENCODED, _LEVELS, _EMBEDDINGS = "transformer_encoder", "multi_scale_pixel_decoder", "pixel_embedding"
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -27,12 +27,13 @@ class MaskFormerHead(nn.Module):
     Args:
         pixel_decoder: backbone features -> ``DecodedFeatures``.
         predictor: the query decoder; named as in the released weights.
-        transformer_in_feature: what queries attend to: a backbone feature's name, or "transformer_encoder" for the
-            pixel decoder's encoded feature.
+        transformer_in_feature: what queries attend to: a backbone feature's name, or of the pixel decoder
+            "transformer_encoder" (the encoded feature), "multi_scale_pixel_decoder" (the levels, for decoders that take
+            several; others get the coarsest) or "pixel_embedding".
     """
 
     @configurable
-    def __init__(self, *, pixel_decoder: BasePixelDecoder, predictor: QueryDecoder, transformer_in_feature: str):
+    def __init__(self, *, pixel_decoder: PixelDecoder, predictor: QueryDecoder, transformer_in_feature: str):
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.predictor = predictor
@@ -43,9 +44,15 @@ class MaskFormerHead(nn.Module):
         """Choose the feature and build the two parts; raises what ``choose_attended_feature`` does."""
         pixel_decoder = build_pixel_decoder(cfg, input_shape)
         name, channels = choose_attended_feature(cfg, input_shape, pixel_decoder)
+        predictor = build_query_decoder(cfg, channels)
+        if predictor.attends_to_levels and name != _LEVELS:
+            raise InputError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected {_LEVELS!r} with "
+                f"TRANSFORMER_DECODER_NAME {type(predictor).__name__}."
+            )
         return {
             "pixel_decoder": pixel_decoder,
-            "predictor": build_query_decoder(cfg, channels),
+            "predictor": predictor,
             "transformer_in_feature": name,
         }
 
@@ -66,10 +73,10 @@ class MaskFormerHead(nn.Module):
         Returns:
             One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
         """
-        attended = features.get(self.transformer_in_feature)
+        attended = {name: features[name] for name in features if name == self.transformer_in_feature}
         decoded = self.pixel_decoder.decode(features)
-        feature = decoded.encoded if attended is None else attended
-        assert feature is not None
+        feature = pick_attended_feature(self.transformer_in_feature, attended, decoded)
+        del attended
         class_logits, mask_embeddings = self.predictor.predict_embeddings(feature, decoded)
         predictions = []
         for image, (image_classes, image_embeddings) in enumerate(zip(class_logits[-1], mask_embeddings[-1])):
@@ -126,7 +133,7 @@ def compose_masks(finest: Tensor, projection: Conv2d, mask_embeddings: Tensor) -
 
 
 def choose_attended_feature(
-    cfg: CfgNode, input_shape: dict[str, ShapeSpec], pixel_decoder: BasePixelDecoder
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], pixel_decoder: PixelDecoder
 ) -> tuple[str, int]:
     """What queries attend to: name and channels of the feature that ``MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE`` names.
 
@@ -137,17 +144,23 @@ def choose_attended_feature(
     channels = {key: shape.channels for key, shape in input_shape.items()}
     if pixel_decoder.encoded_channels is not None:
         channels[_ENCODED] = pixel_decoder.encoded_channels
+    if pixel_decoder.level_channels is not None:
+        channels[_LEVELS] = pixel_decoder.level_channels
+    channels[_EMBEDDINGS] = cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
     if name not in channels:
         raise InputError(
             f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected one of: {', '.join(channels)}. "
-            f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder.)"
+            f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder, {_LEVELS!r} "
+            "needs MSDeformAttnPixelDecoder.)"
         )
     return name, channels[name]
 
 
 def pick_attended_feature(name: str, features: dict[str, Tensor], decoded: DecodedFeatures) -> Tensor:
-    """The chosen feature (B, channels, rows, columns): the backbone's, or what the pixel decoder encoded."""
-    if name != _ENCODED:
+    """The chosen feature (B, channels, rows, columns): the backbone's, or one of the pixel decoder's."""
+    if name == _EMBEDDINGS:
+        return decoded.mask_features
+    if name not in (_ENCODED, _LEVELS):
         return features[name]
-    assert decoded.encoded is not None
+    assert decoded.encoded is not None  # the coarsest of the levels, where there are several
     return decoded.encoded

@@ -78,7 +78,7 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
     def decode(self, features: dict[str, Tensor]) -> DecodedFeatures:
         """As ``BasePixelDecoder.decode``, with the encoded feature."""
         encoded = self._encode(features.pop(self.feature_names[-1]))
-        return DecodedFeatures(self._top_down(encoded, features), self.mask_features, encoded=encoded)
+        return DecodedFeatures(self._finest(encoded, features), self.mask_features, encoded=encoded)
 
     def _encode(self, coarsest: Tensor) -> Tensor:
         projected = self.input_proj(coarsest)

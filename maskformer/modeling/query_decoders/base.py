@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
@@ -11,12 +12,16 @@ from torch import Tensor, nn
 from maskformer.structures import MaskPredictions, check_choice
 
 from ..pixel_decoders import DecodedFeatures
+from ..transformer import layer_options
 
 QUERY_DECODER_REGISTRY: Registry = Registry("QUERY_DECODER")
 
 
 class QueryDecoder(nn.Module, ABC):
     """Decoded features -> the class and the mask of each query; built from (cfg, in_channels)."""
+
+    attends_to_levels = False  # to ``decoded.levels``, and not to the feature
+    compares_points = False  # as its authors trained it: masks are compared at sampled points, not at every pixel
 
     @abstractmethod
     def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
@@ -33,6 +38,21 @@ class QueryDecoder(nn.Module, ABC):
     @abstractmethod
     def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:
         """The same up to the product with pixel embeddings: (L,B,Q,K+1) class logits, (L,B,Q,C) mask embeddings."""
+
+
+def decoder_options(cfg: CfgNode) -> dict[str, Any]:
+    """Keyword arguments that every query decoder takes, of ``MODEL.MASK_FORMER`` and ``MODEL.SEM_SEG_HEAD``."""
+    node, head = cfg.MODEL.MASK_FORMER, cfg.MODEL.SEM_SEG_HEAD
+    return {
+        **layer_options(cfg),
+        "num_classes": head.NUM_CLASSES,
+        "num_queries": node.NUM_OBJECT_QUERIES,
+        "dim": node.HIDDEN_DIM,
+        "mask_dim": head.MASK_DIM,
+        "num_decoder_layers": node.DEC_LAYERS,
+        "enforce_input_proj": node.ENFORCE_INPUT_PROJ,
+        "deep_supervision": node.DEEP_SUPERVISION,
+    }
 
 
 def build_query_decoder(cfg: CfgNode, in_channels: int) -> QueryDecoder:

@@ -18,10 +18,9 @@ from ..transformer import (
     TransformerDecoder,
     TransformerEncoder,
     initialise_matrices,
-    layer_options,
     sine_position_embedding,
 )
-from .base import QUERY_DECODER_REGISTRY, QueryDecoder
+from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options
 
 
 @QUERY_DECODER_REGISTRY.register()
@@ -81,7 +80,7 @@ class StandardTransformerDecoder(QueryDecoder):
         )
         initialise_matrices(self.transformer)
         self.query_embed = nn.Embedding(num_queries, dim)
-        self.input_proj = _input_projection(in_channels, dim, enforce_input_proj)
+        self.input_proj = input_projection(in_channels, dim, enforce_input_proj)
         self.class_embed = None if num_classes is None else nn.Linear(dim, num_classes + 1)  # index K is "no object"
         self.mask_embed = MLP(dim, dim, mask_dim, num_layers=3)
         self.deep_supervision = deep_supervision
@@ -89,18 +88,10 @@ class StandardTransformerDecoder(QueryDecoder):
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
         """Read ``MODEL.MASK_FORMER`` and the widths of ``MODEL.SEM_SEG_HEAD``."""
-        node = cfg.MODEL.MASK_FORMER
         return {
-            **layer_options(cfg),
+            **decoder_options(cfg),
             "in_channels": in_channels,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "num_queries": node.NUM_OBJECT_QUERIES,
-            "dim": node.HIDDEN_DIM,
-            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
-            "num_encoder_layers": node.ENC_LAYERS,
-            "num_decoder_layers": node.DEC_LAYERS,
-            "enforce_input_proj": node.ENFORCE_INPUT_PROJ,
-            "deep_supervision": node.DEEP_SUPERVISION,
+            "num_encoder_layers": cfg.MODEL.MASK_FORMER.ENC_LAYERS,
         }
 
     def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
@@ -108,7 +99,7 @@ class StandardTransformerDecoder(QueryDecoder):
         class_logits, mask_embeddings = self.predict_embeddings(feature, decoded)
         return MaskPredictions(
             class_logits=class_logits,
-            mask_logits=_multiply(mask_embeddings, decoded.mask_features),
+            mask_logits=multiply(mask_embeddings, decoded.mask_features),
             mask_embeddings=mask_embeddings,
             pixel_embeddings=decoded.mask_features,
         )
@@ -121,7 +112,7 @@ class StandardTransformerDecoder(QueryDecoder):
 
     def predict_masks(self, feature: Tensor, decoded: DecodedFeatures) -> Tensor:
         """Predict masks alone: (L,B,Q,h,w) logits; arguments and L as in ``forward``."""
-        return _multiply(self.mask_embed(self._decode(feature)), decoded.mask_features)
+        return multiply(self.mask_embed(self._decode(feature)), decoded.mask_features)
 
     def _decode(self, feature: Tensor) -> Tensor:
         """(L,B,Q,D): the queries after each supervised layer."""
@@ -137,7 +128,7 @@ class StandardTransformerDecoder(QueryDecoder):
 MaskFormerPredictor = StandardTransformerDecoder  # the name of earlier versions
 
 
-def _multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+def multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
     """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
 
     ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
@@ -147,7 +138,8 @@ def _multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
     return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
 
 
-def _input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
+def input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
+    """What brings (B, in_channels, rows, columns) to D channels: nothing, where it has them and nobody insists."""
     if in_channels == dim and not enforce:
         return nn.Identity()
     projection = Conv2d(in_channels, dim, kernel_size=1)

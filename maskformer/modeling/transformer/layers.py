@@ -14,21 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class ResidualLayer(nn.Module):
-    """A transformer layer: residual blocks, each normalised before (pre-norm) or after (post-norm).
+class Residual(nn.Module):
+    """What has residual blocks, each normalised before (pre-norm) or after (post-norm).
 
     Args:
-        dim: D, the width of the layer.
-        dim_feedforward: hidden width of the feed-forward network.
-        dropout: probability, on every block's output and inside the feed-forward network.
+        dropout: probability, on every block's output.
         pre_norm: normalise a block's input instead of its sum with the residual.
     """
 
-    def __init__(self, *, dim: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+    def __init__(self, *, dropout: float, pre_norm: bool):
         super().__init__()
-        # linear1, linear2, norm1, ... are the names of the released weights.
-        self.linear1 = nn.Linear(dim, dim_feedforward)
-        self.linear2 = nn.Linear(dim_feedforward, dim)
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
@@ -37,6 +32,23 @@ class ResidualLayer(nn.Module):
         if self.pre_norm:
             return x + self.dropout(block(norm(x)))
         return norm(x + self.dropout(block(x)))
+
+
+class ResidualLayer(Residual):
+    """A transformer layer: residual blocks, the last of which is a feed-forward network.
+
+    Args:
+        dim: D, the width of the layer.
+        dim_feedforward: hidden width of the feed-forward network.
+        dropout: probability, on every block's output and inside the feed-forward network.
+        pre_norm: see ``Residual``.
+    """
+
+    def __init__(self, *, dim: int, dim_feedforward: int, dropout: float, pre_norm: bool):
+        super().__init__(dropout=dropout, pre_norm=pre_norm)
+        # linear1, linear2, norm1, ... are the names of the released weights.
+        self.linear1 = nn.Linear(dim, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, dim)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two linear maps with a ReLU between, on the last axis (D)."""
@@ -48,7 +60,9 @@ def multi_head_attention(dim: int, num_heads: int, dropout: float) -> nn.Multihe
     return nn.MultiheadAttention(dim, num_heads, dropout=dropout, batch_first=True)
 
 
-def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(
+    attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
+) -> Tensor:
     """Multi-head attention by whichever of PyTorch's kernels is fastest on the device.
 
     The module's own forward would do the same with more copies, and with views of non-contiguous tensors, which some
@@ -59,6 +73,7 @@ def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
         query: (B, targets, D).
         key: (B, sources, D).
         value: (B, sources, D).
+        allowed: (B, targets, sources) bool, what each target may attend to, at least one source; None: everything.
 
     Returns:
         (B, targets, D).
@@ -71,7 +86,8 @@ def attend(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: 
         for tokens, (weight, bias) in zip((query, key, value), projections)
     )
     dropout = attention.dropout if attention.training else 0.0
-    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, dropout_p=dropout)
+    mask = None if allowed is None else allowed[:, None]  # the same for all heads
+    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, attn_mask=mask, dropout_p=dropout)
     return attention.out_proj(attended.transpose(1, 2).flatten(2))
 
 
