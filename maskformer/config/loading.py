@@ -20,6 +20,8 @@ from .keys import default_config
 from .own_datasets import absolute_paths, complete_classes, read_own_datasets
 from .values import check_unread, check_values
 
+_MOST_BY_HAND = 200  # keys of one file; a run writes all there are
+
 
 def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNode:
     """Detectron2's and our defaults, then a file, then one that describes data, then options.
@@ -28,9 +30,9 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
     Detectron2 builds from a configuration takes it as it is. Vendors' packages in ``ACCELERATORS`` of
     engine/accelerator.py are imported for it; one that is not there has to be imported before, or the device named.
 
-    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
-    too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of ``DATASETS.OWN`` that is named
-    first in ``DATASETS.TRAIN`` or ``TEST``, unless they are set beside or above it.
+    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer and
+    Mask2Former load too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of
+    ``DATASETS.OWN`` that is named first in ``DATASETS.TRAIN`` or ``TEST``, unless they are set beside or above it.
 
     Args:
         path: YAML file; "" for the defaults alone.
@@ -57,7 +59,9 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
         for _, content in layers[-2 if data else -1 :]:
-            check_unread(cfg, default_config(), set(_key_names(content)))
+            keys = set(_key_names(content))
+            if len(keys) < _MOST_BY_HAND:  # else a run wrote it, also what its base brought
+                check_unread(cfg, default_config(), keys)
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
