@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from maskformer.kernels import find_kernels, for_each
@@ -139,6 +140,7 @@ class _CompiledSampling(torch.autograd.Function):
         return sampled.flatten(2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         kernels, arrays = _arrays(*ctx.saved_tensors)
         batch, _, num_heads, _ = ctx.saved_tensors[0].shape
