@@ -99,7 +99,9 @@ def test_costs_and_matches_are_the_released_models(case):
 
 
 def test_gradients_are_the_released_models(case):
-    assert_gradients(case, TOLERANCE, NOISE)
+    # In float32 a hidden unit of ReLU, or a point between two cells, may be on the other side of its kink.
+    tolerance = {**TOLERANCE, torch.float32: 1e-3} if case.draws else TOLERANCE
+    assert_gradients(case, tolerance, NOISE)
 
 
 def assert_gradients(case: Case, tolerances: dict[torch.dtype, float], noises: dict[torch.dtype, float]) -> None:
