@@ -172,7 +172,7 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
 ]
 
-_MASKED = "MultiScaleMaskedTransformerDecoder"
+_STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
 _OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
@@ -198,7 +198,7 @@ _UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", ("BasePixelDecoder",), "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", _OF_RES5, f"{_DEFORMABLE}_IN_FEATURES"),
-    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (_MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
+    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
     ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", (0,), "MODEL.MASK_FORMER.OVERSAMPLE_RATIO"),
     ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN"),
     ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN"),
@@ -259,7 +259,7 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     ),
     (
         "where masks are compared at every pixel, as MODEL.MASK_FORMER.MASK_LOSS and TRANSFORMER_DECODER_NAME have it",
-        lambda cfg: not _samples_points(cfg.MODEL.MASK_FORMER),
+        lambda cfg: _compares_pixels(cfg.MODEL.MASK_FORMER),
         _OF_POINTS,
     ),
     (
@@ -355,8 +355,8 @@ def _has_batch_norm(cfg: CfgNode) -> bool:
     return any("BN" in norm for norm in norms - {"FrozenBN"})
 
 
-def _samples_points(node: CfgNode) -> bool:
-    return node.MASK_LOSS == "points" or (node.MASK_LOSS == "auto" and node.TRANSFORMER_DECODER_NAME == _MASKED)
+def _compares_pixels(node: CfgNode) -> bool:
+    return node.MASK_LOSS == "dense" or (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
 
 
 def _is_expected_result(row: Any) -> bool:
