@@ -7,10 +7,11 @@ import torch
 from detectron2.layers import Conv2d
 from interfaces import QueryDecoderTests
 
+from benchmarks import definitions_of_points as definitions
 from maskformer.config import load_config
 from maskformer.modeling import MultiScaleMaskedTransformerDecoder, StandardTransformerDecoder
 from maskformer.modeling.pixel_decoders import DecodedFeatures
-from maskformer.modeling.query_decoders import build_query_decoder
+from maskformer.modeling.query_decoders import build_query_decoder, masked
 from maskformer.modeling.query_decoders.masked import may_attend
 from maskformer.structures import InputError
 
@@ -40,6 +41,24 @@ class TestMasked(QueryDecoderTests):
 def test_a_query_looks_where_its_mask_is_not_negative_and_everywhere_if_it_is_all_over():
     mask_logits = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, -2.0, -1e-9], [0.0, 0.0, 0.0], [-1.0, -1.0, 5.0]]])
     assert may_attend(mask_logits).int().tolist() == [[[1, 0, 1], [1, 1, 1], [1, 1, 1], [0, 0, 1]]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "kernel_size", [1, 3]
+)  # of the projection to pixel embeddings: the resize goes before or after
+def test_where_queries_look_is_the_definition_on_grids_that_do_not_divide_each_other(kernel_size, monkeypatch):
+    decoder, (feature, decoded) = masked_decoder().double().train(), TestMasked().draw()
+    projection = Conv2d(6, 5, kernel_size=kernel_size, padding=kernel_size // 2).double()
+    levels = [torch.randn(2, 8, *size).double() for size in ((3, 2), (3, 5), (7, 9))]
+    allowed: list[torch.Tensor] = []
+    monkeypatch.setattr(masked, "may_attend", lambda logits: allowed.append(may_attend(logits)) or allowed[-1])
+    predictions = decoder(feature.double(), DecodedFeatures(decoded.finest.double(), projection, levels))
+    for layer, found in enumerate(allowed):
+        size = levels[layer % 3].shape[2:]
+        forbidden = definitions.open_forbidden_rows(definitions.forbidden_cells(predictions.mask_logits[layer], size))
+        assert torch.equal(found, ~forbidden) and forbidden.any()
+    assert len(allowed) == 4
 
 
 SIZES = ((2, 4), (4, 8), (8, 16))
