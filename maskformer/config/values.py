@@ -176,7 +176,7 @@ _STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDe
 _OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
-_UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
+_UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
     (
         "MODEL.META_ARCHITECTURE",
         ("SemanticSegmentor",),
