@@ -9,6 +9,7 @@ Where two readings of a formula part:
 - Ties: ``argmax`` gives a pixel to the first of equal queries. ``topk`` leaves the order of equal (query, class) pairs
   open.
 - A pixel belongs to a mask where sigmoid(mask) >= 0.5 in panoptic inference, where mask > 0 in instance inference.
+- Mask2Former's panoptic segments end where their masks do (``within_masks``), MaskFormer's where another's begins.
 - Matching and losses are computed in float32 (or float64), whatever autocast and the predictions' type say.
 - Mask losses are divided by the number of targets of the batch, matched or not, and by 1 where there are none.
 - The weight of "no object" is a float32 number, as the released weights store it, in float64 too.
@@ -39,7 +40,7 @@ class LossWeights:
 
     Attributes:
         of_class: cross-entropy; minus the class probability.
-        of_mask: focal.
+        of_mask: focal, or at points binary cross-entropy.
         of_dice: dice.
         of_no_object: "no object" within the cross-entropy, where classes weigh 1.
     """
@@ -88,7 +89,7 @@ def dice_loss(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (N,P).
-        masks: (N,P) bool.
+        masks: (N,P) bool, or 0..1 at points between pixels.
 
     Returns:
         (N,).
@@ -140,7 +141,7 @@ def pairwise_dice_cost(mask_logits: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         mask_logits: (Q,P).
-        masks: (G,P) bool.
+        masks: (G,P) bool, or 0..1.
 
     Returns:
         (Q,G).
@@ -174,7 +175,11 @@ def matching_cost(class_logits: Tensor, mask_logits: Tensor, target: Targets, we
 @torch.no_grad()
 def match(class_logits: Tensor, mask_logits: Tensor, target: Targets, weights: LossWeights) -> Match:
     """The assignment of queries to targets of least total cost, of one image and layer; arguments as above."""
-    cost = matching_cost(class_logits, mask_logits, target, weights)
+    return assign(matching_cost(class_logits, mask_logits, target, weights))
+
+
+def assign(cost: Tensor) -> Match:
+    """The assignment of least total cost, of (Q,G) costs."""
     query_indices, target_indices = linear_sum_assignment(cost.cpu().numpy())
     return Match(torch.as_tensor(query_indices), torch.as_tensor(target_indices))
 
@@ -325,6 +330,7 @@ def panoptic_segmentation(
     thing_class_ids: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    within_masks: bool = False,
 ) -> PanopticResult:
     """Each pixel goes to the kept query of the largest score times sigmoid(mask); hidden segments are dropped.
 
@@ -335,6 +341,8 @@ def panoptic_segmentation(
         object_mask_threshold: a kept query's best class is not "no object" and has a larger probability than this.
         overlap_threshold: a segment is dropped where its pixels over those of sigmoid(mask) >= 0.5 are below this, or
             either are none.
+        within_masks: a pixel where sigmoid(mask) of its query is below 0.5 is void, as in Mask2Former; it counts in the
+            threshold, and a segment of such pixels alone is dropped.
 
     Returns:
         Ids from 1 in the order of queries; 0 is void.
@@ -351,13 +359,14 @@ def panoptic_segmentation(
     for slot, category in enumerate(classes.tolist()):
         visible = owner == slot
         visible_area, predicted_area = visible.sum().item(), (mask_probs[slot] >= 0.5).sum().item()
-        if visible_area == 0 or predicted_area == 0 or visible_area / predicted_area < overlap_threshold:
+        shown = visible & (mask_probs[slot] >= 0.5) if within_masks else visible
+        if not shown.any() or predicted_area == 0 or visible_area / predicted_area < overlap_threshold:
             continue
         is_thing = category in thing_class_ids
         if is_thing or category not in stuff_ids:
             segments_info.append({"id": len(segments_info) + 1, "isthing": is_thing, "category_id": category})
             stuff_ids[category] = len(segments_info)
-        segment_map[visible] = len(segments_info) if is_thing else stuff_ids[category]
+        segment_map[shown] = len(segments_info) if is_thing else stuff_ids[category]
     return PanopticResult(segment_map, segments_info)
 
 
@@ -398,21 +407,18 @@ def detect_instances(
         class_logits: (Q,K+1).
         mask_logits: (Q,height,width), at the size of the answer.
         thing_class_ids: classes that have instances; None: all.
-        max_instances: N at most.
+        max_instances: N at most; pairs of other classes count too, and are then left out.
 
     Source: Mask2Former (arXiv 2112.01527), section 4.
     """
     class_probs = class_logits.softmax(-1)[:, :-1]
-    candidates = (
-        torch.arange(class_probs.shape[1]) if thing_class_ids is None else torch.tensor(sorted(thing_class_ids))
-    )
-    candidates = candidates.to(class_probs.device, torch.int64)
-    pair_probs = class_probs[:, candidates].flatten()
-    class_scores, pairs = pair_probs.topk(min(max_instances, len(pair_probs)))
-    queries, classes = pairs // max(len(candidates), 1), candidates[pairs % max(len(candidates), 1)]
+    class_scores, pairs = class_probs.flatten().topk(min(max_instances, class_probs.numel()))
+    queries, classes = pairs // class_probs.shape[1], pairs % class_probs.shape[1]
+    kept = [thing_class_ids is None or category in thing_class_ids for category in classes.tolist()]
+    class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     masks = mask_logits[queries] > 0
     inside = (mask_logits[queries].sigmoid() * masks).sum((1, 2))
-    scores = class_scores * inside / masks.sum((1, 2)).clamp(min=1)
+    scores = class_scores * inside / (masks.to(inside.dtype).sum((1, 2)) + 1e-6)
     order = scores.argsort(descending=True, stable=True)
     return DetectedInstances(masks[order], scores[order], classes[order])
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import released
 import torch
 import torchvision
 import yaml
@@ -24,17 +24,28 @@ from maskformer.tools.analyze import analyze
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
 LEAVES = [name for name in FILES if not name.startswith("base/")]
-RECIPES: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "reference/recipes.json").read_text())
+# The second generation's default; ours is the first's.
+MASKED = {"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": "MultiScaleMaskedTransformerDecoder"}
+SECOND = {name: {**MASKED, **recipe} for name, recipe in released.SECOND.items() if "/Base-" not in name}
+RECIPES: dict[str, dict[str, Any]] = {**released.FIRST, **SECOND}
+COCO_IMAGES = 118_000  # by which the released files count epochs
 
 TORCHVISION = "https://download.pytorch.org/models/resnet101-63fe2227.pth"
 SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_{}.pth"
+SWINS = {
+    "tiny": "tiny_patch4_window7_224",
+    "small": "small_patch4_window7_224",
+    "base_384": "base_patch4_window12_384",
+    "base_IN21k": "base_patch4_window12_384_22k",
+    "large": "large_patch4_window12_384_22k",
+}
 # File, key, our value, and words of the comment in the file that gives the reason.
 DEVIATIONS = [
     ("*_R101_*", "MODEL.WEIGHTS", TORCHVISION, "R-101.pkl, which is hosted nowhere"),
-    ("*_swin_tiny_*", "MODEL.WEIGHTS", SWIN.format("tiny_patch4_window7_224"), ".pkl, which is hosted nowhere"),
-    ("*_swin_small_*", "MODEL.WEIGHTS", SWIN.format("small_patch4_window7_224"), ".pkl, which is hosted nowhere"),
-    ("*_swin_base_*", "MODEL.WEIGHTS", SWIN.format("base_patch4_window12_384_22k"), ".pkl, which is hosted nowhere"),
-    ("*_swin_large_*", "MODEL.WEIGHTS", SWIN.format("large_patch4_window12_384_22k"), ".pkl, which is hosted nowhere"),
+    *(
+        (f"*_swin_{name}_*", "MODEL.WEIGHTS", SWIN.format(file), ".pkl, which is hosted nowhere")
+        for name, file in SWINS.items()
+    ),
     ("coco-panoptic/swin/*", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0, "BasePixelDecoder has no encoder"),
 ]
 # Ours are a released recipe with these differences.
@@ -83,11 +94,13 @@ def resolved(path: Path) -> dict[str, Any]:
 
 def model_of(name: str) -> str:
     """What the model of a file is built by, but for numbers of classes and queries."""
-    others = (
+    others: tuple[str, ...] = (
         *("MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"),
         *("MODEL.MASK_FORMER.TEST.", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
     )
     values = {key: value for key, value in resolved(CONFIGS / name).items() if key.startswith("MODEL.")}
+    if "Swin" in values["MODEL.BACKBONE.NAME"]:
+        others += ("MODEL.RESNETS.",)
     return repr({key: value for key, value in values.items() if not key.startswith(others)})
 
 
@@ -112,7 +125,7 @@ def test_every_key_is_the_released_one_or_a_deviation_with_a_reason(name: str):
 
 
 def test_every_released_recipe_has_its_file():
-    assert len(RECIPES) == 30
+    assert (len(released.FIRST), len(released.SECOND), len(SECOND)) == (30, 57, 47)
     trainable = {name for name in LEAVES if "_bs" in name}
     assert trainable == set(RECIPES) | set(OURS)
 
@@ -141,11 +154,20 @@ def test_leaf_says_which_data_it_trains_on_and_is_measured_by(name: str):
 def test_iterations_and_batch_are_those_in_the_file_name():
     for name in [*RECIPES, *OURS]:
         values = resolved(CONFIGS / name)
-        batch, iterations = values["SOLVER.IMS_PER_BATCH"], values["SOLVER.MAX_ITER"] // 1000
-        assert f"_bs{batch}_{iterations}k" in name
+        batch, iterations = values["SOLVER.IMS_PER_BATCH"], values["SOLVER.MAX_ITER"]
+        epochs = iterations * batch / COCO_IMAGES
+        lengths = {f"_bs{batch}_{iterations // 1000}k", f"_bs{batch}_{epochs:.0f}ep"}
+        misnamed = name.endswith("ade20k/semantic-segmentation/maskformer2_R101_bs16_90k.yaml")  # as released: 160k
+        assert any(length in name for length in lengths) != misnamed
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_MODEL.values())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SECOND and "swin_tiny" not in name else [])
+        for name in ONE_OF_EACH_MODEL.values()
+    ],
+)
 def test_model_of_every_file_is_built_and_runs(name: str):
     whole, backbone, head = analyze(load_config(str(CONFIGS / name)), (64, 64), depth=1)
     assert (backbone.name, head.name) == ("backbone", "sem_seg_head")

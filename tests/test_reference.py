@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
 from reference_cases import (
     CASES,
+    CASES2,
     PER_PIXEL_CASES,
     REFERENCE,
     Case,
     build_case,
+    case_folder,
     draw_weights,
+    handed_out,
     make_example,
+    read_case_json,
     read_json,
+    read_lists,
     recipe_config,
     reference_config,
+    unpacked,
 )
 
 from maskformer.engine.optimizer import build_optimizer
@@ -30,7 +39,7 @@ NOISE = {torch.float64: 1e-6, torch.float32: 1e-4}
 PER_PIXEL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-@pytest.fixture(scope="module", params=[(case, dtype) for case in CASES for dtype in TOLERANCE], ids=str)
+@pytest.fixture(scope="module", params=[(case, dtype) for case in (*CASES, *CASES2) for dtype in TOLERANCE], ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return build_case(*request.param)
 
@@ -41,10 +50,15 @@ def per_pixel_case(request: pytest.FixtureRequest) -> Case:
 
 
 def assert_close(actual: torch.Tensor, expected: np.ndarray) -> None:
-    """Equal up to the precision's tolerance, relative to the largest value."""
+    """Equal up to the precision's tolerance, and that of what is stored in float32, relative to the largest value."""
+    assert actual.shape == expected.shape
+    tolerance = max(TOLERANCE[actual.dtype], 1e-7 if expected.dtype == np.float32 else 0)
     expected = torch.as_tensor(expected, dtype=torch.float64)
+    if (expected == 0).all():  # or there is none
+        assert not actual.any()
+        return
     error = (actual.detach().double() - expected).abs().max() / expected.abs().max()
-    assert error < TOLERANCE[actual.dtype], f"relative error {error:.2e}"
+    assert error < tolerance, f"relative error {error:.2e}"
 
 
 def predict(case: Case) -> tuple[MaskPredictions, tuple[int, int]]:
@@ -63,17 +77,28 @@ def test_every_layers_logits_are_the_released_models(case):
 
 
 def test_losses_are_the_released_models(case):
-    losses = case.model(case.batch)
+    losses = case.training_losses()
     assert set(losses) == set(case.losses["weighted"])
     for name, value in losses.items():
         assert value.item() == pytest.approx(case.losses["weighted"][name], rel=TOLERANCE[value.dtype])
 
 
+@pytest.mark.parametrize("name", ["mask2former/semantic", "mask2former/more_targets_than_queries"])
+def test_a_seed_gives_the_released_models_losses(name):
+    """Points are drawn in the same order, so PyTorch's generator gives the same ones."""
+    case = build_case(name, torch.float64)
+    torch.manual_seed(5)
+    losses = case.model(case.batch)
+    assert {key: value.item() for key, value in losses.items()} == pytest.approx(case.losses["weighted"], rel=1e-9)
+
+
 def test_costs_and_matches_are_the_released_models(case):
     predictions, padded_size = predict(case)
     targets = [case.model._targets(example, padded_size) for example in case.batch]
-    costs = case.model.criterion.matcher.costs(predictions, targets)
-    matches = case.model.criterion.matcher(predictions, targets)
+    with handed_out(case.draws):
+        masks = case.model.criterion.masks.prepare(predictions, targets)
+    costs = case.model.criterion.matcher.costs(predictions, targets, masks)
+    matches = case.model.criterion.matcher(predictions, targets, masks)
     for call, name in enumerate(case.losses["matching_order"]):
         layer = -1 if name == "final" else int(name.removeprefix("aux_"))
         for image, target in enumerate(targets):
@@ -83,12 +108,14 @@ def test_costs_and_matches_are_the_released_models(case):
 
 
 def test_gradients_are_the_released_models(case):
-    assert_gradients(case, TOLERANCE, NOISE)
+    # In float32 a hidden unit of ReLU, or a point between two cells, may be on the other side of its kink.
+    tolerance = {**TOLERANCE, torch.float32: 1e-3} if case.draws else TOLERANCE
+    assert_gradients(case, tolerance, NOISE)
 
 
 def assert_gradients(case: Case, tolerances: dict[torch.dtype, float], noises: dict[torch.dtype, float]) -> None:
     case.model.zero_grad()
-    sum(case.model(case.batch).values()).backward()
+    sum(case.training_losses().values()).backward()
     total = sum(right["l2"] ** 2 for right in case.grads.values()) ** 0.5
     for name, parameter in case.model.named_parameters():
         gradient, right = parameter.grad.double().flatten(), case.grads[name]
@@ -105,11 +132,19 @@ def test_results_are_the_released_models(case):
         results = case.model(case.batch)
     case.model.train()
     for image, result in enumerate(results):
-        assert_close(result["sem_seg"], case.arrays[f"sem_seg{image}"])
-        if "panoptic_seg" in result:
+        if f"sem_seg{image}" in case.arrays:
+            assert_close(result["sem_seg"], case.arrays[f"sem_seg{image}"])
+        if "sem_seg_sum" in case.config:  # in float64, where the map is float32
+            total, right = result["sem_seg"].double().sum().item(), case.config["sem_seg_sum"][image]
+            assert total == pytest.approx(right, rel=TOLERANCE[result["sem_seg"].dtype])
+        if f"panoptic_seg{image}" in case.arrays:
             segment_map, segments_info = result["panoptic_seg"]
             assert (segment_map.numpy() == case.arrays[f"panoptic_seg{image}"]).all()
             assert segments_info == case.config[f"segments_info{image}"]
+        if f"instance_scores{image}" in case.arrays:
+            assert_close(result["instances"].scores, case.arrays[f"instance_scores{image}"])
+            assert result["instances"].pred_classes.tolist() == case.arrays[f"instance_classes{image}"].tolist()
+            assert (result["instances"].pred_masks.numpy() == unpacked(case, f"instance_masks{image}")).all()
 
 
 def test_losses_of_per_pixel_baselines_are_the_released_models(per_pixel_case):
@@ -183,15 +218,21 @@ def test_blocks_of_res5_in_r101c_are_dilated_by_1_2_and_4(training: bool):
     assert_close(features["res5"], x.numpy())
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [("base", 1e-9), ("encoder_panoptic", 1e-9), ("swin", 1e-9), ("per_pixel_plus", 1e-6)]
-)
+TRAINED = {"base": 1e-9, "encoder_panoptic": 1e-9, "swin": 1e-9, "per_pixel_plus": 1e-6}
+TRAINED2 = {"mask2former/semantic": 1e-9, "mask2former/swin": 1e-9}
+
+
+@pytest.mark.parametrize(("name", "precision"), [*TRAINED.items(), *TRAINED2.items()])
 def test_three_optimizer_steps_are_the_released_trainers(name, precision):
     case = build_case(name, torch.float64)
-    right = read_json("small", name, "train3.json")
+    right = read_case_json(name, "train3.json")
+    draws = iter(())
+    if name in TRAINED2:
+        arrays = np.load(case_folder("mask2former/train3_draws.npz"))
+        draws = iter([arrays[f"draw{index}"] for index in range(len(arrays.files))])
     optimizer = build_optimizer(reference_config(name), case.model)
     for step in right["steps"]:
-        loss = sum(case.model(case.batch).values())
+        loss = sum(case.training_losses(list(itertools.islice(draws, 16))).values())
         assert loss.item() == pytest.approx(step["loss_before_step"], rel=precision)
         optimizer.zero_grad()
         loss.backward()
@@ -233,6 +274,16 @@ def test_edge_cases_are_the_released_models(name):
     ],
 )
 def test_parameter_names_and_shapes_are_the_released_models(recipe, parameters):
+    assert_parameters(recipe, read_json("parameters", f"{parameters}.json"))
+
+
+@pytest.mark.parametrize("recipe", read_lists("parameters"))
+def test_parameter_names_and_shapes_are_the_released_mask2formers(recipe):
+    assert_parameters(f"mask2former/{recipe}", read_lists("parameters")[recipe])
+
+
+def assert_parameters(recipe: str, expected: list[list[Any]]) -> None:
+    """Of every entry of the state dict: name, shape, type, and whether it is trained."""
     with torch.device("meta"):  # shapes without memory
         model = build_model(recipe_config(recipe, "MODEL.DEVICE", "meta"))
     trained = dict(model.named_parameters())
@@ -240,7 +291,7 @@ def test_parameter_names_and_shapes_are_the_released_models(recipe, parameters):
         [name, list(value.shape), str(value.dtype).removeprefix("torch."), "parameter" if name in trained else "buffer"]
         for name, value in model.state_dict().items()
     ]
-    assert sorted(actual) == sorted(read_json("parameters", f"{parameters}.json"))
+    assert sorted(actual) == sorted(expected)
 
 
 def test_swin_large_has_the_released_number_of_parameters():

@@ -26,7 +26,14 @@ from maskformer.files import (
 )
 from maskformer.structures import SCREEN, Classes, InputError
 
-from .layouts.detection import convert_weights, explain_layouts, explained, strip_wrapper
+from .layouts.detection import (
+    Conversion,
+    convert_weights,
+    explain_layouts,
+    explained,
+    parts_of_another_generation,
+    strip_wrapper,
+)
 from .layouts.layout import StateDict
 from .reading import LAST_CHECKPOINT, find_weights_file, read_weights, tagged_in
 
@@ -42,6 +49,7 @@ SHAPE_KEYS = {
     "sem_seg_head.predictor.weight": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",  # the per-pixel baseline
     "sem_seg_head.predictor.bias": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "query_embed": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "query_feat": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
 }
 
 # What belongs to the classes in each head; of PerPixelBaselinePlusHead, whose queries are classes, the queries.
@@ -126,8 +134,9 @@ class Checkpointer(DetectionCheckpointer):
         model: to load into and save.
         save_dir: where checkpoints are saved, and resumed from.
         fine_tuning: weights that differ from the model in the number of classes alone leave the class layer as it is
-            initialised, with one line in the log. Training asks for it; evaluation and prediction do not, nor does a
-            resumed training: there it is an error as any other difference always is.
+            initialised, and those of a MaskFormer leave a Mask2Former's head so (or the other way round), with one line
+            in the log. Training asks for it; evaluation and prediction do not, nor does a resumed training: there it is
+            an error as any other difference always is.
         keep_last: how many checkpoints named by their iteration stay; 0: all. Others (model_final, model_best) do.
         checkpointables: what else to save and resume, by name.
     """
@@ -145,7 +154,7 @@ class Checkpointer(DetectionCheckpointer):
         if keep_last < 0:
             raise InputError(f"SOLVER.KEEP_LAST is {keep_last}, expected 0 (all checkpoints stay) or more.")
         self._fine_tuning = fine_tuning
-        self._new_classes_allowed = fine_tuning
+        self._may_start_anew = fine_tuning
         self._keep_last = keep_last
         self._numbered: list[str] = []  # of this run, the oldest first
         self._weights = ""  # what is not to be resumed, though it may lie in the folder
@@ -284,7 +293,7 @@ class Checkpointer(DetectionCheckpointer):
         if resume:
             refuse_unknown_weights(self.save_dir, path)
         resumes = resume and self.has_checkpoint()
-        self._new_classes_allowed = self._fine_tuning and not resumes
+        self._may_start_anew = self._fine_tuning and not resumes
         try:
             if not resumes:
                 return self.load(path, checkpointables=[])
@@ -300,7 +309,7 @@ class Checkpointer(DetectionCheckpointer):
             self._numbered = [name for name in numbered if self._iteration_of(name) <= last]
             return rest
         finally:
-            self._new_classes_allowed = self._fine_tuning
+            self._may_start_anew = self._fine_tuning
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load a checkpoint into the model and, of what else was given to the constructor, into ``checkpointables``.
@@ -383,7 +392,7 @@ class Checkpointer(DetectionCheckpointer):
             self.model.classes = stored
         elif not difference:
             self.model.classes = ours.completed_by(stored)
-        elif self._new_classes_allowed:
+        elif self._may_start_anew:
             logger.warning("Weights are of other classes, whose class layer is trained on: %s", difference)
         else:
             raise InputError(
@@ -398,16 +407,35 @@ class Checkpointer(DetectionCheckpointer):
         self._backbone_only = self._by_name_endings or conversion.layout.backbone_only
         self._never_holds = conversion.layout.never_holds
         if not self._by_name_endings:
-            return conversion.state
+            foreign = parts_of_another_generation(conversion.state, expected)
+            return self._without(foreign, conversion, checkpoint) if foreign else conversion.state
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         with explained(self._source):
             state = strip_wrapper(checkpoint["model"])
             return align_and_update_state_dicts(expected, state, c2_conversion=from_caffe2)
 
+    def _without(self, foreign: list[str], conversion: Conversion, checkpoint: dict[str, Any]) -> StateDict:
+        """Leave the other generation's parts of a head out, where the model's may start anew."""
+        parts = " and ".join(part.rstrip(".") for part in foreign)
+        if not self._may_start_anew:
+            raise InputError(
+                f"Weights {self._source} ({conversion.layout.name}) have another generation's {parts} than this model. "
+                "Take the configuration file that they were trained with (its MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME "
+                "and MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME), or other weights; a new training may start from them."
+            )
+        logger.warning(
+            "Weights %s (%s) have another generation's %s than this model, whose names mean something else: trained "
+            "anew here", self._source, conversion.layout.name, parts,
+        )  # fmt: skip
+        if _HEAD in foreign:
+            checkpoint.pop("classes", None)
+            foreign = [*foreign, "criterion."]
+        return {name: value for name, value in conversion.state.items() if not name.startswith(tuple(foreign))}
+
     def _accept_new_classes(self, mismatches: list[Mismatch], incompatible: Any) -> None:
         """Leave parameters of another number of classes as they are initialised, where that is allowed."""
         of_classes: list[Mismatch] = []
-        if self._new_classes_allowed:
+        if self._may_start_anew:
             ours = self.model.state_dict().keys()
             layer = next((layer for layer in _CLASS_LAYERS if layer[0] in ours), ())
             of_classes = [found for found in mismatches if found[0] in layer and found[1][1:] == found[2][1:]]

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,9 @@ from maskformer.structures import InputError, OwnDataset
 
 from .keys import default_config
 from .own_datasets import absolute_paths, complete_classes, read_own_datasets
-from .values import check_unread, check_values
+from .values import MASKED, check_unread, check_values
+
+_MOST_BY_HAND = 200  # keys of one file; a run writes all there are
 
 
 def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNode:
@@ -28,9 +30,9 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
     Detectron2 builds from a configuration takes it as it is. Vendors' packages in ``ACCELERATORS`` of
     engine/accelerator.py are imported for it; one that is not there has to be imported before, or the device named.
 
-    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer load
-    too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of ``DATASETS.OWN`` that is named
-    first in ``DATASETS.TRAIN`` or ``TEST``, unless they are set beside or above it.
+    The file is read as plain YAML with ``_BASE_``; no code in it is ever run. Files of the original MaskFormer and
+    Mask2Former load too. ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` and ``IGNORE_VALUE`` follow from a dataset of
+    ``DATASETS.OWN`` that is named first in ``DATASETS.TRAIN`` or ``TEST``, unless they are set beside or above it.
 
     Args:
         path: YAML file; "" for the defaults alone.
@@ -56,14 +58,18 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
         content.pop("VERSION", None)
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
+        _follow_levels(cfg, set(_key_names(content)))
         for _, content in layers[-2 if data else -1 :]:
-            check_unread(cfg, default_config(), set(_key_names(content)))
+            keys = set(_key_names(content))
+            if len(keys) < _MOST_BY_HAND:  # else a run wrote it, also what its base brought
+                check_unread(cfg, default_config(), keys)
     if len(options) % 2:
         raise InputError(f"Options come as KEY VALUE pairs; {' '.join(options)!r} has {len(options)} words.")
     for key, value in zip(options[::2], options[1::2]):
         _check_key(key, cfg, "the command line")
         with _named("the command line"):
             cfg.merge_from_list([key, value])
+    _follow_levels(cfg, {*options[::2], *(name for _, content in layers for name in _key_names(content))})
     _refuse_none(cfg, default_config())
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
@@ -74,6 +80,13 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
 
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def _follow_levels(cfg: CfgNode, keys_set: Collection[str]) -> None:
+    """Have the query decoder that attends to levels where none is named, as the original's default is."""
+    node, name = cfg.MODEL.MASK_FORMER, "TRANSFORMER_DECODER_NAME"
+    if node.TRANSFORMER_IN_FEATURE == "multi_scale_pixel_decoder" and f"MODEL.MASK_FORMER.{name}" not in keys_set:
+        node[name] = MASKED
 
 
 def _refuse_none(node: CfgNode, defaults: CfgNode, prefix: str = "") -> None:

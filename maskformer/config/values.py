@@ -26,7 +26,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         lambda value: 1 <= value < math.inf,
         """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS SOLVER.ACCUMULATION_STEPS SOLVER.MAX_BAD_STEPS
         SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE
-        TEST.PRECISE_BN.NUM_ITER
+        TEST.PRECISE_BN.NUM_ITER MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
         MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
         MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
         MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
@@ -45,7 +45,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         DATALOADER.REPEAT_THRESHOLD INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TEST
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS
         MODEL.SEM_SEG_HEAD.LOSS_WEIGHT MODEL.MASK_FORMER.ENC_LAYERS MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
-        MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT""",
+        MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT""",
     ),
     (
         "more than 0",
@@ -57,7 +57,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "0 to 1",
         lambda value: 0 <= value <= 1,
         """MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
-        SOLVER.POLY_LR_CONSTANT_ENDING""",
+        MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO SOLVER.POLY_LR_CONSTANT_ENDING""",
     ),
     (
         "0 or more and below 1",
@@ -87,6 +87,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.AMP.PRECISION": ("auto", "float16", "bfloat16"),
+    "MODEL.MASK_FORMER.MASK_LOSS": ("auto", "dense", "points"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),
     "MODEL.RESNETS.RES4_DILATION": (1, 2),
@@ -97,8 +98,11 @@ _REGISTRIES = {
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
+_DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
+_OF_POINTS = """MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
+        MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO"""
+_MASKED, _MULTI_SCALE = "MultiScaleMaskedTransformerDecoder", "MSDeformAttnPixelDecoder"
 _WRITERS = {"tensorboard", "wandb", "mlflow"}
-_MULTI_SCALE = "MSDeformAttnPixelDecoder"
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ("OUTPUT_DIR", "the path of a folder", lambda value, _: bool(value)),
@@ -110,13 +114,24 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         lambda value, _: len(value) in (0, 2),
     ),
     (
+        f"{_DEFORMABLE}_N_POINTS",
+        "4, which MSDeformAttnPixelDecoder always takes: nothing reads the key",
+        lambda value, _: value == 4,
+    ),
+    (
+        f"{_DEFORMABLE}_N_HEADS",
+        "8 or MODEL.MASK_FORMER.NHEADS, which MSDeformAttnPixelDecoder has: nothing reads the key",
+        lambda value, cfg: value in (8, cfg.MODEL.MASK_FORMER.NHEADS),
+    ),
+    (
         "MODEL.MASK_FORMER.HIDDEN_DIM",
         "a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column",
         lambda value, cfg: value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0,
     ),
     (
         "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-        "with this PIXEL_DECODER_NAME a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column",
+        "a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column, with this "
+        "PIXEL_DECODER_NAME",
         lambda value, cfg: (
             cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME not in ("TransformerEncoderPixelDecoder", _MULTI_SCALE)
             or value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0
@@ -137,10 +152,8 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
     (
         "MODEL.MASK_FORMER.DEC_LAYERS",
-        "2 or more with MultiScaleMaskedTransformerDecoder, which has one layer less",
-        lambda value, cfg: (
-            value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != "MultiScaleMaskedTransformerDecoder"
-        ),
+        f"2 or more with {_MASKED}, which has one layer less",
+        lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != _MASKED,
     ),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
@@ -192,19 +205,23 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
 ]
 
+_STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
+_OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
-_UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
+_UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
     (
         "MODEL.META_ARCHITECTURE",
         ("SemanticSegmentor",),
-        """MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT MODEL.MASK_FORMER.MASK_WEIGHT
-        MODEL.MASK_FORMER.SIZE_DIVISIBILITY MODEL.MASK_FORMER.TEST.SEMANTIC_ON
-        MODEL.MASK_FORMER.TEST.PANOPTIC_ON MODEL.MASK_FORMER.TEST.INSTANCE_ON MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
+        f"""MODEL.MASK_FORMER.NO_OBJECT_WEIGHT MODEL.MASK_FORMER.CLASS_WEIGHT MODEL.MASK_FORMER.DICE_WEIGHT
+        MODEL.MASK_FORMER.MASK_WEIGHT MODEL.MASK_FORMER.MASK_LOSS {_OF_POINTS}
+        MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        MODEL.MASK_FORMER.TEST.SEMANTIC_ON MODEL.MASK_FORMER.TEST.PANOPTIC_ON
+        MODEL.MASK_FORMER.TEST.INSTANCE_ON MODEL.MASK_FORMER.TEST.SEM_SEG_LABELS
         MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD
         MODEL.MASK_FORMER.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE""",
     ),
-    ("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.SEM_SEG_HEAD.LOSS_WEIGHT"),
+    ("MODEL.SEM_SEG_HEAD.NAME", ("MaskFormerHead",), "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT"),
     (
         "MODEL.SEM_SEG_HEAD.NAME",
         ("MaskFormerHead", "PerPixelBaselineHead", "PerPixelBaselinePlusHead"),
@@ -213,6 +230,9 @@ _UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
         MODEL.SEM_SEG_HEAD.USE_DEPTHWISE_SEPARABLE_CONV""",
     ),
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", ("BasePixelDecoder",), "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
+    ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", _OF_RES5, f"{_DEFORMABLE}_IN_FEATURES"),
+    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
+    ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", (0,), "MODEL.MASK_FORMER.OVERSAMPLE_RATIO"),
     ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN"),
     ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN"),
     ("MODEL.BACKBONE.NAME", ("build_resnet_backbone", "build_resnet_deeplab_backbone"), "MODEL.FPN"),
@@ -264,6 +284,24 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
         lambda cfg: not cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
         "INPUT.IMAGE_SIZE INPUT.MIN_SCALE INPUT.MAX_SCALE",
     ),
+    (
+        "with an INPUT.DATASET_MAPPER_NAME that ends in _lsj",
+        lambda cfg: cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
+        """INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.CROP INPUT.COLOR_AUG_SSD
+        INPUT.SIZE_DIVISIBILITY""",
+    ),
+    (
+        "where masks are compared at every pixel, as MODEL.MASK_FORMER.MASK_LOSS and TRANSFORMER_DECODER_NAME have it",
+        lambda cfg: _compares_pixels(cfg.MODEL.MASK_FORMER),
+        _OF_POINTS,
+    ),
+    (
+        "in a MaskFormerHead, unless MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME is MSDeformAttnPixelDecoder",
+        lambda cfg: (
+            cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskFormerHead" and cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME in _OF_RES5
+        ),
+        "MODEL.SEM_SEG_HEAD.COMMON_STRIDE",
+    ),
 ]
 # What the released files set beside a choice that does not read it; they load unchanged.
 _RELEASED: dict[str, Any] = {
@@ -271,6 +309,7 @@ _RELEASED: dict[str, Any] = {
     "MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1],
     "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.RESNETS.NORM": "SyncBN",  # of Cityscapes, beside Swin
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 6,
 }
 
@@ -347,6 +386,10 @@ def _numbers(value: Any) -> tuple[Any, ...]:
 def _has_batch_norm(cfg: CfgNode) -> bool:
     norms = {cfg.MODEL.SEM_SEG_HEAD.NORM, cfg.MODEL.RESNETS.NORM if cfg.MODEL.BACKBONE.NAME in _RESNETS else ""}
     return any("BN" in norm for norm in norms - {"FrozenBN"})
+
+
+def _compares_pixels(node: CfgNode) -> bool:
+    return node.MASK_LOSS == "dense" or (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
 
 
 def _is_expected_result(row: Any) -> bool:

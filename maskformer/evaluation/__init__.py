@@ -41,6 +41,7 @@ MEASURES: dict[str, tuple[type[ImageEvaluator], ...]] = {
     "coco": (InstanceEvaluator,),
     "coco_panoptic_seg": _ALL,
     "ade20k_panoptic_seg": _ALL,
+    "mapillary_vistas_panoptic_seg": _ALL,
     "cityscapes_sem_seg": (CityscapesSemanticEvaluator,),
     "cityscapes_instance": (CityscapesInstanceEvaluator,),
     "cityscapes_panoptic_seg": (PanopticEvaluator, CityscapesSemanticEvaluator, CityscapesInstanceEvaluator),

@@ -10,12 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, Metadata
 from torch import Tensor
 
 from maskformer.data.datasets.classes import dataset_ids, ignore_label_of, require
 from maskformer.data.files.masks import encode_segments
-from maskformer.data.files.reading import check_same_size, read_label_map
+from maskformer.data.files.reading import check_same_size, read_label_map, read_segment_ids
+from maskformer.data.mappers.targets import category_map
 from maskformer.kernels import best_classes
 from maskformer.structures import InputError
 
@@ -39,8 +40,9 @@ BOUNDARY_WIDTH = 0.02  # of the image's diagonal
 class SemanticEvaluator(ImageEvaluator):
     """Scores and files of Detectron2's ``SemSegEvaluator``, with a boundary IoU that compares mask by mask.
 
-    The dataset has ``stuff_classes`` in its metadata and ``sem_seg_file_name`` in its entries. ``sem_seg`` of an output
-    is read: (K,height,width) scores or (height,width) labels.
+    The dataset has ``stuff_classes`` in its metadata and ``sem_seg_file_name`` in its entries or, with
+    ``sem_seg_of_segments`` in its metadata, panoptic labels alone, whose segments are areas of their categories, crowds
+    too. ``sem_seg`` of an output is read: (K,height,width) scores or (height,width) labels.
     """
 
     switch = "SEMANTIC_ON"
@@ -53,15 +55,21 @@ class SemanticEvaluator(ImageEvaluator):
         self.num_classes = len(self._names)
         self._ignore_label = ignore_label_of(self.metadata)
         self._dataset_ids = dataset_ids(dataset_name, self.num_classes)
-        records = DatasetCatalog.get(dataset_name)
-        self._label_of_image = {record["file_name"]: record.get("sem_seg_file_name") for record in records}
+        is_of_segments = self.metadata.get("sem_seg_of_segments")
+        self._label_key = "pan_seg_file_name" if is_of_segments else "sem_seg_file_name"
+        self._record_of_image = {record["file_name"]: record for record in DatasetCatalog.get(dataset_name)}
+
+    @classmethod
+    def has_truth(cls, metadata: Metadata, records: Records) -> bool:
+        """Whether entries have a semantic label, or a panoptic one that stands for it."""
+        return bool(metadata.get("sem_seg_of_segments")) or super().has_truth(metadata, records)
 
     def check(self, records: Records) -> None:
         """Raise an ``InputError`` where an image of the dataset has no label."""
         for record in records:
-            if record.get("sem_seg_file_name") is None:
+            if record.get(self._label_key) is None:
                 raise InputError(
-                    f"Image {record['file_name']} has no sem_seg_file_name, which others of its dataset have; expected "
+                    f"Image {record['file_name']} has no {self._label_key}, which others of its dataset have; expected "
                     "one for each image of DATASETS.TEST."
                 )
 
@@ -70,7 +78,7 @@ class SemanticEvaluator(ImageEvaluator):
         file_name = example["file_name"]
         predicted = read_labels(output["sem_seg"], self.num_classes)
         label = self._read_label(file_name)
-        check_same_size(predicted, file_name, label, self._label_of_image[file_name])
+        check_same_size(predicted, file_name, label, self._record_of_image[file_name][self._label_key])
         ignored = label == self._ignore_label
         # One type for both, which OpenCV knows too; "ignored" is the class after the last.
         dtype = np.uint8 if self.num_classes < 256 else np.uint16
@@ -120,7 +128,10 @@ class SemanticEvaluator(ImageEvaluator):
         return {"sem_seg": torch.as_tensor(np.where(label == self._ignore_label, self.num_classes, label))}
 
     def _read_label(self, file_name: str) -> np.ndarray:
-        label_file = self._label_of_image[file_name]
+        record = self._record_of_image[file_name]
+        label_file = record[self._label_key]
+        if self._label_key == "pan_seg_file_name":
+            return category_map(read_segment_ids(label_file), record["segments_info"], self._ignore_label)
         return read_label_map(label_file, self.num_classes, self._ignore_label, self.metadata.get("label_values"))
 
     def _score(self, pixels: np.ndarray, boundary_iou: np.ndarray) -> dict[str, float]:

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 from typing import Any
 
 from detectron2.config import CfgNode
 
 from maskformer.structures import Classes, InputError
+
+from .hugging_face_keys import (
+    DETR,
+    LEVELS,
+    MASK2FORMER,
+    MASKFORMER,
+    OURS_1,
+    OURS_2,
+    SWIN,
+    THEIR_RESNETS,
+    THEIR_SWINS,
+    THEIRS_2,
+    Names,
+    Values,
+)
+
+logger = logging.getLogger(__name__)
 
 # DEPTH -> blocks a stage
 _RESNETS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
@@ -17,7 +36,12 @@ _MOST_BYTES = 10 * 2**20  # of a description
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
-def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
+def is_mask2former(cfg: CfgNode) -> bool:
+    """Whether a model is to Hugging Face a Mask2Former, and not a MaskFormer."""
+    return bool(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == "MultiScaleMaskedTransformerDecoder")
+
+
+def describe_model(cfg: CfgNode, classes: Classes | None) -> Values:
     """What goes into ``config.json``.
 
     Args:
@@ -25,63 +49,59 @@ def describe_model(cfg: CfgNode, classes: Classes | None) -> dict[str, Any]:
         classes: the model's; None: not known, so they have the names that Hugging Face makes up.
 
     Raises:
-        InputError: Hugging Face's MaskFormer has no such model.
+        InputError: Hugging Face has no such model.
     """
-    head, node = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-    _require(
-        cfg,
-        {
-            "MODEL.META_ARCHITECTURE": "MaskFormer",
-            "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-            "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
-            "MODEL.SEM_SEG_HEAD.NORM": "GN",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-            "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
-            "MODEL.MASK_FORMER.ENC_LAYERS": 0,
-            "MODEL.MASK_FORMER.PRE_NORM": False,
-            "INPUT.FORMAT": "RGB",
-        },
-    )
+    describe = _describe_mask2former if is_mask2former(cfg) else _describe_maskformer
+    content = describe(cfg)
     backbones = {"build_resnet_backbone": _describe_resnet, "D2SwinTransformer": _describe_swin}
     name = cfg.MODEL.BACKBONE.NAME
     if name not in backbones:
-        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's MaskFormer has only {', '.join(backbones)}.")
+        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's models have only {', '.join(backbones)}.")
     if classes is None:
-        names = {index: f"LABEL_{index}" for index in range(head.NUM_CLASSES)}
+        names = _made_up_names(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     else:  # names are keys there: of equal ones, the later get their number
         names = {i: f"{name} ({i})" if name in classes.names[:i] else name for i, name in enumerate(classes.names)}
     return {
-        "architectures": ["MaskFormerForInstanceSegmentation"],
-        "model_type": "maskformer",
+        **content,
         "backbone_config": backbones[name](cfg),
-        "decoder_config": {
-            "model_type": "detr",
-            "d_model": node.HIDDEN_DIM,
-            "num_queries": node.NUM_OBJECT_QUERIES,
-            "decoder_layers": node.DEC_LAYERS,
-            "decoder_attention_heads": node.NHEADS,
-            "encoder_attention_heads": node.NHEADS,
-            "decoder_ffn_dim": node.DIM_FEEDFORWARD,
-            **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), node.DROPOUT),
-            "use_timm_backbone": False,
-            # Never built; without it some versions ask the hub for their default.
-            "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
-        },
-        "fpn_feature_size": head.CONVS_DIM,
-        "mask_feature_size": head.MASK_DIM,
-        "no_object_weight": node.NO_OBJECT_WEIGHT,
-        "dice_weight": node.DICE_WEIGHT,
-        "mask_weight": node.MASK_WEIGHT,
-        "cross_entropy_weight": 1.0,
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
     }
 
 
-def describe_preprocessing(cfg: CfgNode) -> dict[str, Any]:
+def _describe_maskformer(cfg: CfgNode) -> Values:
+    _require(cfg, OURS_1)
+    decoder = _describe(cfg, DETR)
+    return {
+        "architectures": ["MaskFormerForInstanceSegmentation"],
+        "model_type": "maskformer",
+        "decoder_config": {
+            "model_type": "detr",
+            **decoder,
+            "encoder_attention_heads": decoder["decoder_attention_heads"],
+            **dict.fromkeys(("attention_dropout", "activation_dropout"), decoder["dropout"]),
+            "use_timm_backbone": False,
+            # Never built; without it some versions ask the hub for their default.
+            "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
+        },
+        **_describe(cfg, MASKFORMER),
+    }
+
+
+def _describe_mask2former(cfg: CfgNode) -> Values:
+    _require(cfg, OURS_2)
+    return {
+        "architectures": ["Mask2FormerForUniversalSegmentation"],
+        "model_type": "mask2former",
+        **_describe(cfg, MASK2FORMER),
+        **THEIRS_2,
+    }
+
+
+def describe_preprocessing(cfg: CfgNode) -> Values:
     """What goes into ``preprocessor_config.json``."""
     return {
-        "image_processor_type": "MaskFormerImageProcessor",
+        "image_processor_type": f"{'Mask2Former' if is_mask2former(cfg) else 'MaskFormer'}ImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
         # Theirs stretches images to a multiple of it, where ours pads them: 0 leaves the pixels as they are.
@@ -96,19 +116,29 @@ def describe_preprocessing(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def _require(cfg: CfgNode, values: dict[str, Any]) -> None:
+def _value(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _describe(cfg: CfgNode, names: Names) -> Values:
+    return {name: _value(cfg, key) for name, (key, _) in names.items()}
+
+
+def _require(cfg: CfgNode, values: Values) -> None:
+    model = "Mask2Former" if is_mask2former(cfg) else "MaskFormer"
     for key, needed in values.items():
-        value: Any = cfg
-        for part in key.split("."):
-            value = value[part]
+        value = _value(cfg, key)
         if value != needed:
             raise InputError(
-                f"{key} is {value!r}, but Hugging Face's MaskFormer has only {needed!r}: such a model stays here "
+                f"{key} is {value!r}, but Hugging Face's {model} has only {needed!r}: such a model stays here "
                 "(--to detectron2)."
             )
 
 
-def _describe_resnet(cfg: CfgNode) -> dict[str, Any]:
+def _describe_resnet(cfg: CfgNode) -> Values:
     node = cfg.MODEL.RESNETS
     width, is_basic = node.RES2_OUT_CHANNELS, node.DEPTH < 50
     if not is_basic:
@@ -121,32 +151,14 @@ def _describe_resnet(cfg: CfgNode) -> dict[str, Any]:
         "depths": _RESNETS[node.DEPTH],
         "embedding_size": node.STEM_OUT_CHANNELS,
         "hidden_sizes": [width * 2**stage for stage in range(4)],
-        "hidden_act": "relu",
         "out_features": _STAGES,
+        **THEIR_RESNETS,
     }
 
 
-def _describe_swin(cfg: CfgNode) -> dict[str, Any]:
-    node = cfg.MODEL.SWIN
+def _describe_swin(cfg: CfgNode) -> Values:
     _require(cfg, {"MODEL.SWIN.APE": False, "MODEL.SWIN.PATCH_NORM": True, "MODEL.SWIN.QK_SCALE": None})
-    return {
-        "model_type": "swin",
-        "image_size": node.PRETRAIN_IMG_SIZE,
-        "patch_size": node.PATCH_SIZE,
-        "embed_dim": node.EMBED_DIM,
-        "depths": list(node.DEPTHS),
-        "num_heads": list(node.NUM_HEADS),
-        "window_size": node.WINDOW_SIZE,
-        "mlp_ratio": node.MLP_RATIO,
-        "qkv_bias": node.QKV_BIAS,
-        "drop_path_rate": node.DROP_PATH_RATE,
-        "hidden_dropout_prob": node.DROP_RATE,
-        "attention_probs_dropout_prob": node.ATTN_DROP_RATE,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-5,
-        "use_absolute_embeddings": False,
-        "out_features": _STAGES,
-    }
+    return {"model_type": "swin", **_describe(cfg, SWIN), "out_features": _STAGES, **THEIR_SWINS}
 
 
 def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
@@ -155,7 +167,7 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
     It gives semantic results: that file does not say which classes are things.
 
     Args:
-        config_file: of a ``MaskFormerForInstanceSegmentation``.
+        config_file: of a ``MaskFormerForInstanceSegmentation`` or a ``Mask2FormerForUniversalSegmentation``.
         preprocessor_file: beside it; where it is missing, pictures are prepared as Hugging Face does by default.
 
     Returns:
@@ -165,52 +177,47 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
         InputError: it is another model, or has a part that is not known here.
     """
     content = read_json(config_file)
+    models = {"maskformer": _read_maskformer, "mask2former": _read_mask2former}
     try:
-        if content.get("model_type") != "maskformer":
+        if content.get("model_type") not in models:
             raise InputError(
-                f"{config_file} describes a model of the type {content.get('model_type')!r}; expected 'maskformer'."
+                f"{config_file} describes a model of the type {content.get('model_type')!r}; expected "
+                f"{' or '.join(map(repr, models))}."
             )
-        backbone, decoder = content["backbone_config"], content["decoder_config"]
-        readers = {"resnet": _read_resnet, "swin": _read_swin, "maskformer-swin": _read_swin}
-        if backbone.get("model_type") not in readers:
-            raise InputError(
-                f"{config_file} has a backbone of the type {backbone.get('model_type')!r}; expected "
-                f"{' or '.join(readers)}."
-            )
+        if content["model_type"] == "mask2former":
+            _check(content, THEIRS_2, config_file)
         keys = {
-            "MODEL.META_ARCHITECTURE": "MaskFormer",
-            **readers[backbone["model_type"]](backbone),
-            "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
-            "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "BasePixelDecoder",
-            "MODEL.SEM_SEG_HEAD.NORM": "GN",
-            "MODEL.SEM_SEG_HEAD.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(content["id2label"]),
-            "MODEL.SEM_SEG_HEAD.CONVS_DIM": content.get("fpn_feature_size", 256),
-            "MODEL.SEM_SEG_HEAD.MASK_DIM": content.get("mask_feature_size", 256),
-            "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE": "res5",
-            "MODEL.MASK_FORMER.HIDDEN_DIM": decoder.get("d_model", 256),
-            "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": decoder.get("num_queries", 100),
-            "MODEL.MASK_FORMER.DEC_LAYERS": decoder.get("decoder_layers", 6),
-            "MODEL.MASK_FORMER.NHEADS": decoder.get("decoder_attention_heads", 8),
-            "MODEL.MASK_FORMER.DIM_FEEDFORWARD": decoder.get("decoder_ffn_dim", 2048),
-            "MODEL.MASK_FORMER.DROPOUT": decoder.get("dropout", 0.1),
-            "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT": content.get("no_object_weight", 0.1),
-            "MODEL.MASK_FORMER.DICE_WEIGHT": content.get("dice_weight", 1.0),
-            "MODEL.MASK_FORMER.MASK_WEIGHT": content.get("mask_weight", 20.0),
-            **_read_preprocessing(read_json(preprocessor_file) if os.path.isfile(preprocessor_file) else {}),
+            **models[content["model_type"]](content),
+            **_read_backbone(content, config_file),
+            "MODEL.BACKBONE.FREEZE_AT": 0,  # in training; Detectron2's default is 2
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(_labels(content)),
+            **_read_preprocessing(preprocessor_file),
         }
-    except (LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{config_file} is no description of a MaskFormer: {error!r} is missing or wrong.") from error
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise InputError(
+            f"{config_file} is no description of a MaskFormer or Mask2Former: {error!r} is missing or wrong."
+        ) from error
     return [part for key, value in keys.items() for part in (key, value)]
 
 
 def class_names_of(config_file: str) -> list[str]:
     """The names of the classes in a ``config.json``, by their number."""
-    labels = {int(index): str(name) for index, name in read_json(config_file)["id2label"].items()}
+    return _labels(read_json(config_file))
+
+
+def _labels(content: Values) -> list[str]:
+    given = content.get("id2label") or _made_up_names(2)  # left out where they are these
+    labels = {int(index): str(name) for index, name in given.items()}
     return [labels[index] for index in sorted(labels)]
 
 
-def read_json(path: str) -> dict[str, Any]:
+def _made_up_names(number: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(number)}
+
+
+def read_json(path: str) -> Values:
     """One of the small files that describe a model.
 
     Raises:
@@ -228,7 +235,53 @@ def read_json(path: str) -> dict[str, Any]:
     return content
 
 
-def _read_resnet(backbone: dict[str, Any]) -> dict[str, Any]:
+def _read(content: Values, names: Names) -> Values:
+    return {key: content.get(name, default) for name, (key, default) in names.items()}
+
+
+def _check(content: Values, needed: Values, file: str) -> None:
+    """Refuse what no model here has."""
+    for name, value in needed.items():
+        if content.get(name, value) != value:
+            raise InputError(f"{file} says {name} {content[name]!r}; models here have only {value!r}.")
+
+
+def _read_maskformer(content: Values) -> Values:
+    return {**OURS_1, **_read(content, MASKFORMER), **_read(content["decoder_config"], DETR)}
+
+
+def _read_mask2former(content: Values) -> Values:
+    return {**OURS_2, **_read(content, MASK2FORMER)}
+
+
+def _read_backbone(content: Values, file: str) -> Values:
+    backbone = content["backbone_config"]
+    if backbone is None and content.get("use_timm_backbone"):  # as transformers 4 wrote it
+        backbone = {"model_type": "timm_backbone", "backbone": content["backbone"]}
+    readers = {
+        "resnet": _read_resnet,
+        "swin": _read_swin,
+        "maskformer-swin": _read_swin,
+        "timm_backbone": _read_timm,
+    }
+    if backbone.get("model_type") not in readers:
+        raise InputError(
+            f"{file} has a backbone of the type {backbone.get('model_type')!r}; expected {' or '.join(readers)}."
+        )
+    return readers[backbone["model_type"]](backbone, file)
+
+
+def _resnet_keys(**keys: Any) -> Values:
+    return {
+        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+        "MODEL.RESNETS.STEM_TYPE": "basic",
+        "MODEL.RESNETS.OUT_FEATURES": LEVELS,
+        **{f"MODEL.RESNETS.{key}": value for key, value in keys.items()},
+    }
+
+
+def _read_resnet(backbone: Values, file: str) -> Values:
+    _check(backbone, THEIR_RESNETS, file)
     is_basic = backbone.get("layer_type") == "basic"
     widths, blocks = backbone["hidden_sizes"], list(backbone["depths"])
     depths = [depth for depth, known in _RESNETS.items() if known == blocks and (depth < 50) == is_basic]
@@ -237,40 +290,43 @@ def _read_resnet(backbone: dict[str, Any]) -> dict[str, Any]:
     keys = {"DEPTH": depths[0], "RES2_OUT_CHANNELS": widths[0], "STEM_OUT_CHANNELS": backbone["embedding_size"]}
     if not is_basic:
         keys |= {"STRIDE_IN_1X1": backbone.get("downsample_in_bottleneck", False), "WIDTH_PER_GROUP": widths[0] // 4}
-    return {
-        "MODEL.BACKBONE.NAME": "build_resnet_backbone",
-        "MODEL.RESNETS.STEM_TYPE": "basic",
-        "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-        **{f"MODEL.RESNETS.{key}": value for key, value in keys.items()},
-    }
+    return _resnet_keys(**keys)
 
 
-def _read_swin(backbone: dict[str, Any]) -> dict[str, Any]:
-    names = {
-        "PRETRAIN_IMG_SIZE": ("image_size", 224),
-        "PATCH_SIZE": ("patch_size", 4),
-        "EMBED_DIM": ("embed_dim", 96),
-        "DEPTHS": ("depths", [2, 2, 6, 2]),
-        "NUM_HEADS": ("num_heads", [3, 6, 12, 24]),
-        "WINDOW_SIZE": ("window_size", 7),
-        "MLP_RATIO": ("mlp_ratio", 4.0),
-        "QKV_BIAS": ("qkv_bias", True),
-        "DROP_PATH_RATE": ("drop_path_rate", 0.1),
-    }
-    values = {f"MODEL.SWIN.{key}": backbone.get(name, default) for key, (name, default) in names.items()}
+def _read_timm(backbone: Values, file: str) -> Values:
+    name = backbone["backbone"]
+    known = re.fullmatch(r"(?:tv_)?resnet(\d+)(?:\..*)?", name)
+    if known is None or int(known[1]) not in _RESNETS:
+        expected = ", ".join(f"resnet{depth}" for depth in _RESNETS)
+        raise InputError(f"{file} has timm's {name!r} as backbone; expected one of {expected}.")
+    depth = int(known[1])
+    keys = {"RES2_OUT_CHANNELS": 64} if depth < 50 else {"RES2_OUT_CHANNELS": 256, "STRIDE_IN_1X1": False}
+    return _resnet_keys(DEPTH=depth, **keys)
+
+
+def _read_swin(backbone: Values, file: str) -> Values:
+    _check(backbone, THEIR_SWINS, file)
     return {
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-        **values,
+        **_read(backbone, SWIN),
         "MODEL.SWIN.APE": False,
         "MODEL.SWIN.PATCH_NORM": True,
-        "MODEL.SWIN.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
+        "MODEL.SWIN.OUT_FEATURES": LEVELS,
     }
 
 
-def _read_preprocessing(content: dict[str, Any]) -> dict[str, Any]:
+def _read_preprocessing(file: str) -> Values:
+    content = read_json(file) if os.path.isfile(file) else {}
     size = content.get("size", {})
     if isinstance(size, int):  # of older versions
         size = {"shortest_edge": size, "longest_edge": content.get("max_size", 1333)}
+    if "height" in size and "width" in size:
+        logger.warning(
+            "%s stretches pictures to %s x %s pixels; here they keep their shape, with the shorter side resized to "
+            "INPUT.MIN_SIZE_TEST %s: if the model was trained on larger ones, set that key to their size.",
+            file, size["height"], size["width"], min(size["height"], size["width"]),
+        )  # fmt: skip
+        size = {"shortest_edge": min(size["height"], size["width"])}
     scale = 1.0 if content.get("do_rescale") is False else content.get("rescale_factor", 1 / 255)
     mean, std = content.get("image_mean", _MEAN), content.get("image_std", _STD)
     return {

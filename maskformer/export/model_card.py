@@ -14,6 +14,8 @@ from detectron2.config import CfgNode
 
 from maskformer.structures import Classes, printable
 
+from .hugging_face_config import is_mask2former
+
 _MOST_BYTES = 10 * 2**20  # of a file that a training left
 _USE = {
     "maskformer": """    import maskformer
@@ -21,10 +23,10 @@ _USE = {
     predictor = maskformer.load("FOLDER")
     predictor("photo.jpg").draw().save("drawn.jpg")
 """,
-    "hugging-face": """    from transformers import MaskFormerForInstanceSegmentation, MaskFormerImageProcessor
+    "hugging-face": """    from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
-    processor = MaskFormerImageProcessor.from_pretrained("FOLDER")
-    model = MaskFormerForInstanceSegmentation.from_pretrained("FOLDER")
+    processor = AutoImageProcessor.from_pretrained("FOLDER")
+    model = AutoModelForUniversalSegmentation.from_pretrained("FOLDER")
 
 `maskformer.load("FOLDER")` reads it too.
 """,
@@ -48,10 +50,11 @@ def write_card(cfg: CfgNode, classes: Classes | None, *, layout: str, licence: s
     command = _read(run_folder / "run.json").get("command")
     data = ", ".join(map(str, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))) or "not stated"
     backbone = cfg.MODEL.BACKBONE.NAME
+    name, paper = ("Mask2Former", "2112.01527") if is_mask2former(cfg) else (cfg.MODEL.META_ARCHITECTURE, "2107.06278")
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
-        "# " + ("MaskFormer" if cfg.MODEL.META_ARCHITECTURE == "MaskFormer" else cfg.MODEL.META_ARCHITECTURE),
-        f"A {cfg.MODEL.META_ARCHITECTURE} with the backbone {backbone} (method: arXiv 2107.06278), of "
+        f"# {name}",
+        f"A {name} with the backbone {backbone} (method: arXiv {paper}), of "
         f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes.",
         "## Use\n\n" + _USE[layout].rstrip("\n"),
         "## Scores\n\n" + (_scores(run_folder) or "Not measured where the weights lay."),

@@ -26,7 +26,7 @@ def instance_inference(
         mask_logits: (Q,h,w) logits.
         geometry: the image's sizes.
         thing_class_ids: classes that have instances; None: all.
-        max_instances: N at most.
+        max_instances: N at most; pairs of other classes count too, and are then left out, as in the released models.
 
     Returns:
         ``Instances`` of the original size, best first: ``pred_masks`` (N,height,width) bool, ``pred_boxes`` around
@@ -50,20 +50,20 @@ def instance_inference(
 def top_pairs(
     class_logits: Tensor, thing_class_ids: Collection[int] | None, max_instances: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The most probable (query, class) pairs among classes that have instances.
+    """Of the most probable (query, class) pairs, those whose class has instances.
 
     Returns:
         Three (N,): class probability, query, class (0..K-1); most probable first.
     """
     class_probs = class_logits.softmax(-1)[:, :-1]
     num_classes = class_probs.shape[1]
-    candidates = torch.arange(num_classes, device=class_probs.device)
-    if thing_class_ids is not None:
-        candidates = torch.tensor(sorted(thing_class_ids), dtype=torch.int64, device=class_probs.device)
-    pair_probs = class_probs[:, candidates].flatten()
-    scores, pairs = pair_probs.topk(min(max_instances, len(pair_probs)))
-    queries = torch.div(pairs, max(len(candidates), 1), rounding_mode="floor")
-    return scores, queries, candidates[pairs % max(len(candidates), 1)]
+    scores, pairs = class_probs.flatten().topk(min(max_instances, class_probs.numel()))
+    queries, classes = torch.div(pairs, num_classes, rounding_mode="floor"), pairs % num_classes
+    if thing_class_ids is None:
+        return scores, queries, classes
+    things = torch.tensor(sorted(thing_class_ids), dtype=torch.int64, device=classes.device)
+    kept = torch.isin(classes, things)
+    return scores[kept], queries[kept], classes[kept]
 
 
 def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,7 +84,7 @@ def _masks_and_scores(mask_logits: Tensor, queries: Tensor, geometry: Geometry) 
         logits = geometry.restore(geometry.upsample(chosen[some]))
         mask = torch.gt(logits, 0, out=masks[some])
         inside = (logits.sigmoid() * mask).flatten(1).sum(1)
-        scores[some] = inside / mask.flatten(1).count_nonzero(1).clamp(min=1)
+        scores[some] = inside / (mask.flatten(1).count_nonzero(1).to(inside.dtype) + 1e-6)  # as the released models
     return slots, masks, scores
 
 

@@ -99,14 +99,19 @@ class SampledMasks:
         self, mask_logits: Tensor, masks: Tensor, candidates: Tensor, uniform: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of (N,1,h,w) logits and (N,1,H,W) masks of one layer: two scalars, summed over pairs."""
-        num_uncertain = self.of_costs.shape[2] - uniform.shape[1]
+        points = choose_points(mask_logits, candidates, uniform, self.of_costs.shape[2])
         with torch.no_grad():
-            uncertainty = -sample(mask_logits, candidates)[:, 0].abs()
-            chosen = uncertainty.topk(num_uncertain, dim=1).indices
-            points = torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)
             targets = sample(masks, points)[:, 0]
         logits = sample(mask_logits, points)[:, 0]
         return sigmoid_ce_loss(logits, targets, 1), dice_loss(logits, targets, 1)
+
+
+@torch.no_grad()
+def choose_points(mask_logits: Tensor, candidates: Tensor, uniform: Tensor, num_points: int) -> Tensor:
+    """The points of losses: the least certain of (N,candidates,2) in (N,1,h,w) logits, then uniform ones: (N,P,2)."""
+    uncertainty = -sample(mask_logits, candidates)[:, 0].abs()
+    chosen = uncertainty.topk(num_points - uniform.shape[1], dim=1).indices
+    return torch.cat([candidates.gather(1, chosen[..., None].expand(-1, -1, 2)), uniform], dim=1)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

@@ -165,11 +165,14 @@ def test_other_number_of_classes_names_parameter_shapes_file_and_key(tmp_path: P
         Checkpointer(Toy()).load(str(tmp_path / "ade.pth"))
 
 
-def test_other_number_of_queries_names_its_key(tmp_path: Path):
-    state = {**state_of(Toy(), 0.0), "sem_seg_head.predictor.query_embed.weight": torch.zeros(100, 2)}
+@pytest.mark.parametrize("queries", ["query_embed", "query_feat"])
+def test_other_number_of_queries_names_its_key(tmp_path: Path, queries: str):
+    model = Toy()
+    model.sem_seg_head["predictor"]["query_feat"] = nn.Embedding(4, 2)
+    state = {**state_of(model, 0.0), f"sem_seg_head.predictor.{queries}.weight": torch.zeros(100, 2)}
     torch.save(state, tmp_path / "model.pth")
     with pytest.raises(InputError, match=r"change MODEL\.MASK_FORMER\.NUM_OBJECT_QUERIES"):
-        Checkpointer(Toy()).load(str(tmp_path / "model.pth"))
+        Checkpointer(model).load(str(tmp_path / "model.pth"))
 
 
 def test_backbone_weights_of_another_shape_are_not_skipped_in_silence(tmp_path: Path):
@@ -267,9 +270,7 @@ def test_weights_in_a_wrapper_are_unwrapped(tmp_path: Path):
 
 def test_unknown_layout_names_some_parameters_and_the_layouts_known(tmp_path: Path):
     torch.save({"encoder.weight": torch.zeros(2), "encoder.bias": torch.zeros(2)}, tmp_path / "other.pth")
-    message = (
-        r"such as encoder\.weight, encoder\.bias are in no layout that fits; known are: Hugging Face MaskFormer; .*Swin"
-    )
+    message = r"encoder\.weight, encoder\.bias are in no layout that fits; known are: .*Hugging Face MaskFormer; .*Swin"
     with pytest.raises(InputError, match=message):
         Checkpointer(Toy()).load(str(tmp_path / "other.pth"))
 
@@ -355,6 +356,85 @@ def test_resuming_refuses_other_classes_even_in_fine_tuning(tmp_path: Path):
         Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load("", resume=True)
     same_file = str(tmp_path / "model.pth")
     Checkpointer(Toy(), str(tmp_path), fine_tuning=True).resume_or_load(same_file, resume=False)
+
+
+# Weights of the other generation
+
+
+class Generation(nn.Module):
+    """A model of names that MaskFormer and Mask2Former share, and of one in each part of the head that marks which."""
+
+    def __init__(self, *, is_second: bool, num_classes: int = 2):
+        super().__init__()
+        self.classes = Classes("dataset toy_train", tuple("abcdefg"[:num_classes]))
+        self.backbone = nn.ModuleDict({"stem": nn.Linear(2, 3)})
+        self.criterion = nn.Module()
+        self.criterion.register_buffer("empty_weight", torch.ones(num_classes + 1))
+        decoder = nn.ModuleDict({"adapter_1": nn.Linear(2, 2), "layer_1": nn.Linear(2, 2), "transformer": nn.Module()})
+        predictor = nn.ModuleDict({"class_embed": nn.Linear(2, num_classes + 1), "query_embed": nn.Embedding(4, 2)})
+        if is_second:
+            decoder["transformer"].level_embed = nn.Parameter(torch.ones(3, 2))
+            predictor.update({"decoder_norm": nn.LayerNorm(2), "query_feat": nn.Embedding(4, 2)})
+        else:
+            decoder["layer_4"], predictor["transformer"] = nn.Linear(2, 2), nn.LayerNorm(2)
+        self.sem_seg_head = nn.ModuleDict({"pixel_decoder": decoder, "predictor": predictor})
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+@pytest.mark.parametrize("is_second", [True, False])
+def test_training_takes_the_backbone_alone_from_the_other_generation_and_says_so(
+    tmp_path: Path, log: pytest.LogCaptureFixture, is_second: bool, num_classes: int
+):
+    source = Generation(is_second=not is_second, num_classes=num_classes)
+    classes = Classes("", tuple("vwxyz"[:num_classes])).to_plain()
+    torch.save({"model": state_of(source, 0.5), "classes": classes}, tmp_path / "model.pth")
+    model = Generation(is_second=is_second)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert len(before.keys() & source.state_dict().keys()) > 8  # names that coincide
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert_all_are(model.backbone, 0.5)
+    state = model.state_dict().items()
+    assert all(torch.equal(value, before[name]) for name, value in state if not name.startswith("backbone."))
+    assert model.classes.names == ("a", "b")
+    why, missing = messages(log, logging.WARNING)
+    layout = "MaskFormer (this package" if is_second else "Mask2Former (this package"
+    assert f"model.pth ({layout}" in why
+    assert "sem_seg_head.pixel_decoder and sem_seg_head.predictor" in why
+    assert (
+        f"sem_seg_head.pixel_decoder ({5 if is_second else 6})" in missing and "criterion.empty_weight (1)" in missing
+    )
+
+
+@pytest.mark.parametrize("is_second", [True, False])
+def test_evaluation_and_resuming_refuse_the_other_generation(tmp_path: Path, is_second: bool):
+    Checkpointer(Generation(is_second=not is_second), str(tmp_path)).save("model")
+    for resume in (False, True):
+        checkpointer = Checkpointer(Generation(is_second=is_second), str(tmp_path), fine_tuning=resume)
+        with pytest.raises(InputError, match=r"model\.pth .*pixel_decoder and .*predictor.*TRANSFORMER_DECODER_NAME"):
+            checkpointer.resume_or_load(str(tmp_path / "model.pth"), resume=resume)
+
+
+def test_one_part_of_the_other_generation_leaves_the_rest_of_the_head(tmp_path: Path, log: pytest.LogCaptureFixture):
+    """A model with Mask2Former's pixel decoder and MaskFormer's queries, from a MaskFormer."""
+    torch.save(state_of(Generation(is_second=False), 0.5), tmp_path / "model.pth")
+    model = Generation(is_second=False)
+    model.sem_seg_head["pixel_decoder"] = Generation(is_second=True).sem_seg_head["pixel_decoder"]
+    before = model.sem_seg_head["pixel_decoder"]["adapter_1"].weight.clone()
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert torch.equal(model.sem_seg_head["pixel_decoder"]["adapter_1"].weight, before)
+    for part in (model.backbone, model.criterion, model.sem_seg_head["predictor"]):
+        assert_all_are(part, 0.5)
+
+
+def test_mask2formers_without_their_queries_are_still_mask2formers(tmp_path: Path):
+    """Deleting what is to start anew is what the message of another number of queries proposes."""
+    state = state_of(Generation(is_second=True), 0.5)
+    del state["sem_seg_head.predictor.query_feat.weight"], state["sem_seg_head.predictor.query_embed.weight"]
+    torch.save(state, tmp_path / "model.pth")
+    model = Generation(is_second=True)
+    Checkpointer(model, fine_tuning=True).load(str(tmp_path / "model.pth"))
+    assert_all_are(model.sem_seg_head["pixel_decoder"], 0.5)
+    assert_all_are(model.sem_seg_head["predictor"]["class_embed"], 0.5)
 
 
 # Resuming from what is whole

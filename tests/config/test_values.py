@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,18 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from released import FIRST, SECOND
 
 from maskformer.config import default_config, load_config
 from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD_WHERE, _UNREAD_WITH, _WHOLE, _at
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RECIPES: dict[str, dict[str, Any]] = json.loads((REPOSITORY / "tests/reference/recipes.json").read_text())
 R50 = "ade20k-150/maskformer_R50_bs16_160k.yaml"
 SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
-MASK2FORMER = "shapes/mask2former_panoptic.yaml"
+MASK2FORMER = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
+DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
@@ -59,6 +59,12 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
         ("MODEL.MASK_FORMER.DROPOUT", 1.5),
         ("MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD", 1.5),
+        ("MODEL.MASK_FORMER.CLASS_WEIGHT", -1.0),
+        ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
+        ("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
+        ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
+        (f"{DEFORMABLE}_N_POINTS", 8),
+        (f"{DEFORMABLE}_N_HEADS", 4),
         ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 0),
         ("MODEL.RESNETS.DEPTH", 20),
         ("OUTPUT_DIR", "''"),
@@ -74,6 +80,7 @@ def test_impossible_value_is_refused_by_key(key: str, value: Any):
 @pytest.mark.parametrize(
     ("key", "value", "option"),
     [
+        ("MODEL.MASK_FORMER.MASK_LOSS", "focal", "dense"),
         ("MODEL.META_ARCHITECTURE", "MaskFromer", "MaskFormer"),
         ("MODEL.BACKBONE.NAME", "swin", "D2SwinTransformer"),
         ("MODEL.SEM_SEG_HEAD.NAME", "Head", "PerPixelBaselineHead"),
@@ -143,10 +150,19 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
         (R50, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"),
         (R50, "VIS_PERIOD", 10),
         (R50, "GLOBAL.HACK", 2.0),
+        (R50, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 112),
+        (R50, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8),
+        (R50, f"{DEFORMABLE}_IN_FEATURES", "['res4', 'res5']"),
+        (MASK2FORMER, "MODEL.MASK_FORMER.ENC_LAYERS", 1),
+        (MASK2FORMER, "INPUT.MIN_SIZE_TRAIN", "(640,)"),
+        (MASK2FORMER, "INPUT.CROP.ENABLED", True),
+        (MASK2FORMER, "INPUT.COLOR_AUG_SSD", True),
         (SWIN, "MODEL.RESNETS.DEPTH", 101),
         (SWIN, "MODEL.RESNETS.NORM", "BN"),
         (PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
         (PER_PIXEL, "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", 0.5),
+        (PER_PIXEL, "MODEL.MASK_FORMER.MASK_LOSS", "points"),
+        (PER_PIXEL, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "MultiScaleMaskedTransformerDecoder"),
     ],
 )
 def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, value: Any):
@@ -155,8 +171,26 @@ def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, va
 
 
 @pytest.mark.parametrize(
+    ("condition", "key", "value"),
+    [
+        (("MASK_LOSS", "dense"), "TRAIN_NUM_POINTS", 1),
+        (("TRANSFORMER_DECODER_NAME", "StandardTransformerDecoder"), "IMPORTANCE_SAMPLE_RATIO", 1.0),
+        (("IMPORTANCE_SAMPLE_RATIO", 0.0), "OVERSAMPLE_RATIO", 1.0),
+    ],
+)
+def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition: tuple[str, Any], key: str, value: Any):
+    options = (f"MODEL.MASK_FORMER.{condition[0]}", condition[1], f"MODEL.MASK_FORMER.{key}", value)
+    with pytest.raises(InputError, match=rf"^MODEL\.MASK_FORMER\.{key} is 1.*has no effect"):
+        load(MASK2FORMER, *options)
+
+
+@pytest.mark.parametrize(
     ("recipe", "options"),
     [
+        (R50, ("MODEL.MASK_FORMER.MASK_LOSS", "points", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 112)),
+        (MASK2FORMER, ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 112, "MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 8)),
+        (MASK2FORMER, (f"{DEFORMABLE}_N_HEADS", 4, "MODEL.MASK_FORMER.NHEADS", 4)),
+        (MASK2FORMER, (f"{DEFORMABLE}_IN_FEATURES", "['res4', 'res5']", "INPUT.IMAGE_SIZE", 512)),
         (R50, ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", True)),
         (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
         (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
@@ -185,14 +219,15 @@ def test_key_that_a_base_brings_is_refused_to_nobody_who_chooses_otherwise(tmp_p
 
 
 def test_values_of_the_released_files_are_accepted():
-    for recipe in RECIPES.values():
+    for recipe in (*FIRST.values(), *SECOND.values()):
         load_config("", [str(word) for pair in recipe.items() for word in pair])
 
 
-def test_configuration_that_a_run_wrote_is_accepted(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text(load(R50).dump())
+@pytest.mark.parametrize("options", [(), ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR")])  # STEPS are the recipe's
+def test_configuration_that_a_run_wrote_is_accepted(tmp_path: Path, options: tuple[str, ...]):
+    (tmp_path / "config.yaml").write_text(load(COCO, *options).dump())
     read = load_config(str(tmp_path / "config.yaml"))
-    assert yaml.safe_load(read.dump()) == yaml.safe_load(load(R50).dump())
+    assert yaml.safe_load(read.dump()) == yaml.safe_load(load(COCO, *options).dump())
 
 
 def test_tables_name_keys_that_exist():

@@ -4,16 +4,17 @@ import copy
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from reference_cases import recipe_config
+from detectron2.modeling import build_model
+from reference_cases import read_lists, recipe_config
 from torch import nn
 
 from maskformer.config import load_config
 from maskformer.engine.optimizer import build_optimizer, clip_full_model
-from maskformer.engine.trainer import Trainer
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -76,10 +77,21 @@ def test_parameters_of_equal_hyperparameters_share_a_group():
 
 @pytest.mark.parametrize("reference", RECIPES)
 def test_groups_of_released_recipe_are_reproduced(reference: str):
-    cfg = recipe_config(RECIPES[reference])
-    model = Trainer.build_model(cfg)
+    path = REPOSITORY / "tests/reference/optimizer_groups" / f"{reference}.json"
+    assert_groups(RECIPES[reference], json.loads(path.read_text()))
+
+
+@pytest.mark.parametrize("recipe", read_lists("optimizer_groups"))
+def test_groups_of_released_mask2former_recipe_are_reproduced(recipe: str):
+    assert_groups(f"mask2former/{recipe}", read_lists("optimizer_groups")[recipe])
+
+
+def assert_groups(recipe: str, expected: list[list[Any]]) -> None:
+    """Name, rate and decay of every parameter that is trained."""
+    cfg = recipe_config(recipe, "MODEL.DEVICE", "meta")
+    with torch.device("meta"):  # shapes without memory
+        model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
-    expected = json.loads((REPOSITORY / "tests/reference/optimizer_groups" / f"{reference}.json").read_text())
     actual = hyperparameters(optimizer, model)
     assert actual.keys() == {name for name, *_ in expected}
     for name, *values in expected:

@@ -124,7 +124,7 @@ def test_views_of_different_sizes_give_segments_at_the_images_own_size(panoptic_
     assert results["panoptic_seg"][0].shape == ORIGINAL_SIZE == results["instances"].pred_masks.shape[1:]
     ids = set(results["panoptic_seg"][0].unique().tolist()) - {0}
     assert ids == {segment["id"] for segment in results["panoptic_seg"][1]} != set()
-    most = min(100, 8 * len(panoptic_model.thing_class_ids))
+    most = min(100, 8 * len(panoptic_model.thing_class_ids))  # all pairs of 8 queries and 5 classes are fewer than 100
     assert len(results["instances"]) == most  # of one set of 8 queries, not of six
 
 

@@ -1,10 +1,14 @@
-"""Instance inference: by hand."""
+"""Instance inference: by hand, and the reference arrays."""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from detectron2.structures import BitMasks
+from reference_cases import REFERENCE2
 
 from maskformer.inference import Geometry, instance, instance_inference
 from maskformer.inference.instance import bounding_boxes, top_pairs
@@ -41,6 +45,11 @@ def test_only_things_are_detected_when_the_dataset_tells():
     assert detect(thing_class_ids={1}).pred_classes.tolist() == [1, 1]
 
 
+def test_stuff_takes_its_places_among_the_most_probable_before_it_is_left_out():
+    scores, _, classes = top_pairs(CLASS_LOGITS, {1}, 2)  # the two: 0.6 of class 0, 0.5 of class 1
+    assert scores.tolist() == pytest.approx([0.5]) and classes.tolist() == [1]
+
+
 def test_a_dataset_without_things_has_no_instances():
     assert len(detect(thing_class_ids=frozenset())) == 0
 
@@ -70,6 +79,29 @@ def test_boxes_are_detectron2s():
     masks[4] = True
     assert torch.equal(bounding_boxes(masks).tensor, BitMasks(masks).get_bounding_boxes().tensor)
     assert bounding_boxes(masks[:0]).tensor.shape == (0, 4)
+
+
+@pytest.mark.parametrize("setting", ["instance", "instance_in_panoptic_model", "top_all"])
+def test_instances_are_the_released_models(setting: str):
+    arrays = np.load(REFERENCE2 / "units" / "units.npz")
+    options = json.loads((REFERENCE2 / "units" / "units.json").read_text())[setting]
+    predicted = (torch.as_tensor(arrays[f"inst_mask_{name}"]) for name in ("cls", "pred"))
+    size = (20, 24)
+    instances = instance_inference(
+        *predicted,
+        Geometry(padded_size=size, image_size=size, output_size=size),
+        thing_class_ids=options["things"] if options["panoptic_on"] else None,
+        max_instances=options["topk"],
+    )
+    assert len(instances) == options["kept"]
+    right = torch.as_tensor(arrays[f"{setting}_scores"])
+    torch.testing.assert_close(instances.scores, right, rtol=1e-9, atol=1e-12)
+    # Of equal scores, those of empty masks, any may come first.
+    sure = int((right > 0).sum())
+    assert instances.pred_classes.tolist()[:sure] == arrays[f"{setting}_classes"].tolist()[:sure]
+    assert sorted(instances.pred_classes.tolist()) == sorted(arrays[f"{setting}_classes"].tolist())
+    masks = np.unpackbits(arrays[f"{setting}_masks"], axis=-1)[..., : size[1]].astype(bool)
+    assert (instances.pred_masks.numpy() == masks).all()
 
 
 def test_masks_may_be_restored_together(monkeypatch: pytest.MonkeyPatch):

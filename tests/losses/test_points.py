@@ -1,13 +1,18 @@
-"""Sampled points: values by hand, a loop over pairs, and the seeded losses of Hugging Face's Mask2Former."""
+"""Sampled points: by hand, a loop over pairs, the reference arrays, and the seeded losses of Hugging Face."""
 
 from __future__ import annotations
 
+import json
+import math
+
+import numpy as np
 import pytest
 import torch
+from reference_cases import REFERENCE2, handed_out
 from torch.nn import functional as F
 
-from maskformer.losses import DenseMasks, HungarianMatcher, PointMasks, SetCriterion
-from maskformer.losses.points import sample
+from maskformer.losses import DenseMasks, HungarianMatcher, PointMasks, SetCriterion, dice_loss, sigmoid_ce_loss
+from maskformer.losses.points import SampledMasks, choose_points, sample
 from maskformer.structures import MaskPredictions, Targets
 
 POINTS = PointMasks(num_points=20, oversample_ratio=3.0, importance_ratio=0.75)
@@ -26,6 +31,83 @@ def test_a_point_between_four_pixels_is_their_mean_and_beyond_the_edge_there_is_
     maps = torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])
     points = torch.tensor([[[0.5, 0.5], [0.25, 0.25], [0.75, 0.25], [0.0, 0.25]]])  # (x,y)
     assert sample(maps, points).tolist() == [[[4.0, 1.0, 3.0, 0.5]]]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "share"), [(0, 0, 1 / 4), (1, 1, 1 / 4), (1, 0.5, 1 / 2), (-0.25, 0.5, 0), (2, 9, 0)]
+)
+def test_a_point_at_a_corner_the_border_and_outside_of_a_map_of_ones(x: float, y: float, share: float):
+    assert sample(torch.ones(1, 1, 2, 2), torch.tensor([[[float(x), float(y)]]])).item() == pytest.approx(share)
+
+
+def compare_at(points: list[list[float]], class_logits, mask_logits, targets) -> dict[str, torch.Tensor]:
+    """Losses of one layer and image where all that is drawn are the same points."""
+    masks = PointMasks(num_points=len(points), oversample_ratio=1.0, importance_ratio=1.0)
+    criterion = SetCriterion(1, matcher=HungarianMatcher(mask_weight=1), mask_weight=1, masks=masks)
+    drawn, num_pairs = np.array([points], dtype=np.float32), min(mask_logits.shape[0], len(targets[0].labels))
+    with handed_out([drawn, drawn.repeat(num_pairs, 0), np.zeros((num_pairs, 0, 2), dtype=np.float32)]):
+        return criterion(MaskPredictions(class_logits[None, None], mask_logits[None, None]), targets)
+
+
+CENTRES = [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]  # of two by two pixels
+
+
+def test_a_mask_of_one_pixel_is_worked_by_hand():
+    # p = 1/2 everywhere, one of four points is inside: log 2 and 1 - (2 * 1/2 + 1) / (2 + 1 + 1).
+    target = Targets(torch.tensor([0]), torch.tensor([[[True, False], [False, False]]]))
+    losses = compare_at(CENTRES, torch.zeros(1, 2), torch.zeros(1, 2, 2), [target])
+    assert losses["loss_mask"].item() == pytest.approx(math.log(2))
+    assert losses["loss_dice"].item() == pytest.approx(1 - 2 / 4)
+
+
+def test_a_query_without_a_target_learns_that_there_is_no_object_and_nothing_of_its_mask():
+    target = Targets(torch.tensor([0]), torch.tensor([[[True, True], [False, False]]]))
+    fits = torch.tensor([[1.0, 1.0], [-1.0, -1.0]]) * math.log(3)  # p = 3/4 of what is true
+    mask_logits, class_logits = torch.stack([-fits, fits]).requires_grad_(), torch.zeros(2, 2, requires_grad=True)
+    losses = compare_at(CENTRES, class_logits, mask_logits, [target])
+    assert losses["loss_mask"].item() == pytest.approx(math.log(4 / 3))
+    # Both classes are as probable: log 2 of each query, whatever it weighs.
+    assert losses["loss_ce"].item() == pytest.approx(math.log(2))
+    sum(losses.values()).backward()
+    assert not mask_logits.grad[0].any() and mask_logits.grad[1].any()
+    assert class_logits.grad[0, 1] < 0 < class_logits.grad[0, 0] and class_logits.grad[1, 0] < 0
+
+
+def test_of_more_targets_than_queries_all_are_counted_and_the_best_is_learnt():
+    masks = torch.tensor([[[False, False], [True, True]], [[True, True], [False, False]]])
+    fits_second = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]) * math.log(3)  # p = 3/4 of what is true
+    losses = compare_at(CENTRES, torch.zeros(1, 2), fits_second, [Targets(torch.tensor([0, 0]), masks)])
+    assert losses["loss_mask"].item() == pytest.approx(math.log(4 / 3) / 2)  # of two targets
+
+
+UNITS = {name: torch.as_tensor(array) for name, array in np.load(REFERENCE2 / "units" / "units.npz").items()}
+
+
+def test_samples_are_the_reference():
+    samples = sample(UNITS["sample_map"], UNITS["sample_points"])[:, 0]
+    torch.testing.assert_close(samples, UNITS["sample_out"], rtol=1e-9, atol=1e-9)
+
+
+def test_uncertain_points_are_the_reference():
+    chosen = choose_points(UNITS["sample_map"], UNITS["uncertain_draw0"], UNITS["uncertain_draw1"], 16)
+    assert torch.equal(chosen, UNITS["uncertain_points"])
+
+
+@pytest.mark.parametrize("num_masks", ["1.0", "2.5", "6.0"])
+def test_losses_are_the_reference(num_masks):
+    right = json.loads((REFERENCE2 / "units" / "units.json").read_text())["losses"][num_masks]
+    for loss, name in ((sigmoid_ce_loss, "bce"), (dice_loss, "dice")):
+        value = loss(UNITS["loss_in"], UNITS["loss_tgt"], float(num_masks)).item()
+        assert value == pytest.approx(right[name], rel=1e-9)
+
+
+def test_pairwise_costs_are_the_reference():
+    """Fifty values in a row are a map of which each centre is sampled."""
+    points = torch.stack([(torch.arange(50, dtype=torch.float64) + 0.5) / 50, torch.full((50,), 0.5)], dim=1)
+    step = SampledMasks(points[None, None], candidates=torch.empty(0), uniform=torch.empty(0))
+    costs = step.costs(0, UNITS["loss_in"][None, :, None], UNITS["pair_tgt"][:, None])
+    for cost, name in zip(costs, ("pair_bce", "pair_dice")):
+        torch.testing.assert_close(cost[0], UNITS[name], rtol=1e-9, atol=1e-9)
 
 
 def test_costs_are_those_of_each_pair_at_the_points_of_the_image():

@@ -1,6 +1,7 @@
-"""mmdet's MaskFormer gives the same logits and masks as ours with its weights.
+"""mmdet's MaskFormer and Mask2Former give the same logits and masks as ours with their weights.
 
-mmdet asks for compiled operators that MaskFormer does not use; where they are absent, empty ones stand in for them.
+mmdet asks for compiled operators that MaskFormer does not use, and Mask2Former not on a CPU; where they are absent,
+empty ones stand in for them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from peer_models import R50, shake
+from reference_cases import CONFIGS
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, convert_weights
@@ -26,6 +28,13 @@ THIN = [
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.MASK_DIM", "32", "MODEL.MASK_FORMER.HIDDEN_DIM", "32"),
     *("MODEL.MASK_FORMER.NHEADS", "4", "MODEL.MASK_FORMER.DIM_FEEDFORWARD", "64"),
     *("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "8", "MODEL.MASK_FORMER.DEC_LAYERS", "2", "MODEL.DEVICE", "cpu"),
+]
+MASK2FORMER = str(CONFIGS / "mask2former/coco/panoptic-segmentation/swin/maskformer2_swin_tiny_bs16_50ep.yaml")
+THIN_SWIN = [
+    *THIN[THIN.index("MODEL.SEM_SEG_HEAD.CONVS_DIM") :],
+    *("MODEL.SWIN.EMBED_DIM", "12", "MODEL.SWIN.DEPTHS", "[2, 2, 2, 2]", "MODEL.SWIN.NUM_HEADS", "[1, 2, 3, 6]"),
+    *("MODEL.SWIN.WINDOW_SIZE", "4", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "5", "MODEL.WEIGHTS", ""),
+    *("MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", "2", "MODEL.MASK_FORMER.DEC_LAYERS", "5"),
 ]
 ENCODER = [
     *("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "TransformerEncoderPixelDecoder"),
@@ -77,13 +86,47 @@ def build_head(registry: Any, channels: list[int], *, encoder: bool) -> nn.Modul
     return registry.build(ConfigDict(head))
 
 
+def build_mask2former_head(registry: Any, channels: list[int]) -> nn.Module:
+    from mmengine.config import ConfigDict
+
+    attention = {"embed_dims": 32, "num_heads": 4, "batch_first": True, "dropout": 0.0}
+    position = {"num_feats": 16, "normalize": True}
+    ffn = {"embed_dims": 32, "num_fcs": 2, "ffn_drop": 0.0, "act_cfg": {"type": "ReLU", "inplace": True}}
+    deformable = {**attention, "num_levels": 3, "num_points": 4}
+    encoder = {"self_attn_cfg": deformable, "ffn_cfg": {**ffn, "feedforward_channels": 1024}}
+    decoder = {"self_attn_cfg": attention, "cross_attn_cfg": attention, "ffn_cfg": {**ffn, "feedforward_channels": 64}}
+    head = {
+        "type": "Mask2FormerHead",
+        "in_channels": channels,
+        "strides": [4, 8, 16, 32],
+        "feat_channels": 32,
+        "out_channels": 32,
+        "num_things_classes": 3,
+        "num_stuff_classes": 2,
+        "num_queries": 8,
+        "num_transformer_feat_level": 3,
+        "pixel_decoder": {
+            "type": "MSDeformAttnPixelDecoder",
+            "num_outs": 3,
+            "norm_cfg": {"type": "GN", "num_groups": 32},
+            "act_cfg": {"type": "ReLU"},
+            "encoder": {"num_layers": 2, "layer_cfg": encoder},
+            "positional_encoding": position,
+        },
+        "positional_encoding": position,
+        "transformer_decoder": {"num_layers": 4, "layer_cfg": decoder, "return_intermediate": True},
+        "loss_cls": {"type": "CrossEntropyLoss", "class_weight": [1.0] * 5 + [0.1]},
+    }
+    return registry.build(ConfigDict(head))
+
+
 class Peer(nn.Module):
     """mmdet's parts under the names that its detector gives them."""
 
-    def __init__(self, registry: Any, backbone: dict[str, Any], channels: list[int], *, encoder: bool):
+    def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
-        self.backbone = registry.build(backbone)
-        self.panoptic_head = build_head(registry, channels, encoder=encoder)
+        self.backbone = backbone
+        self.panoptic_head = head
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,19 +144,41 @@ def test_logits_and_masks_equal_mmdets(registry: Any, tmp_path: Path, encoder: b
     from detectron2.modeling import build_model
 
     backbone = {"type": "ResNet", "depth": 50, "norm_eval": True, "base_channels": 64, "style": "pytorch"}
-    peer = shake(Peer(registry, backbone, [256, 512, 1024, 2048], encoder=encoder)).eval()
+    head = build_head(registry, [256, 512, 1024, 2048], encoder=encoder)
+    peer = shake(Peer(registry.build(backbone), head)).eval()
     state = peer.state_dict()
     if layout == "mmsegmentation":
         state = {name.replace("panoptic_head.", "decode_head."): tensor for name, tensor in state.items()}
     torch.save({"meta": {"epoch": 75}, "state_dict": state}, tmp_path / "peer.pth")
     ours = build_model(load_config(R50, [*THIN, *(ENCODER if encoder else [])])).eval()
     Checkpointer(ours).load(str(tmp_path / "peer.pth"))
+    assert_same_answers(peer, ours)
+
+
+@torch.no_grad()
+def assert_same_answers(peer: nn.Module, ours: nn.Module) -> None:
     pixels = torch.randn(2, 3, 64, 96)
-    theirs = peer(pixels)
+    for got, expected in zip(ours.sem_seg_head(ours.backbone(pixels)).final, peer(pixels), strict=True):
+        assert expected.std() > 0.05
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+SWIN = {"depths": [2, 2, 2, 2], "num_heads": [1, 2, 3, 6], "window_size": 4}
+
+
+def test_mask2formers_logits_and_masks_equal_mmdets(registry: Any, tmp_path: Path):
+    from detectron2.modeling import build_model
+
+    backbone = registry.build({"type": "SwinTransformer", "embed_dims": 12, **SWIN})
+    peer = shake(Peer(backbone, build_mask2former_head(registry, [12, 24, 48, 96]))).eval()
     with torch.no_grad():
-        for got, expected in zip(ours.sem_seg_head(ours.backbone(pixels)).final, theirs, strict=True):
-            assert expected.std() > 0.05
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for name, parameter in peer.named_parameters():  # which start at 0
+            if "sampling_offsets.weight" in name or "attention_weights.weight" in name:
+                parameter.normal_(std=0.2)
+    torch.save({"meta": {"epoch": 50}, "state_dict": peer.state_dict()}, tmp_path / "peer.pth")
+    ours = build_model(load_config(MASK2FORMER, THIN_SWIN)).eval()
+    Checkpointer(ours).load(str(tmp_path / "peer.pth"))
+    assert_same_answers(peer, ours)
 
 
 def test_swin_logits_equal_mmdets_by_way_of_hugging_face(registry: Any):
@@ -121,12 +186,11 @@ def test_swin_logits_equal_mmdets_by_way_of_hugging_face(registry: Any):
     pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
     from transformers import DetrConfig, MaskFormerConfig, MaskFormerForInstanceSegmentation, ResNetConfig, SwinConfig
 
-    sizes = {"depths": [2, 2, 2, 2], "num_heads": [1, 2, 3, 6], "window_size": 4}
-    peer = Peer(registry, {"type": "SwinTransformer", "embed_dims": 12, **sizes}, [12, 24, 48, 96], encoder=False)
-    shake(peer).eval()
+    backbone = registry.build({"type": "SwinTransformer", "embed_dims": 12, **SWIN})
+    peer = shake(Peer(backbone, build_head(registry, [12, 24, 48, 96], encoder=False))).eval()
     other = MaskFormerForInstanceSegmentation(
         MaskFormerConfig(
-            backbone_config=SwinConfig(embed_dim=12, **sizes, out_features=["stage1", "stage2", "stage3", "stage4"]),
+            backbone_config=SwinConfig(embed_dim=12, **SWIN, out_features=["stage1", "stage2", "stage3", "stage4"]),
             decoder_config=DetrConfig(
                 d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64, num_queries=8,
                 use_timm_backbone=False, backbone_config=ResNetConfig(out_features=["stage4"]),

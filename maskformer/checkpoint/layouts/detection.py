@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from maskformer.structures import InputError
 
 from .backbones import DETECTRON2_RESNET, RESNET, SWIN
-from .hugging_face import HUGGING_FACE
+from .hugging_face import HUGGING_FACE, HUGGING_FACE_2
 from .layout import Layout, StateDict
-from .openmmlab import OPENMMLAB
+from .openmmlab import OPENMMLAB, OPENMMLAB_2
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^((?:module\.)?sem_seg_head\.)(?=(?:adapter_\d|layer_\d|mask_features\.|input_proj\.|transformer\.))"
 )
+_OLD_QUERIES = re.compile(r"^((?:module\.)?sem_seg_head\.predictor\.)static_query\.")
+# The parts of a head whose names mean something else in the two generations, and what only the second one has there.
+_SECOND = {
+    "sem_seg_head.pixel_decoder.": ".transformer.level_embed",
+    "sem_seg_head.predictor.": ".decoder_norm.",
+}
 
 
 def rename_old_layout(state: StateDict) -> StateDict:
-    """Bring older MaskFormer checkpoints, whose head held the pixel decoder's parameters itself, to today's names.
+    """Bring older checkpoints, whose head held the pixel decoder's parameters itself, to today's names.
 
-    It looks at the names alone: a state dict of plain arrays has no version to look at.
+    Mask2Former's called ``query_feat`` ``static_query`` besides. It looks at the names alone: a state dict of plain
+    arrays has no version to look at.
 
     Args:
         state: parameters by name, in the old layout, today's, or another model's.
@@ -31,14 +38,54 @@ def rename_old_layout(state: StateDict) -> StateDict:
         The same tensors in the same order; ``sem_seg_head.layer_1.weight``, for one, is now
         ``sem_seg_head.pixel_decoder.layer_1.weight``.
     """
+    state = {_OLD_QUERIES.sub(r"\1query_feat.", name): tensor for name, tensor in state.items()}
     return {_OLD_PIXEL_DECODER.sub(r"\1pixel_decoder.", name): tensor for name, tensor in state.items()}
 
 
-ORIGINAL = Layout("MaskFormer (this package or the original)", marks=(r"sem_seg_head\.",), convert=rename_old_layout)
+def parts_of_another_generation(names: Iterable[str], expected: Iterable[str]) -> list[str]:
+    """The parts of a head that a file and a model both have, one of MaskFormer's kind and one of Mask2Former's.
+
+    Args:
+        names: the file's, as ours.
+        expected: the model's.
+
+    Returns:
+        Beginnings of names. Names below them coincide by chance: ``adapter_1``, ``query_embed`` and others play other
+        roles there.
+    """
+
+    def kinds(some: list[str]) -> dict[str, bool]:
+        return {
+            part: any(name.startswith(part) and mark in name for name in some)
+            for part, mark in _SECOND.items()
+            if any(name.startswith(part) for name in some)
+        }
+
+    ours = kinds(list(expected))
+    return [part for part, is_second in kinds(list(names)).items() if ours.get(part, is_second) != is_second]
+
+
+_INDEX = r"\.relative_position_index$"  # of converted files: it follows from the window's size
+ORIGINAL = Layout(
+    name="MaskFormer (this package or the original)",
+    marks=(r"sem_seg_head\.",),
+    convert=rename_old_layout,
+    never_holds=_INDEX,
+)
+ORIGINAL_2 = Layout(
+    name="Mask2Former (this package or the original)",
+    marks=(r"sem_seg_head\.predictor\.decoder_norm\.",),
+    convert=rename_old_layout,
+    never_holds=_INDEX,
+)
 BACKBONE = Layout(
     "MaskFormer's backbone alone", marks=(r"backbone\.(?:stem|patch_embed)\.",), convert=dict, backbone_only=True
 )
-LAYOUTS = (HUGGING_FACE, OPENMMLAB, ORIGINAL, BACKBONE, DETECTRON2_RESNET, RESNET, SWIN)
+# The first that fits: what marks a Mask2Former comes with all that marks a MaskFormer.
+LAYOUTS = (
+    *(HUGGING_FACE_2, HUGGING_FACE, OPENMMLAB_2, OPENMMLAB, ORIGINAL_2, ORIGINAL),
+    *(BACKBONE, DETECTRON2_RESNET, RESNET, SWIN),
+)
 UNKNOWN = Layout("unknown", marks=(), convert=dict)
 
 

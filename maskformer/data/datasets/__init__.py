@@ -1,4 +1,4 @@
-"""The datasets of ours that a configuration can name; one file each but for those in label_maps."""
+"""The datasets of ours that a configuration can name; one file each but for those in label_maps and panoptic_maps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from maskformer.config.own_datasets import read_own_datasets
 
+from . import panoptic_maps
 from .ade20k import register_ade20k
 from .cityscapes import register_cityscapes
 from .label_maps import ADE20K_FULL, COCO_STUFF_10K, MAPILLARY_VISTAS
@@ -24,6 +25,8 @@ _REGISTER = {
     ADE20K_FULL.register: "ade20k_full_sem_seg_train",
     register_cityscapes: "cityscapes_fine_sem_seg_train",
     COCO_STUFF_10K.register: "coco_2017_train_stuff_10k_sem_seg",
+    panoptic_maps.COCO.register: "coco_2017_val_panoptic_with_sem_seg",
+    panoptic_maps.MAPILLARY_VISTAS.register: "mapillary_vistas_panoptic_train",
     MAPILLARY_VISTAS.register: "mapillary_vistas_sem_seg_train",
     register_shapes: "shapes_panoptic_train",
 }

@@ -11,7 +11,7 @@ from maskformer.structures import BadImageError
 from ..files.reading import check_same_size, read_segment_ids
 from ..transforms.augmentations import LabelledImage, detr_recipe, transform_map
 from .base import Record, TrainingMapper, owned_tensor, read_image
-from .targets import number_annotated_segments, panoptic_targets, semantic_targets
+from .targets import category_map, number_annotated_segments, panoptic_targets, semantic_targets
 
 
 class MaskFormerSemanticDatasetMapper(TrainingMapper):
@@ -41,7 +41,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         labelled = read_image(dataset_dict, self.image_format)
         segment_map, segments = self._read_segments(dataset_dict, labelled)
         label_map = self._read_label_map(dataset_dict, labelled) if "sem_seg_file_name" in dataset_dict else None
-        labelled.sem_seg = self._categories(segment_map, segments) if label_map is None else label_map
+        labelled.sem_seg = category_map(segment_map, segments, self.ignore_label) if label_map is None else label_map
         transforms = self.augmentations(labelled)
         segment_map = self._pad(transform_map(transforms, segment_map), 0)
         labels, masks = panoptic_targets(segment_map, segments)
@@ -66,12 +66,6 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
         segment_map, _ = number_annotated_segments(id_map, annotated, label_file)
         segment_map[segment_map > len(segments)] = 0  # crowds
         return segment_map, [{**segment, "id": number} for number, segment in enumerate(segments, start=1)]
-
-    def _categories(self, segment_map: np.ndarray, segments: list[dict[str, Any]]) -> np.ndarray:
-        """The category of each pixel, ``ignore_label`` where there is no segment."""
-        category_of_segment = [self.ignore_label, *(segment["category_id"] for segment in segments)]
-        dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
-        return np.array(category_of_segment, dtype=dtype).take(segment_map)
 
 
 class DETRPanopticDatasetMapper(MaskFormerPanopticDatasetMapper):

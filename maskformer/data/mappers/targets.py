@@ -91,6 +91,23 @@ def number_segments(id_map: np.ndarray, segment_ids: Sequence[int] | np.ndarray)
     return number_of_id.take(id_map)
 
 
+def category_map(id_map: np.ndarray, segments_info: Sequence[dict[str, Any]], ignore_label: int) -> np.ndarray:
+    """Make the semantic label that a panoptic one implies.
+
+    Args:
+        id_map: (H,W) integers: the ``id`` of a segment; any other value is void.
+        segments_info: ``id`` and ``category_id`` of each segment, crowds too.
+        ignore_label: the value of void pixels.
+
+    Returns:
+        (H,W) uint8 where every value fits, else int32.
+    """
+    category_of_segment = [ignore_label, *(segment["category_id"] for segment in segments_info)]
+    dtype = np.uint8 if max(category_of_segment) <= 255 else np.int32
+    segment_map = number_segments(id_map, [segment["id"] for segment in segments_info])
+    return np.array(category_of_segment, dtype=dtype).take(segment_map)
+
+
 def visible_segments(segment_map: np.ndarray, num_segments: int) -> np.ndarray:
     """Say which of the segments 1..G of a map (H,W) have a pixel: (G,) bool."""
     return np.isin(np.arange(1, num_segments + 1), present_values(segment_map))

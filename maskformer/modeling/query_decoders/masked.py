@@ -109,6 +109,7 @@ class MultiScaleMaskedTransformerDecoder(QueryDecoder):
 
     attends_to_levels = True
     compares_points = True
+    segments_within_masks = True
 
     @configurable
     def __init__(

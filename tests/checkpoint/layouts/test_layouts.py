@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from reference_cases import read_json
@@ -11,6 +13,13 @@ from maskformer.structures import InputError
 
 SWIN_TINY = {name: tuple(shape) for name, shape, *_ in read_json("parameters", "maskformer_swin_tiny_ade.json")}
 R50 = {name: tuple(shape) for name, shape, *_ in read_json("parameters", "maskformer_R50_ade.json")}
+MASK2FORMERS = {
+    backbone: {
+        name: tuple(shape)
+        for name, shape, *_ in read_json("../reference2/parameters", f"mask2former_{backbone}_coco_panoptic.json")
+    }
+    for backbone in ("R50", "swin_tiny")
+}
 SWIN_BACKBONE = {name: shape for name, shape in SWIN_TINY.items() if name.startswith("backbone.")}
 
 
@@ -57,8 +66,8 @@ def test_swin_release_has_the_names_and_shapes_of_the_backbone(timm: bool):
     assert conversion.layout.backbone_only
 
 
-def test_released_maskformers_keep_their_names():
-    for shapes in (R50, SWIN_TINY):
+def test_released_models_keep_their_names():
+    for shapes in (R50, SWIN_TINY, *MASK2FORMERS.values()):
         conversion = convert_weights(tensors(shapes), "model.pth")
         assert shapes_of(conversion.state) == shapes
         assert conversion.renamed == 0
@@ -79,6 +88,98 @@ def test_released_maskformers_keep_their_names():
 def test_layout_is_told_by_names(names: list[str], layout: str):
     state = {name: torch.zeros(1) for name in names}
     assert convert_weights(state, "weights").layout.name == layout
+
+
+@pytest.mark.parametrize("backbone", MASK2FORMERS)
+def test_older_mask2formers_are_brought_to_todays_names(backbone: str):
+    """Their head held the pixel decoder's parameters itself, and their queries had another name."""
+    shapes = MASK2FORMERS[backbone]
+    old = {
+        name.replace(".pixel_decoder.", ".").replace("query_feat", "static_query"): shape
+        for name, shape in shapes.items()
+    }
+    assert len(old.keys() - shapes.keys()) > 100
+    conversion = convert_weights(tensors(old), "old.pkl")
+    assert conversion.layout.name == "Mask2Former (this package or the original)"
+    assert shapes_of(conversion.state) == shapes
+    assert conversion.renamed == len(old.keys() - shapes.keys())
+
+
+# OpenMMLab's Mask2Former by what each of its parts is called here.
+OPENMMLAB_MASK2FORMER = (
+    (r"^sem_seg_head\.pixel_decoder\.input_proj\.(\d)\.0\.", r"panoptic_head.pixel_decoder.input_convs.\1.conv."),
+    (r"^sem_seg_head\.pixel_decoder\.input_proj\.(\d)\.1\.", r"panoptic_head.pixel_decoder.input_convs.\1.gn."),
+    (r"^sem_seg_head\.pixel_decoder\.transformer\.level_embed$", "panoptic_head.pixel_decoder.level_encoding.weight"),
+    (r"^sem_seg_head\.pixel_decoder\.transformer\.", "panoptic_head.pixel_decoder."),
+    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.norm\.", "panoptic_head.pixel_decoder.lateral_convs.0.gn."),
+    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.", "panoptic_head.pixel_decoder.lateral_convs.0.conv."),
+    (r"^sem_seg_head\.pixel_decoder\.layer_1\.norm\.", "panoptic_head.pixel_decoder.output_convs.0.gn."),
+    (r"^sem_seg_head\.pixel_decoder\.layer_1\.", "panoptic_head.pixel_decoder.output_convs.0.conv."),
+    (r"^sem_seg_head\.pixel_decoder\.mask_features\.", "panoptic_head.pixel_decoder.mask_feature."),
+    (r"^(panoptic_head\.pixel_decoder\.encoder\..*\.)norm1\.", r"\1norms.0."),
+    (r"^(panoptic_head\.pixel_decoder\.encoder\..*\.)norm2\.", r"\1norms.1."),
+    (r"^(panoptic_head\.pixel_decoder\.encoder\..*\.)linear1\.", r"\1ffn.layers.0.0."),
+    (r"^(panoptic_head\.pixel_decoder\.encoder\..*\.)linear2\.", r"\1ffn.layers.1."),
+    (r"^sem_seg_head\.predictor\.transformer_(?:self|cross|ffn)(?:_attention)?_layers\.(\d)\.", r"LAYER\1.\g<0>"),
+    (r"LAYER(\d)\..*cross_attention_layers\.\d\.norm\.", r"LAYER\1.norms.0."),
+    (r"LAYER(\d)\..*self_attention_layers\.\d\.norm\.", r"LAYER\1.norms.1."),
+    (r"LAYER(\d)\..*ffn_layers\.\d\.norm\.", r"LAYER\1.norms.2."),
+    (r"LAYER(\d)\..*multihead_attn\.", r"LAYER\1.cross_attn.attn."),
+    (r"LAYER(\d)\..*self_attention_layers\.\d\.self_attn\.", r"LAYER\1.self_attn.attn."),
+    (r"LAYER(\d)\..*linear1\.", r"LAYER\1.ffn.layers.0.0."),
+    (r"LAYER(\d)\..*linear2\.", r"LAYER\1.ffn.layers.1."),
+    (r"LAYER(\d)\.", r"panoptic_head.transformer_decoder.layers.\1."),
+    (r"^sem_seg_head\.predictor\.decoder_norm\.", "panoptic_head.transformer_decoder.post_norm."),
+    (r"^sem_seg_head\.predictor\.class_embed\.", "panoptic_head.cls_embed."),
+    (r"^sem_seg_head\.predictor\.mask_embed\.layers\.0\.", "panoptic_head.mask_embed.0."),
+    (r"^sem_seg_head\.predictor\.mask_embed\.layers\.1\.", "panoptic_head.mask_embed.2."),
+    (r"^sem_seg_head\.predictor\.mask_embed\.layers\.2\.", "panoptic_head.mask_embed.4."),
+    (r"^sem_seg_head\.predictor\.input_proj\.", "panoptic_head.decoder_input_projs."),
+    (r"^sem_seg_head\.predictor\.", "panoptic_head."),  # query_feat, query_embed, level_embed
+    (r"^backbone\.layers\.", "backbone.stages."),
+    (r"^backbone\.patch_embed\.proj\.", "backbone.patch_embed.projection."),
+    (r"^(backbone\.stages\..*\.)attn\.", r"\1attn.w_msa."),
+    (r"^(backbone\.stages\..*\.)mlp\.fc1\.", r"\1ffn.layers.0.0."),
+    (r"^(backbone\.stages\..*\.)mlp\.fc2\.", r"\1ffn.layers.1."),
+    (r"^backbone\.stem\.conv1\.norm\.", "backbone.bn1."),
+    (r"^backbone\.stem\.conv1\.", "backbone.conv1."),
+    (r"^backbone\.res(\d)", lambda match: f"backbone.layer{int(match[1]) - 1}"),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+)
+# The second mmdet counts the attentions of a layer in their order: here the masked cross-attention comes first.
+SECOND_MMDET = (
+    (r"(pixel_decoder\.encoder\.layers\.\d)\.self_attn\.", r"\1.attentions.0."),
+    (r"(transformer_decoder\.layers\.\d)\.cross_attn\.", r"\1.attentions.0."),
+    (r"(transformer_decoder\.layers\.\d)\.self_attn\.", r"\1.attentions.1."),
+    (r"(panoptic_head\..*layers\.\d)\.ffn\.", r"\1.ffns.0."),
+)
+SEGMENTATION = ((r"^panoptic_head\.", "decode_head."),)
+
+
+def renamed(name: str, *patterns: tuple) -> str:
+    for pattern, replacement in patterns:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+@pytest.mark.parametrize("backbone", MASK2FORMERS)
+@pytest.mark.parametrize("dialect", [(), SECOND_MMDET, SEGMENTATION, (*SECOND_MMDET, *SEGMENTATION)])
+def test_every_parameter_of_openmmlabs_mask2former_finds_its_place(backbone: str, dialect: tuple):
+    needed = {
+        name: torch.empty(shape, device="meta")
+        for name, shape in MASK2FORMERS[backbone].items()
+        if not name.endswith(("empty_weight", "relative_position_index"))
+    }
+    theirs = {renamed(name, *OPENMMLAB_MASK2FORMER, *dialect): tensor for name, tensor in needed.items()}
+    assert len(theirs) == len(needed) and not any(name.startswith("sem_seg_head") for name in theirs)
+    conversion = convert_weights({**theirs, "backbone.bn1.num_batches_tracked": torch.ones(())}, "model.pth")
+    assert conversion.layout.name == "OpenMMLab Mask2Former (mmdet, mmsegmentation)"
+    converted = {name: tensor for name, tensor in conversion.state.items() if "bn1" not in name}
+    assert converted.keys() == needed.keys()
+    for name, tensor in converted.items():  # the tensor itself, but for Swin's patch merging, which is reordered
+        assert tensor is needed[name] or (".downsample." in name and tensor.shape == needed[name].shape)
 
 
 def test_no_two_layouts_fit_the_same_names():

@@ -143,6 +143,9 @@ def test_what_is_registered_already_stays(_unregistered: None, tmp_path: Path) -
         ("ade20k_sem_seg_train", 150, "ade20k_panoptic_val"),
         ("cityscapes_fine_panoptic_train", 19, "cityscapes_fine_sem_seg_val"),
         ("coco_2017_train_panoptic", 133, "coco_2017_val_panoptic"),
+        ("coco_2017_train_panoptic", 133, "coco_2017_val_panoptic_with_sem_seg"),
+        ("mapillary_vistas_panoptic_train", 65, "mapillary_vistas_sem_seg_val"),
+        ("ade20k_instance_train", 100, "ade20k_instance_val"),
         ("coco_2017_train_panoptic", 133, "coco_2017_val"),  # the things, which come first
         ("shapes_panoptic_train", 9, "shapes_instance_val"),
         ("shapes_panoptic_train", 9, "shapes_sem_seg_val"),

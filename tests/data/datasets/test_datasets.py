@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from maskformer.data.files.reading import read_label_map, read_segment_ids
 from maskformer.evaluation import MEASURES, build_evaluator
 from maskformer.structures import InputError
 
+REFERENCE2 = Path(__file__).resolve().parents[2] / "reference2"
 SEMANTIC = {  # name without split: classes, ignore label, a class by its index
     "ade20k_full_sem_seg": (847, 65535, (7, "bed")),
     "mapillary_vistas_sem_seg": (65, 65, (0, "Bird")),
@@ -89,11 +91,35 @@ def test_coco_stuff_has_things_first_and_ids_of_coco(root: Path, split: str) -> 
     assert (metadata.ignore_label, metadata.evaluator_type) == (255, "sem_seg")
 
 
-def test_ade20k_instances_are_the_hundred_things(root: Path) -> None:
+def test_ade20k_instances_are_the_hundred_things_under_the_names_of_the_released_models(root: Path) -> None:
     metadata = MetadataCatalog.get("ade20k_instance_val")
-    assert len(metadata.thing_classes) == len(metadata.thing_colors) == 100 and metadata.evaluator_type == "coco"
-    assert metadata.thing_dataset_id_to_contiguous_id[7] == 0 and metadata.thing_classes[0] == "bed"
-    assert metadata.json_file == MetadataCatalog.get("ade20k_panoptic_val").json_file
+    assert metadata.thing_classes == json.loads((REFERENCE2 / "ade20k_instance_names.json").read_text())
+    assert len(metadata.thing_colors) == 100 and metadata.evaluator_type == "coco"
+    panoptic = MetadataCatalog.get("ade20k_panoptic_val")
+    assert metadata.json_file == panoptic.json_file
+    table = metadata.thing_dataset_id_to_contiguous_id
+    assert list(table.values()) == list(range(100))
+    assert list(table) == list(panoptic.thing_dataset_id_to_contiguous_id)  # ids of the JSON are the 150 classes'
+    assert panoptic.stuff_classes[8] == "window " and metadata.thing_classes[table[8]] == "windowpane"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_mapillary_panoptic_has_the_classes_of_the_label_maps_with_ids_from_1(root: Path, split: str) -> None:
+    metadata, semantic = (MetadataCatalog.get(f"mapillary_vistas_{task}_{split}") for task in ("panoptic", "sem_seg"))
+    assert metadata.stuff_classes == metadata.thing_classes == semantic.stuff_classes
+    assert metadata.stuff_dataset_id_to_contiguous_id == {index + 1: index for index in range(65)}
+    assert len(metadata.thing_dataset_id_to_contiguous_id) == 37
+    assert metadata.thing_dataset_id_to_contiguous_id[1] == 0 and 3 not in metadata.thing_dataset_id_to_contiguous_id
+    assert (metadata.evaluator_type, metadata.ignore_label) == ("mapillary_vistas_panoptic_seg", 65)
+
+
+def test_panoptic_coco_with_semantic_truth_is_detectron2s_otherwise(root: Path) -> None:
+    theirs, ours = (MetadataCatalog.get(f"coco_2017_val_panoptic{end}") for end in ("", "_with_sem_seg"))
+    for key in ("stuff_classes", "stuff_colors", "thing_classes", "thing_dataset_id_to_contiguous_id"):
+        assert ours.get(key) == theirs.get(key)
+    assert (ours.evaluator_type, ours.ignore_label, ours.label_divisor) == ("coco_panoptic_seg", 255, 1000)
+    assert theirs.stuff_dataset_id_to_contiguous_id.items() < ours.stuff_dataset_id_to_contiguous_id.items()
+    assert ours.json_file == str(root / "coco/annotations/instances_val2017.json")
 
 
 def test_index_colours_differ() -> None:

@@ -17,6 +17,7 @@ from maskformer.structures import InputError
 
 from ...files.masks import encode_segments
 from ...files.reading import check_same_size, read_class_map, read_rgb
+from ..ade20k import instance_categories
 from ..registration import read_categories
 from .files import Job, find_files, pair_files, write_image, write_json
 
@@ -86,7 +87,7 @@ def merge_instances(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "images": [entry["image"] for entry in entries],
         "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
-        "categories": [category for category in read_categories("ade20k_150.json") if category["isthing"]],
+        "categories": instance_categories(),
     }
 
 
