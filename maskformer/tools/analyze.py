@@ -77,8 +77,8 @@ def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
         network = Network(build_model(cfg)).eval()  # a head in training mode may want labels
     modules = {name: module for name, module in network.named_modules() if name == "" or name.count(".") < depth}
     images = torch.empty(1, 3, *size, device="meta")
-    counted = {torch.ops.aten.grid_sampler_2d: _flops_of_samples}
-    with FlopCounterMode(display=False, custom_mapping=counted) as flops, _by_module(network, flops) as (products, saved):
+    flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.grid_sampler_2d: _flops_of_samples})
+    with flops, _by_module(network, flops) as (products, saved):
         network(images)
     return [
         Cost(

@@ -30,6 +30,7 @@ TIMES = (
     "memory_peak_mb",
 )
 EVALUATION = ("DATASETS.TEST", "('shapes_panoptic_val',)", "TEST.EVAL_PERIOD", "4", "TEST.BEST_METRIC", "sem_seg/mIoU")
+HALF_PRECISION = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16")
 EXACT = ("SOLVER.DETERMINISTIC", "True", "SOLVER.MAX_ITER", str(max(12, 6 * KILLS)))
 PATIENCE = 240  # seconds
 
@@ -37,7 +38,7 @@ PATIENCE = 240  # seconds
 CASES = {
     "2 workers as 0": (EVALUATION, ("DATALOADER.NUM_WORKERS", "2"), ("evaluation", "save", "step")),
     "Mask2Former, bfloat16 and accumulation": (
-        (*MASK2FORMER, "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16", "SOLVER.ACCUMULATION_STEPS", "2"),
+        (*MASK2FORMER, *HALF_PRECISION, "SOLVER.ACCUMULATION_STEPS", "2"),
         (),
         ("step", "save"),
     ),
