@@ -93,7 +93,8 @@ class DeformableEncoder(nn.Module):
         for layer in layers:
             cells = layer(cells, position, references, sizes)
         parts = cells.split([rows * columns for rows, columns in sizes], dim=1)
-        return [part.mT.unflatten(2, size) for part, size in zip(parts, sizes)]
+        # Contiguous: some accelerators refuse views of what is not.
+        return [part.mT.contiguous().unflatten(2, size) for part, size in zip(parts, sizes)]
 
     def _position(self, level: int, size: tuple[int, int]) -> Tensor:
         """(cells,D): where each cell is, on its level and on which."""
