@@ -11,7 +11,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from peer_models import shake
-from reference_cases import read_json
+from reference_cases import read_lists
 from safetensors import safe_open
 from torch import nn
 
@@ -85,16 +85,16 @@ def names_in(folder: Path) -> set[str]:
 # Names
 
 
-@pytest.mark.parametrize("backbone", ["swin_tiny", "R50"])
-def test_names_and_shapes_at_full_size_are_the_released_ones_and_back(backbone: str):
-    config = swin(96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7) if "swin" in backbone else resnet()
+@pytest.mark.parametrize("recipe", ["swin/maskformer2_swin_tiny_bs16_50ep.yaml", "maskformer2_R50_bs16_50ep.yaml"])
+def test_names_and_shapes_at_full_size_are_the_released_ones_and_back(recipe: str):
+    config = swin(96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7) if "swin" in recipe else resnet()
     with torch.device("meta"):
         theirs = build_peer(config, num_labels=133).state_dict()
     conversion = convert_weights(theirs, "theirs")
     assert conversion.layout.name == "Hugging Face Mask2Former"
     released = {
         name: shape
-        for name, shape, *_ in read_json("../reference2/parameters", f"mask2former_{backbone}_coco_panoptic.json")
+        for name, shape, *_ in read_lists("parameters")["coco/panoptic-segmentation/" + recipe]
         if not name.endswith("relative_position_index")
     }
     assert {name: list(tensor.shape) for name, tensor in conversion.state.items()} == released
