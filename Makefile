@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # Another PyTorch than the pinned one: make test TORCH=2.7.1
 TORCH ?=
+# The model of the demo: make demo MODEL=mask2former
+MODEL ?= maskformer
 # Options of the benchmark: make bench BENCH="--only training --rounds 3"
 BENCH ?=
 # Another Python or PyTorch has an environment of its own: .venv-python3.12, .venv-torch2.7.1, .venv-python3.12-torch2.7.1
@@ -18,8 +20,8 @@ TWO_AT_ONCE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfi
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## Train a MaskFormer on the built-in dataset, measure it and draw its results (5 to 10 minutes)
-	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo
+demo: $(READY)  ## Train a model on the built-in dataset, measure it and draw its results (5 to 10 minutes; MODEL=mask2former)
+	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo --model $(MODEL)
 
 bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")
 	@$(RUN) -W ignore::FutureWarning -m benchmarks $(BENCH)

@@ -9,6 +9,7 @@ Where two readings of a formula part:
 - Ties: ``argmax`` gives a pixel to the first of equal queries. ``topk`` leaves the order of equal (query, class) pairs
   open.
 - A pixel belongs to a mask where sigmoid(mask) >= 0.5 in panoptic inference, where mask > 0 in instance inference.
+- Mask2Former's panoptic segments end where their masks do (``within_masks``), MaskFormer's where another's begins.
 - Matching and losses are computed in float32 (or float64), whatever autocast and the predictions' type say.
 - Mask losses are divided by the number of targets of the batch, matched or not, and by 1 where there are none.
 - The weight of "no object" is a float32 number, as the released weights store it, in float64 too.
@@ -329,6 +330,7 @@ def panoptic_segmentation(
     thing_class_ids: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    within_masks: bool = False,
 ) -> PanopticResult:
     """Each pixel goes to the kept query of the largest score times sigmoid(mask); hidden segments are dropped.
 
@@ -339,6 +341,8 @@ def panoptic_segmentation(
         object_mask_threshold: a kept query's best class is not "no object" and has a larger probability than this.
         overlap_threshold: a segment is dropped where its pixels over those of sigmoid(mask) >= 0.5 are below this, or
             either are none.
+        within_masks: a pixel where sigmoid(mask) of its query is below 0.5 is void, as in Mask2Former; it counts in the
+            threshold, and a segment of such pixels alone is dropped.
 
     Returns:
         Ids from 1 in the order of queries; 0 is void.
@@ -355,13 +359,14 @@ def panoptic_segmentation(
     for slot, category in enumerate(classes.tolist()):
         visible = owner == slot
         visible_area, predicted_area = visible.sum().item(), (mask_probs[slot] >= 0.5).sum().item()
-        if visible_area == 0 or predicted_area == 0 or visible_area / predicted_area < overlap_threshold:
+        shown = visible & (mask_probs[slot] >= 0.5) if within_masks else visible
+        if not shown.any() or predicted_area == 0 or visible_area / predicted_area < overlap_threshold:
             continue
         is_thing = category in thing_class_ids
         if is_thing or category not in stuff_ids:
             segments_info.append({"id": len(segments_info) + 1, "isthing": is_thing, "category_id": category})
             stuff_ids[category] = len(segments_info)
-        segment_map[visible] = len(segments_info) if is_thing else stuff_ids[category]
+        segment_map[shown] = len(segments_info) if is_thing else stuff_ids[category]
     return PanopticResult(segment_map, segments_info)
 
 

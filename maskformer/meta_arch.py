@@ -41,6 +41,7 @@ class InferenceOptions:
         segment_scores: segments of "panoptic_seg" have a ``score``, the probability of their class.
         object_mask_threshold: see ``panoptic_inference``.
         overlap_threshold: see ``panoptic_inference``.
+        segments_within_masks: likewise, ``within_masks``.
         restore_masks_first: see ``semantic_inference``; always so with panoptic or instance output.
         max_instances: see ``instance_inference``.
         band_divisor: see ``Geometry``.
@@ -53,6 +54,7 @@ class InferenceOptions:
     segment_scores: bool = False
     object_mask_threshold: float = 0.0
     overlap_threshold: float = 0.0
+    segments_within_masks: bool = False
     restore_masks_first: bool = False
     max_instances: int = 100
     band_divisor: int = 1
@@ -127,7 +129,7 @@ class MaskFormer(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": node.SIZE_DIVISIBILITY,
-            "inference": _inference_options(cfg),
+            "inference": _inference_options(cfg, head),
             "classes": resolve_classes(cfg),
         }
 
@@ -272,6 +274,7 @@ class MaskFormer(nn.Module):
                 thing_class_ids=self.thing_class_ids,
                 object_mask_threshold=options.object_mask_threshold,
                 overlap_threshold=options.overlap_threshold,
+                within_masks=options.segments_within_masks,
             )
             if options.segment_scores:
                 for segment, score in zip(panoptic.segments_info, panoptic.scores, strict=True):
@@ -307,7 +310,7 @@ def _mask_comparison(node: CfgNode, head: MaskFormerHead) -> DenseMasks | PointM
     return PointMasks(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
 
 
-def _inference_options(cfg: CfgNode) -> InferenceOptions:
+def _inference_options(cfg: CfgNode, head: MaskFormerHead) -> InferenceOptions:
     test = cfg.MODEL.MASK_FORMER.TEST
     return InferenceOptions(
         semantic_on=test.SEMANTIC_ON,
@@ -316,6 +319,7 @@ def _inference_options(cfg: CfgNode) -> InferenceOptions:
         semantic_as_labels=test.SEM_SEG_LABELS,
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
+        segments_within_masks=head.predictor.segments_within_masks,
         restore_masks_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
         max_instances=cfg.TEST.DETECTIONS_PER_IMAGE,
     )

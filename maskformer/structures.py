@@ -23,9 +23,13 @@ Words of the field:
     mask embedding          C numbers of a query; their product with pixel embeddings is its mask
     matcher                 gives each target the query that answers for it, at the least cost in all
     deep supervision        the loss is taken of every decoder layer, not of the last alone
+    levels                  features of several strides that queries attend to in turn, the coarsest first
+    masked attention        a query attends only where the mask is that it predicted a layer before
+    deformable attention    a place takes values at few places around it, on every level; it learns where
+    sampled points          random places of a mask; what losses and costs compare instead of all its pixels
     stride                  pixels of the input between two places of a feature
     shifted windows         Swin's attention within windows that every other block moves by half of one
-    attention mask          of shifted windows: which pixels of a window may attend to each other
+    attention mask          which places may be attended to: of shifted windows; of a query in masked attention
     drop path               leaving out a residual branch of some images in training
     frozen norm             batch norm with fixed statistics; folded: put into its convolution
     bands                   rows of a result that are computed one after another, to bound memory

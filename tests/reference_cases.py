@@ -163,7 +163,9 @@ def build_case(case: str, dtype: torch.dtype) -> Case:
     model = build_model(reference_config(case))
     if isinstance(model, MaskFormer):
         names = tuple(f"class {index}" for index in range(model.criterion.num_classes))
-        model.classes = Classes("the case", names, frozenset(config["thing_classes_contiguous"]))
+        # An instance model of the original does not ask which classes are things; its datasets have no others.
+        things = range(len(names)) if case == "mask2former/instance" else config["thing_classes_contiguous"]
+        model.classes = Classes("the case", names, frozenset(things))
     draw_weights(model)
     _change_weights(model, config)
     arrays = read_arrays(case, config)

@@ -161,7 +161,13 @@ def test_iterations_and_batch_are_those_in_the_file_name():
         assert any(length in name for length in lengths) != misnamed
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_MODEL.values())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SECOND and "swin_tiny" not in name else [])
+        for name in ONE_OF_EACH_MODEL.values()
+    ],
+)
 def test_model_of_every_file_is_built_and_runs(name: str):
     whole, backbone, head = analyze(load_config(str(CONFIGS / name)), (64, 64), depth=1)
     assert (backbone.name, head.name) == ("backbone", "sem_seg_head")

@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGE = (REPOSITORY / "docs" / "own_data.md").read_text(encoding="utf-8")
 SECTION = PAGE.partition("\n## ")[0]
 OWN_CONFIG = re.search(r"```yaml\n(.*?)```", SECTION, flags=re.DOTALL)[1]
+OWN_BASE = re.search(r"_BASE_: (\S+)", OWN_CONFIG)[1]
 OWN_COMMANDS = [
     line.split() for line in re.findall(r"^    (python .*)$", SECTION.replace("\\\n", " "), flags=re.MULTILINE)
 ]
@@ -37,7 +38,7 @@ REDUCED = {
     "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
     "MODEL.MASK_FORMER.NHEADS": 2,
     "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 32,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 1,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
     "INPUT.MIN_SIZE_TEST": 64,
 }
 SHORT = {
@@ -58,10 +59,10 @@ def words_of(options: dict[str, object]) -> list[str]:
 
 
 @pytest.fixture
-def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the example: its configuration as it stands on the page, and a few pictures of noise."""
+def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> Iterator[Path]:
+    """The folder of the example: its configuration as it stands on the page or on another base, pictures of noise."""
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
-    (tmp_path / "garden.yaml").write_text(OWN_CONFIG)
+    (tmp_path / "garden.yaml").write_text(re.sub(r"_BASE_: \S+", f"_BASE_: {base}", OWN_CONFIG, count=1))
     random = np.random.default_rng(0)
     for split in yaml.safe_load(OWN_CONFIG)["DATASETS"]["OWN"]["garden"].values():
         for folder, shape, top in (("images", (70, 90, 3), 256), ("labels", (70, 90), 4)):
@@ -87,6 +88,9 @@ def test_own_configuration_is_followed_by_its_three_commands():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "base", [OWN_BASE, "configs/mask2former/ade20k/semantic-segmentation/maskformer2_R50_bs16_160k.yaml"]
+)
 def test_own_pictures_are_trained_on_evaluated_and_drawn_as_the_page_says(garden: Path):
     train, evaluate, draw = OWN_COMMANDS
     spec = importlib.util.spec_from_file_location("train_net", REPOSITORY / "train_net.py")

@@ -83,6 +83,15 @@ def test_losses_are_the_released_models(case):
         assert value.item() == pytest.approx(case.losses["weighted"][name], rel=TOLERANCE[value.dtype])
 
 
+@pytest.mark.parametrize("name", ["mask2former/semantic", "mask2former/more_targets_than_queries"])
+def test_a_seed_gives_the_released_models_losses(name):
+    """Points are drawn in the same order, so PyTorch's generator gives the same ones."""
+    case = build_case(name, torch.float64)
+    torch.manual_seed(5)
+    losses = case.model(case.batch)
+    assert {key: value.item() for key, value in losses.items()} == pytest.approx(case.losses["weighted"], rel=1e-9)
+
+
 def test_costs_and_matches_are_the_released_models(case):
     predictions, padded_size = predict(case)
     targets = [case.model._targets(example, padded_size) for example in case.batch]
@@ -99,7 +108,9 @@ def test_costs_and_matches_are_the_released_models(case):
 
 
 def test_gradients_are_the_released_models(case):
-    assert_gradients(case, TOLERANCE, NOISE)
+    # In float32 a hidden unit of ReLU, or a point between two cells, may be on the other side of its kink.
+    tolerance = {**TOLERANCE, torch.float32: 1e-3} if case.draws else TOLERANCE
+    assert_gradients(case, tolerance, NOISE)
 
 
 def assert_gradients(case: Case, tolerances: dict[torch.dtype, float], noises: dict[torch.dtype, float]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference_cases import CASES2, Case, build_case
+from reference_cases import CASES2, Case, build_case, unpacked
 from test_reference import assert_close, predict
 
 from maskformer.losses import points
+from maskformer.modeling.query_decoders import masked
 
 SIZES = [(2, 3), (4, 6), (8, 12)]
 
@@ -60,6 +61,27 @@ def test_features_are_the_released_models(case):
     for name in set(found) & set(case.arrays):
         assert_close(found[name], case.arrays[name])
     assert [tuple(feature.shape[-2:]) for feature in decoded.levels] == SIZES
+
+
+@torch.no_grad()
+def test_queries_may_attend_where_the_released_models_do(case, monkeypatch):
+    allowed: list[torch.Tensor] = []
+
+    def record(mask_logits: torch.Tensor) -> torch.Tensor:
+        allowed.append(may_attend(mask_logits))
+        return allowed[-1]
+
+    may_attend = masked.may_attend
+    monkeypatch.setattr(masked, "may_attend", record)
+    predict(case)
+    for layer, found in enumerate(allowed):
+        forbidden = torch.as_tensor(unpacked(case, f"attn_forbidden_{layer}"))
+        everything = case.config["queries_whose_mask_forbids_everything_before_layer"][layer]
+        for image, queries in enumerate(everything):
+            assert forbidden[image].all(1).nonzero()[:, 0].tolist() == queries
+            forbidden[image, queries] = False
+        assert torch.equal(found, ~forbidden)
+    assert len(allowed) == 3
 
 
 @pytest.mark.parametrize("name", CASES2)

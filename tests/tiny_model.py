@@ -31,6 +31,8 @@ TINY = {
     "TEST.DETECTIONS_PER_IMAGE": 10,
 }
 TINY_OPTIONS = [str(word) for pair in TINY.items() for word in pair]
+MASK2FORMER_CONFIG = str(REPOSITORY / "configs" / "shapes" / "mask2former_panoptic.yaml")
+TINY_MASK2FORMER = {**TINY, "MODEL.MASK_FORMER.DEC_LAYERS": 4, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 50}
 
 
 def write_tiny_weights(path: Path) -> None:

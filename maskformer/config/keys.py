@@ -124,7 +124,8 @@ def _mask_former_keys() -> CfgNode:
     node.OVERSAMPLE_RATIO = 3.0  # so many times P are drawn to choose uncertain ones from
     node.IMPORTANCE_SAMPLE_RATIO = 0.75  # the share of P that is chosen so, 0..1; the others are uniform
     # Transformer.
-    # Which query decoder: "StandardTransformerDecoder" or "MultiScaleMaskedTransformerDecoder" (or another's).
+    # Which query decoder: "StandardTransformerDecoder" or "MultiScaleMaskedTransformerDecoder" (or another's). The
+    # latter where it is not set and TRANSFORMER_IN_FEATURE is "multi_scale_pixel_decoder".
     node.TRANSFORMER_DECODER_NAME = "StandardTransformerDecoder"
     node.NHEADS = 8
     node.DROPOUT = 0.1  # probability, 0..1

@@ -6,7 +6,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from maskformer.structures import InputError, OwnDataset
 
 from .keys import default_config
 from .own_datasets import absolute_paths, complete_classes, read_own_datasets
-from .values import check_unread, check_values
+from .values import MASKED, check_unread, check_values
 
 _MOST_BY_HAND = 200  # keys of one file; a run writes all there are
 
@@ -58,6 +58,7 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
         content.pop("VERSION", None)
         with _named(path):
             cfg.merge_from_other_cfg(CfgNode(content))
+        _follow_levels(cfg, set(_key_names(content)))
         for _, content in layers[-2 if data else -1 :]:
             keys = set(_key_names(content))
             if len(keys) < _MOST_BY_HAND:  # else a run wrote it, also what its base brought
@@ -68,6 +69,7 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
         _check_key(key, cfg, "the command line")
         with _named("the command line"):
             cfg.merge_from_list([key, value])
+    _follow_levels(cfg, {*options[::2], *(name for _, content in layers for name in _key_names(content))})
     _refuse_none(cfg, default_config())
     _check_dataset_names(cfg, path, options)
     _follow_own_dataset(cfg, layers, options)
@@ -78,6 +80,13 @@ def load_config(path: str, options: Sequence[Any] = (), data: str = "") -> CfgNo
 
         cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def _follow_levels(cfg: CfgNode, keys_set: Collection[str]) -> None:
+    """Have the query decoder that attends to levels where none is named, as the original's default is."""
+    node, name = cfg.MODEL.MASK_FORMER, "TRANSFORMER_DECODER_NAME"
+    if node.TRANSFORMER_IN_FEATURE == "multi_scale_pixel_decoder" and f"MODEL.MASK_FORMER.{name}" not in keys_set:
+        node[name] = MASKED
 
 
 def _refuse_none(node: CfgNode, defaults: CfgNode, prefix: str = "") -> None:

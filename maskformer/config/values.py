@@ -101,6 +101,7 @@ _REGISTRIES = {
 _DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
 _OF_POINTS = """MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO"""
+_MASKED, _MULTI_SCALE = "MultiScaleMaskedTransformerDecoder", "MSDeformAttnPixelDecoder"
 _WRITERS = {"tensorboard", "wandb", "mlflow"}
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
@@ -121,6 +122,38 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         f"{_DEFORMABLE}_N_HEADS",
         "8 or MODEL.MASK_FORMER.NHEADS, which MSDeformAttnPixelDecoder has: nothing reads the key",
         lambda value, cfg: value in (8, cfg.MODEL.MASK_FORMER.NHEADS),
+    ),
+    (
+        "MODEL.MASK_FORMER.HIDDEN_DIM",
+        "a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column",
+        lambda value, cfg: value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0,
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        "a multiple of MODEL.MASK_FORMER.NHEADS and of 4, sine and cosine of row and column, with this "
+        "PIXEL_DECODER_NAME",
+        lambda value, cfg: (
+            cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME not in ("TransformerEncoderPixelDecoder", _MULTI_SCALE)
+            or value % math.lcm(cfg.MODEL.MASK_FORMER.NHEADS, 4) == 0
+        ),
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        f"a multiple of 32, the groups of {_MULTI_SCALE} and of NORM GN",
+        lambda value, cfg: (
+            value % 32 == 0
+            or (cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME != _MULTI_SCALE and cfg.MODEL.SEM_SEG_HEAD.NORM != "GN")
+        ),
+    ),
+    (
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+        f"1 or more with PIXEL_DECODER_NAME {_MULTI_SCALE}",
+        lambda value, cfg: value > 0 or cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME != _MULTI_SCALE,
+    ),
+    (
+        "MODEL.MASK_FORMER.DEC_LAYERS",
+        f"2 or more with {_MASKED}, which has one layer less",
+        lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != _MASKED,
     ),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
@@ -172,11 +205,11 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
 ]
 
-_MASKED = "MultiScaleMaskedTransformerDecoder"
+_STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
 _OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
-_UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
+_UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
     (
         "MODEL.META_ARCHITECTURE",
         ("SemanticSegmentor",),
@@ -198,7 +231,7 @@ _UNREAD_WITH: list[tuple[str, tuple[str, ...], str]] = [
     ),
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", ("BasePixelDecoder",), "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS"),
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", _OF_RES5, f"{_DEFORMABLE}_IN_FEATURES"),
-    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (_MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
+    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
     ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", (0,), "MODEL.MASK_FORMER.OVERSAMPLE_RATIO"),
     ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN"),
     ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN"),
@@ -259,7 +292,7 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     ),
     (
         "where masks are compared at every pixel, as MODEL.MASK_FORMER.MASK_LOSS and TRANSFORMER_DECODER_NAME have it",
-        lambda cfg: not _samples_points(cfg.MODEL.MASK_FORMER),
+        lambda cfg: _compares_pixels(cfg.MODEL.MASK_FORMER),
         _OF_POINTS,
     ),
     (
@@ -355,8 +388,8 @@ def _has_batch_norm(cfg: CfgNode) -> bool:
     return any("BN" in norm for norm in norms - {"FrozenBN"})
 
 
-def _samples_points(node: CfgNode) -> bool:
-    return node.MASK_LOSS == "points" or (node.MASK_LOSS == "auto" and node.TRANSFORMER_DECODER_NAME == _MASKED)
+def _compares_pixels(node: CfgNode) -> bool:
+    return node.MASK_LOSS == "dense" or (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
 
 
 def _is_expected_result(row: Any) -> bool:

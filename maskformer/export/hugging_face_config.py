@@ -193,7 +193,9 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(_labels(content)),
             **_read_preprocessing(preprocessor_file),
         }
-    except (LookupError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(
             f"{config_file} is no description of a MaskFormer or Mask2Former: {error!r} is missing or wrong."
         ) from error
@@ -202,12 +204,13 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
 
 def class_names_of(config_file: str) -> list[str]:
     """The names of the classes in a ``config.json``, by their number."""
-    labels = {int(index): str(name) for index, name in _labels(read_json(config_file)).items()}
+    return _labels(read_json(config_file))
+
+
+def _labels(content: Values) -> list[str]:
+    given = content.get("id2label") or _made_up_names(2)  # left out where they are these
+    labels = {int(index): str(name) for index, name in given.items()}
     return [labels[index] for index in sorted(labels)]
-
-
-def _labels(content: Values) -> dict[Any, Any]:
-    return content.get("id2label") or _made_up_names(2)  # left out where they are these
 
 
 def _made_up_names(number: int) -> dict[int, str]:

@@ -25,6 +25,7 @@ def panoptic_inference(
     thing_class_ids: Collection[int],
     object_mask_threshold: float,
     overlap_threshold: float,
+    within_masks: bool = False,
 ) -> PanopticResult:
     """Assign each pixel to the kept query with the largest score * sigmoid(mask), then drop hidden segments.
 
@@ -37,6 +38,8 @@ def panoptic_inference(
         thing_class_ids: classes whose segments stay apart; segments of one stuff class merge.
         object_mask_threshold: a query is kept if its best class is not "no object" and more probable than this.
         overlap_threshold: a segment is dropped if its visible fraction is below this.
+        within_masks: a pixel where sigmoid(mask) of its query is below 0.5 stays void, as in Mask2Former; the fraction
+            counts it nevertheless.
 
     Source: MaskFormer, section 3.4, "General inference".
     """
@@ -54,7 +57,9 @@ def panoptic_inference(
     in_bands = geometry.keeps_size and scores.device.type == "cpu"
     band_bytes = geometry.bytes_at_once(_BAND_BYTES, scores.device)
     bands = plan_bands(height, width * scores.element_size(), band_bytes) if in_bands else [range(height)]
-    owner, visible_area, predicted_area = assign_pixels(scores, mask_logits_in, geometry.output_size, bands)
+    owner, visible_area, predicted_area = assign_pixels(
+        scores, mask_logits_in, geometry.output_size, bands, within_masks=within_masks
+    )
     segment_of_slot, segments_info = merge_segments(
         classes.tolist(), visible_area.tolist(), predicted_area.tolist(), thing_class_ids, overlap_threshold
     )
@@ -71,7 +76,12 @@ def kept_queries(class_logits: Tensor, object_mask_threshold: float) -> Tensor:
 
 
 def assign_pixels(
-    scores: Tensor, mask_logits_in: Callable[[int, range], Tensor], size: tuple[int, int], bands: Iterable[range]
+    scores: Tensor,
+    mask_logits_in: Callable[[int, range], Tensor],
+    size: tuple[int, int],
+    bands: Iterable[range],
+    *,
+    within_masks: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A running arg-max of score * sigmoid(mask) over kept queries; on ties the first wins.
 
@@ -80,30 +90,42 @@ def assign_pixels(
         mask_logits_in: slot 0..N-1 and some rows -> its (rows,width) logits there.
         size: (height, width).
         bands: the rows, in parts.
+        within_masks: see ``panoptic_inference``.
 
     Returns:
         ``owner`` (height,width) int32, the slot of each pixel or -1 where there is none; ``visible_area`` (N,) pixels
-        owned; ``predicted_area`` (N,) pixels where sigmoid(mask) >= 0.5.
+        won, 0 where none of them is owned; ``predicted_area`` (N,) pixels where sigmoid(mask) >= 0.5.
     """
     owner = torch.full(size, _NOBODY, dtype=torch.int32, device=scores.device)
     bands = list(bands)
-    visible_area, predicted_area = torch.zeros(2, len(bands), len(scores), dtype=torch.int64, device=scores.device)
+    areas = torch.zeros(3, len(bands), len(scores), dtype=torch.int64, device=scores.device)
+    visible_area, predicted_area, owned_area = areas
 
     def assign(index: int) -> None:
         rows = bands[index]
         band = owner[rows.start : rows.stop]
         best = torch.full_like(band, -1.0, dtype=scores.dtype)
+        is_inside = torch.ones_like(band, dtype=torch.bool)  # its owner's mask
         for slot in range(len(scores)):
             mask_probs = mask_logits_in(slot, rows).sigmoid()
-            predicted_area[index, slot] = (mask_probs >= 0.5).count_nonzero()
+            is_predicted = mask_probs >= 0.5
+            predicted_area[index, slot] = is_predicted.count_nonzero()
             weighted = mask_probs.mul_(scores[slot])
-            band.masked_fill_(weighted > best, slot)
+            wins = weighted > best
+            band.masked_fill_(wins, slot)
+            is_inside = torch.where(wins, is_predicted, is_inside) if within_masks else is_inside
             best = torch.maximum(best, weighted)
         for slot in range(len(scores)):
-            visible_area[index, slot] = (band == slot).count_nonzero()
+            is_won = band == slot
+            visible_area[index, slot] = is_won.count_nonzero()
+            if within_masks:
+                owned_area[index, slot] = (is_won & is_inside).count_nonzero()
+        if within_masks:
+            band.masked_fill_(~is_inside, _NOBODY)
 
     for_each(assign, range(len(bands)), scores.device)
-    return owner, visible_area.sum(0), predicted_area.sum(0)
+    visible_area, predicted_area, owned_area = areas.sum(1)
+    return owner, visible_area * (owned_area > 0) if within_masks else visible_area, predicted_area
 
 
 def _best_scores(scores: list[float], segment_of_slot: list[int]) -> list[float]:

@@ -321,7 +321,7 @@ def _find_corners(location: Array, first: int, rows: int, columns: int, corners:
         is_inside = _f(0) <= column < _f(columns) and _f(0) <= row < _f(rows)
         share = (right_share if step_x else _f(1) - right_share) * (bottom_share if step_y else _f(1) - bottom_share)
         corners[corner] = first + np.int64(row) * columns + np.int64(column) if is_inside else -1
-        shares[corner] = share if is_inside else _f(0)
+        shares[corner] = share if is_inside else _f(0) * share  # NaN of a place that is none, as in grid_sample
     return right_share, bottom_share
 
 

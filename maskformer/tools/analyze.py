@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ FLOPS_OF_A_MULTIPLY_ADD = 2
 class Cost:
     """What one module, with all inside it, costs; "" is the name of the whole network.
 
-    Multiply-adds are of convolutions and matrix products; bytes are kept for the backward pass, beside parameters.
+    Multiply-adds are of convolutions, matrix products and bilinear samples (deformable attention); bytes are kept for
+    the backward pass, beside parameters.
     """
 
     name: str
@@ -75,7 +77,8 @@ def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
         network = Network(build_model(cfg)).eval()  # a head in training mode may want labels
     modules = {name: module for name, module in network.named_modules() if name == "" or name.count(".") < depth}
     images = torch.empty(1, 3, *size, device="meta")
-    with FlopCounterMode(display=False) as flops, _by_module(network, flops) as (products, saved):
+    flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.grid_sampler_2d: _flops_of_samples})
+    with flops, _by_module(network, flops) as (products, saved):
         network(images)
     return [
         Cost(
@@ -86,6 +89,11 @@ def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
         )
         for name, module in modules.items()
     ]
+
+
+def _flops_of_samples(*_: object, out_shape: Sequence[int], **__: object) -> int:
+    """Of bilinear samples: each is a sum of four values, weighted."""
+    return 4 * FLOPS_OF_A_MULTIPLY_ADD * math.prod(out_shape)
 
 
 def _inside(parent: str, counts: Counter[str]) -> int:

@@ -1,6 +1,6 @@
-"""Train a MaskFormer on the built-in dataset, measure it and draw what it sees: what ``make demo`` runs.
+"""Train a model on the built-in dataset, measure it and draw what it sees: what ``make demo`` runs.
 
-    python -m maskformer.tools.demo [--output-dir FOLDER] [--seed N] [KEY VALUE ...]
+    python -m maskformer.tools.demo [--model NAME] [--output-dir FOLDER] [--seed N] [KEY VALUE ...]
 
 A second call reuses what is there; an interrupted training goes on where it stopped.
 """
@@ -48,7 +48,8 @@ from maskformer.structures import ESCAPING, InputError
 
 Scores = dict[str, dict[str, float | None]]  # percent, by kind of result and metric
 
-CONFIG_FILE = Path(__file__).parents[2] / "configs" / "shapes" / "maskformer_panoptic.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
+MODELS = {"maskformer": "output/shapes", "mask2former": "output/shapes_mask2former"}  # and where their results go
 WEIGHTS = Path("model_final.pth")
 METRICS = Path("demo", "metrics.json")  # the scores on held-out images
 PAGE = Path("gallery", "index.html")  # written last
@@ -242,7 +243,7 @@ def draw_gallery(demo: Demo, scores: Scores) -> None:
         f"Trained from scratch on {demo.num_train} drawn images for {demo.cfg.SOLVER.MAX_ITER} iterations; "
         f"measured on {demo.num_val} others, in percent."
     )
-    gallery.write_gallery(page, "MaskFormer on the built-in dataset", summary, main_scores(scores), rows, curve)
+    gallery.write_gallery(page, "The built-in dataset", summary, main_scores(scores), rows, curve)
 
 
 def report(demo: Demo, scores: Scores, seconds: float) -> None:
@@ -263,8 +264,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="KEY VALUE pairs, which change the configuration, come last.",
     )
-    parser.add_argument("--config-file", default=str(CONFIG_FILE), metavar="FILE", help="the model and its training")
-    parser.add_argument("--output-dir", default="output/shapes", metavar="FOLDER", help="where all results go")
+    parser.add_argument("--model", choices=MODELS, default="maskformer", help="which one of configs/shapes")
+    parser.add_argument("--config-file", metavar="FILE", help="another model and its training")
+    parser.add_argument(
+        "--output-dir", metavar="FOLDER", help=f"where all results go (default: {', '.join(MODELS.values())})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the training; the dataset is always the same")
     parser.add_argument("--train-images", type=int, default=1600, metavar="N", help="size of the dataset")
     parser.add_argument("--val-images", type=int, default=200, metavar="N", help="size of its held-out part")
@@ -272,9 +276,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read a command line; results go to the model's own folder where none is named."""
+    args = build_parser().parse_args(argv)
+    args.output_dir = args.output_dir or MODELS[args.model]
+    return args
+
+
 def build_demo(args: argparse.Namespace, console: TextIO) -> Demo:
     """Read the configuration, and prepare seed and logs; an ``InputError`` names a mistake in them."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_config(args.config_file or str(CONFIGS / f"{args.model}_panoptic.yaml"), args.opts)
     cfg.OUTPUT_DIR, cfg.SEED = args.output_dir, args.seed
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     cfg.freeze()
@@ -291,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 after a user's mistake, told in one line; 130 after Ctrl-C.
     """
-    args = build_parser().parse_args(argv)
+    args = parse(argv)
     try:
         with console_to_log(Path(args.output_dir) / "log.txt") as console:
             run(build_demo(args, console))

@@ -147,9 +147,12 @@ def test_semantic_inference_is_the_definition(restore_masks_first: bool):
     torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_panoptic_inference_is_the_definition():
+@pytest.mark.parametrize("within_masks", [False, True])
+def test_panoptic_inference_is_the_definition(within_masks):
     predicted = random_predictions(torch.float32)
-    options = {"thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2}
+    options = {
+        "thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2, "within_masks": within_masks,
+    }  # fmt: skip
     ours = panoptic_inference(*predicted, Geometry(**SIZES), **options)
     plain = definitions.panoptic_inference(*predicted, **SIZES, **options)
     assert len(plain.segments_info) > 2 and ours.segments_info == plain.segments_info

@@ -125,6 +125,16 @@ def test_file_of_the_original_that_is_only_a_base_loads(tmp_path: Path):
             }
 
 
+def test_query_decoder_that_a_file_leaves_out_is_the_originals_default(tmp_path: Path):
+    name, key = "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE"
+    recipe = SECOND["mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"]
+    path = str(write(tmp_path / "a.yaml", {**recipe, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 112}))
+    assert meaning(load_config(path)) == {**recipe, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 112}
+    assert OF_LEAVES[name] == load_config("", [key, recipe[key]]).MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    path = str(write(tmp_path / "b.yaml", {**recipe, name: "StandardTransformerDecoder"}))
+    assert load_config(path).MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == "StandardTransformerDecoder"
+
+
 def test_swin_file_may_repeat_what_its_resnet_has(tmp_path: Path):
     name = "mask2former/cityscapes/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_90k.yaml"
     cfg = load_config(str(write(tmp_path / "alone.yaml", {**OF_BASES, **OF_LEAVES, **OF_SWIN, **SECOND[name]})))

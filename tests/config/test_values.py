@@ -106,6 +106,27 @@ def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str])
 @pytest.mark.parametrize(
     ("recipe", "key", "value"),
     [
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),  # the groups of GroupNorm
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.NORM LN MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),
+        (R50, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 48),
+        (MASK2FORMER, "MODEL.MASK_FORMER.HIDDEN_DIM 96 MODEL.MASK_FORMER.NHEADS 12 MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
+        (COCO, "MODEL.MASK_FORMER.HIDDEN_DIM 96 MODEL.MASK_FORMER.NHEADS 12 MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
+        (MASK2FORMER, "MODEL.MASK_FORMER.HIDDEN_DIM", 100),  # 8 heads
+        (R50, "MODEL.MASK_FORMER.HIDDEN_DIM", 100),
+        (R50, "MODEL.MASK_FORMER.NHEADS 1 MODEL.MASK_FORMER.HIDDEN_DIM", 6),
+        (MASK2FORMER, "MODEL.MASK_FORMER.DEC_LAYERS", 1),
+        (MASK2FORMER, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value: int):
+    *others, key = key.split()
+    with pytest.raises(InputError, match=rf"{key} is {value}, expected .*(multiple|or more)"):
+        load(recipe, *others, key, value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value"),
+    [
         (R50, "MODEL.KEYPOINT_ON", True),
         (R50, "MODEL.LOAD_PROPOSALS", True),
         (R50, "MODEL.ROI_HEADS.NUM_CLASSES", 3),

@@ -38,9 +38,12 @@ TINY = {
 }
 
 
-def tiny_model() -> nn.Module:
+POINTS = {"MODEL.MASK_FORMER.MASK_LOSS": "points", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": "30"}
+
+
+def tiny_model(**options: str) -> nn.Module:
     torch.manual_seed(3)
-    return build_model(load_config("", [word for pair in TINY.items() for word in pair])).train()
+    return build_model(load_config("", [word for pair in {**TINY, **options}.items() for word in pair])).train()
 
 
 def example(seed: int, num_segments: int) -> dict:
@@ -88,9 +91,10 @@ def step_trainer(model: nn.Module, batch: list, **options) -> StepTrainer:
     return StepTrainer(model, iter(lambda: batch, None), optimizer, accelerator=Accelerator("cpu"), **options)
 
 
-def test_accumulated_parts_have_the_gradient_of_as_many_processes():
-    expected = definition(tiny_model())
-    model = tiny_model()
+@pytest.mark.parametrize("options", [{}, POINTS], ids=["dense", "points, which each part draws"])
+def test_accumulated_parts_have_the_gradient_of_as_many_processes(options: dict[str, str]):
+    expected = definition(tiny_model(**options))
+    model = tiny_model(**options)
     storage = stepped(step_trainer(model, BATCH, accumulation_steps=2))
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7)

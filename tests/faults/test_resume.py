@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import TinyTraining, metrics_of
+from tiny_training import MASK2FORMER, TinyTraining, metrics_of
 
 from maskformer.checkpoint import read_weights
 from maskformer.sdaa.tcappdll import parse_line
@@ -30,18 +30,19 @@ TIMES = (
     "memory_peak_mb",
 )
 EVALUATION = ("DATASETS.TEST", "('shapes_panoptic_val',)", "TEST.EVAL_PERIOD", "4", "TEST.BEST_METRIC", "sem_seg/mIoU")
+HALF_PRECISION = ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16")
 EXACT = ("SOLVER.DETERMINISTIC", "True", "SOLVER.MAX_ITER", str(max(12, 6 * KILLS)))
 PATIENCE = 240  # seconds
 
 # What the run is, what it is besides where it is killed, and where it is killed.
 CASES = {
     "2 workers as 0": (EVALUATION, ("DATALOADER.NUM_WORKERS", "2"), ("evaluation", "save", "step")),
-    "bfloat16 and accumulation": (
-        ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", "bfloat16", "SOLVER.ACCUMULATION_STEPS", "2"),
+    "Mask2Former, bfloat16 and accumulation": (
+        (*MASK2FORMER, *HALF_PRECISION, "SOLVER.ACCUMULATION_STEPS", "2"),
         (),
         ("step", "save"),
     ),
-    "2 processes": (("--num-gpus=2",), (), ("save", "step")),
+    "Mask2Former, 2 processes": (("--num-gpus=2", *MASK2FORMER), (), ("save", "step")),
 }
 
 

@@ -53,6 +53,16 @@ def test_pixel_goes_to_the_largest_weighted_probability_and_ties_to_the_first():
     assert predicted.tolist() == [2, 2, 1]
 
 
+def test_within_masks_a_pixel_that_its_owner_does_not_predict_is_nobodys_but_counts_as_visible():
+    # Slot 0 wins the first two pixels and predicts the first; slot 1 wins the third, which it does not predict.
+    logits = torch.tensor([[[3.0, -0.1, -9.0, -9.0]], [[-9.0, -9.0, -0.1, -3.0]]])
+    options = {"size": (1, 4), "bands": [range(1)]}
+    won = assign_pixels(torch.tensor([0.9, 0.8]), lambda slot, _: logits[slot], **options)
+    owned = assign_pixels(torch.tensor([0.9, 0.8]), lambda slot, _: logits[slot], **options, within_masks=True)
+    assert [x.tolist() for x in won] == [[[0, 0, 1, 1]], [2, 2], [1, 0]]
+    assert [x.tolist() for x in owned] == [[[0, -1, -1, -1]], [2, 0], [1, 0]]
+
+
 def test_segment_below_overlap_threshold_is_dropped():
     ids, info = merge_segments([0, 1], [79, 80], [100, 100], THINGS, 0.8)
     assert ids == [0, 1]
@@ -108,12 +118,15 @@ def test_one_pixel_and_no_kept_query_is_void():
     assert result.segment_map.tolist() == [[0]] and result.segments_info == []
 
 
-def test_bands_give_the_ids_of_the_definition(monkeypatch):
+@pytest.mark.parametrize("within_masks", [False, True])
+def test_bands_give_the_ids_of_the_definition(monkeypatch, within_masks):
     monkeypatch.setattr(panoptic, "_BAND_BYTES", 1024)  # several bands
     torch.manual_seed(1)
     class_logits, mask_logits = torch.randn(12, 6) * 3, torch.randn(12, 16, 20) * 4
     sizes = {"padded_size": (64, 80), "image_size": (61, 77), "output_size": (61, 77)}
-    options = {"thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2}
+    options = {
+        "thing_class_ids": THINGS, "object_mask_threshold": 0.3, "overlap_threshold": 0.2, "within_masks": within_masks,
+    }  # fmt: skip
     actual = panoptic_inference(class_logits, mask_logits, Geometry(**sizes), **options)
     expected = definitions.panoptic_inference(class_logits, mask_logits, *sizes.values(), **options)
     assert torch.equal(actual.segment_map, expected.segment_map)

@@ -15,7 +15,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from maskformer.losses import HungarianMatcher, SetCriterion
-from maskformer.modeling.pixel_decoders import BasePixelDecoder, DecodedFeatures
+from maskformer.modeling.pixel_decoders import DecodedFeatures, PixelDecoder
 from maskformer.modeling.query_decoders import QueryDecoder
 from maskformer.structures import Targets
 
@@ -78,7 +78,7 @@ class BackboneTests:
 class PixelDecoderTests:
     """Backbone features -> ``DecodedFeatures``; ``build`` takes the shapes of the features and C."""
 
-    build: ClassVar[Callable[[dict[str, ShapeSpec], int], BasePixelDecoder]]
+    build: ClassVar[Callable[[dict[str, ShapeSpec], int], PixelDecoder]]
 
     def test_embeddings_are_on_the_grid_of_the_finest_feature(self):
         decoder, features = self.build(SHAPES, 5), draw_features()
@@ -87,6 +87,9 @@ class PixelDecoderTests:
         assert (decoded.encoded is None) == (decoder.encoded_channels is None)
         if decoded.encoded is not None:
             assert decoded.encoded.shape == (2, decoder.encoded_channels, *features["res4"].shape[-2:])
+        if decoder.level_channels is not None:
+            for level, name in zip(decoded.levels, ("res4", "res3", "res2"), strict=True):
+                assert level.shape == (2, decoder.level_channels, *features[name].shape[-2:])
 
     @torch.no_grad()
     def test_forward_leaves_the_features_and_decode_takes_them_out(self):
@@ -132,6 +135,14 @@ class QueryDecoderTests:
         assert len(training.class_logits) == len(training.mask_logits) > 1
         torch.testing.assert_close(final.class_logits[0], training.class_logits[-1])  # no dropout in these tests
         torch.testing.assert_close(final.mask_logits[0], training.mask_logits[-1])
+
+    @torch.no_grad()
+    def test_an_image_does_not_see_the_others_of_its_batch(self):
+        decoder, (feature, decoded) = self.build().eval(), self.draw()
+        second = DecodedFeatures(decoded.finest[1:], decoded.projection, [level[1:] for level in decoded.levels])
+        together, alone = decoder(feature, decoded), decoder(feature[1:], second)
+        torch.testing.assert_close(together.class_logits[:, 1:], alone.class_logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.mask_logits[:, 1:], alone.mask_logits, rtol=1e-4, atol=1e-5)
 
     @torch.no_grad()
     def test_masks_are_products_of_the_embeddings(self):

@@ -24,6 +24,7 @@ NETWORKS = {
         "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml",
         ["MODEL.SWIN.EMBED_DIM", 12, "MODEL.SWIN.NUM_HEADS", "(1, 2, 3, 6)"],
     ),
+    "R18, Mask2Former": ("shapes/mask2former_panoptic.yaml", ["MODEL.MASK_FORMER.DEC_LAYERS", 4]),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_cases import REFERENCE
+from reference_cases import REFERENCE, REFERENCE2
 
 from maskformer.modeling.transformer import TransformerDecoder, TransformerEncoder, sine_position_embedding
 from maskformer.modeling.transformer.layers import attend, multi_head_attention
@@ -22,9 +22,13 @@ def test_position_of_the_last_cell_is_a_whole_turn():
     torch.testing.assert_close(embedding[:, 0, 0], torch.tensor(expected), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pos_16_3x4_norm", "pos_128_7x5_norm", "pos_128_1x1_norm", "pos_4_25x38_norm"])
-def test_position_embedding_is_the_reference(name):
-    right = np.load(REFERENCE / "units" / "units.npz")[name]
+FIRST = [(REFERENCE, f"pos_{name}_norm") for name in ("16_3x4", "128_7x5", "128_1x1", "4_25x38")]
+SECOND = [(REFERENCE2, f"pos_{name}_norm") for name in ("16_2x3", "16_8x12")]
+
+
+@pytest.mark.parametrize(("folder", "name"), [*FIRST, *SECOND])
+def test_position_embedding_is_the_reference(folder, name):
+    right = np.load(folder / "units" / "units.npz")[name]
     embedding = sine_position_embedding(*right.shape[1:], right.shape[0])
     torch.testing.assert_close(embedding, torch.as_tensor(right), rtol=0, atol=1e-6)
 

@@ -51,6 +51,16 @@ def test_work_counts_for_the_module_that_does_it_whoever_calls_it():
     assert work[""] - work["backbone"] == work[".pixel_decoder"] + work[".predictor"]
 
 
+def test_samples_of_deformable_attention_are_counted():
+    """Of 96 x 96: 6 x 6 and 12 x 12 cells look at 2 levels x 4 points of 64 channels, each sample of 4 values."""
+    cfg = load_config(str(CONFIGS / "shapes" / "mask2former_panoptic.yaml"))
+    work = {cost.name: cost for cost in analyze(cfg, (96, 96), depth=7)}
+    attention = work["sem_seg_head.pixel_decoder.transformer.encoder.layers.0.self_attn"]
+    cells = 6 * 6 + 12 * 12
+    linear = cells * sum(64 * width for width in (2 * 64, 64, 64, 64))  # offsets, weights, values, output
+    assert attention.multiply_adds == linear + cells * 2 * 4 * 64 * 4
+
+
 def test_table_has_a_row_for_each_module():
     rows = format_table([Cost("", 41_250_000, 50_760_000_000, 2**20), Cost("backbone", 0, 0, 0)]).splitlines()
     assert rows[0].split() == ["module", "parameters", "multiply-adds", "kept", "for", "backward"]

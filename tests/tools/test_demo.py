@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.engine import HookBase
+from tiny_model import TINY_MASK2FORMER
 
 from maskformer.predictor import load
 from maskformer.reports import gallery
@@ -67,7 +68,7 @@ def run(words: list[str], datasets: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(datasets))
         patch.setattr(gallery, "SCALE", 1)  # for speed
-        demo.run(demo.build_demo(demo.build_parser().parse_args(words), console))
+        demo.run(demo.build_demo(demo.parse(words), console))
     return console.getvalue()
 
 
@@ -163,6 +164,16 @@ def test_other_settings_train_anew_and_keep_the_former_results(
     assert {path.name for path in kept.iterdir()} == {"gallery", "model_final.pth"}
     assert (out / "notes.md").exists()
     assert f"kept in {kept}" in capfd.readouterr().out
+
+
+def test_a_model_is_chosen_by_its_name_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    """And Mask2Former is trained, measured and drawn like the first generation."""
+    assert demo.parse([]).output_dir != demo.parse(["--model", "mask2former"]).output_dir
+    options = [str(word) for pair in {**TINY_MASK2FORMER, **KEYS}.items() for word in pair]
+    images = ["--train-images", "2", "--val-images", "1"]
+    words = ["--model", "mask2former", "--output-dir", str(tmp_path / "out"), *images, *options]
+    assert "PQ" in run(words, tmp_path / "datasets")
+    assert load(tmp_path / "out").cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME.startswith("MultiScaleMasked")
 
 
 def test_mistake_ends_in_one_line(arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

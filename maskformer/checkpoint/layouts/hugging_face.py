@@ -149,6 +149,8 @@ def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
         The tensors by its names, and those of our names that it has no place for.
     """
     is_second = _OUR_PREDICTOR + "decoder_norm.weight" in state
+    if is_second:  # whose Swin makes it; that of their MaskFormer has it in its files
+        state = drop(state, r"\.relative_position_index$")
     names = {name: (_MASK2FORMER if is_second else _MASKFORMER).to_theirs(name) for name in state}
     renamed = {theirs: state[name] for name, theirs in names.items() if theirs is not None}
     joined = {name: renamed.pop(name) for name in list(renamed) if ".cross_attn." in name}  # as they are there too

@@ -20,7 +20,19 @@ _PREDICTOR = "sem_seg_head.predictor."
 _ENCODER_LAYER = (_HEAD + "pixel_decoder.encoder.layers.{i}.", _DECODER + "transformer.encoder.layers.{i}.")
 _THEIR_LAYER = _HEAD + "transformer_decoder.layers.{i}."
 _DECODER_LAYER = (_THEIR_LAYER, _PREDICTOR + "transformer.decoder.layers.{i}.")
+
+
+def _convs(*pairs: tuple[str, str]) -> list[tuple[str, str]]:
+    """Of convolutions of the pixel decoder, each with a norm."""
+    return [
+        (f"{_HEAD}pixel_decoder.{theirs}.{part}.", f"{_DECODER}{ours}.{name}")
+        for theirs, ours in pairs
+        for part, name in (("conv", ""), ("gn", "norm."))
+    ]
+
+
 _HEAD_NAMES = [
+    *_convs(("lateral_convs.{i}", "adapter_{1+i}"), ("output_convs.{i}", "layer_{1+i}")),
     (_HEAD + "pixel_decoder.mask_feature.", _DECODER + "mask_features."),
     (_HEAD + "query_embed.", _PREDICTOR + "query_embed."),
     (_HEAD + "cls_embed.", _PREDICTOR + "class_embed."),
@@ -30,16 +42,7 @@ _LAYER_PARTS = (("ffn.layers.0.0.", "linear1."), ("ffn.layers.1.", "linear2."), 
 _MASKFORMER = NameMap(
     [
         *_HEAD_NAMES,
-        *(
-            (f"{_HEAD}pixel_decoder.{theirs}.{part}.", f"{_DECODER}{ours}.{name}")
-            for theirs, ours in (
-                ("lateral_convs.{i}", "adapter_{1+i}"),
-                ("output_convs.{i}", "layer_{1+i}"),
-                ("last_feat_conv", "layer_4"),
-                ("encoder_out_proj", "layer_4"),
-            )
-            for part, name in (("conv", ""), ("gn", "norm."))
-        ),
+        *_convs(("last_feat_conv", "layer_4"), ("encoder_out_proj", "layer_4")),
         (_HEAD + "pixel_decoder.encoder_in_proj.", _DECODER + "input_proj."),
         *(
             (theirs + part, ours + name)
@@ -58,17 +61,11 @@ _MASKFORMER = NameMap(
 _MASK2FORMER = NameMap(
     [
         *_HEAD_NAMES,
-        *(
-            (f"{_HEAD}pixel_decoder.{theirs}.{part}.", f"{_DECODER}{ours}.{name}")
-            for theirs, ours, norm in (
-                ("input_convs.{i}", "input_proj.{i}", "1."),
-                ("lateral_convs.{i}", "adapter_{1+i}", "norm."),
-                ("output_convs.{i}", "layer_{1+i}", "norm."),
-            )
-            for part, name in (("conv", "0." if norm == "1." else ""), ("gn", norm))
-        ),
+        (_HEAD + "pixel_decoder.input_convs.{i}.conv.", _DECODER + "input_proj.{i}.0."),
+        (_HEAD + "pixel_decoder.input_convs.{i}.gn.", _DECODER + "input_proj.{i}.1."),
         (_HEAD + "pixel_decoder.level_encoding.weight", _DECODER + "transformer.level_embed"),
-        *((_ENCODER_LAYER[0] + part, _ENCODER_LAYER[1] + name) for part, name in (*_LAYER_PARTS, ("self_attn.",) * 2)),
+        *((_ENCODER_LAYER[0] + part, _ENCODER_LAYER[1] + name) for part, name in _LAYER_PARTS),
+        (_ENCODER_LAYER[0] + "self_attn.", _ENCODER_LAYER[1] + "self_attn."),
         *(
             (_THEIR_LAYER + part, _PREDICTOR + name)
             for part, name in (
@@ -99,21 +96,20 @@ _SWIN_NAMES = NameMap(
         ("norm{i}.", "backbone.norm{i}."),
     ]
 )
-# mmdet 2 counts the attentions of a layer in their order, which differs.
 _OLDER_NAMES = (
     (r"^decode_head\.", _HEAD),
     (r"(encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
     (r"(layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
 )
-_OLDER_ATTENTIONS = {
-    name_map: tuple((rf"(decoder\.layers\.\d+)\.attentions\.{i}\.", rf"\1.{part}.") for i, part in enumerate(parts))
-    for name_map, parts in ((_MASKFORMER, ("self_attn", "cross_attn")), (_MASK2FORMER, ("cross_attn", "self_attn")))
-}
 
 
-def _convert_openmmlab(state: StateDict, *, names: NameMap) -> StateDict:
-    """From names of mmdet (2 or 3) or mmsegmentation, with Swin's patch merging in our order of channels."""
-    for pattern, replacement in (*_OLDER_NAMES, *_OLDER_ATTENTIONS[names]):
+def _convert_openmmlab(state: StateDict, *, names: NameMap, attentions: tuple[str, str]) -> StateDict:
+    """From names of mmdet (2 or 3) or mmsegmentation, with Swin's patch merging in our order of channels.
+
+    ``attentions`` of a decoder layer are in their order, by which mmdet 2 calls them.
+    """
+    counted = [(rf"(decoder\.layers\.\d+)\.attentions\.{i}\.", rf"\1.{name}.") for i, name in enumerate(attentions)]
+    for pattern, replacement in (*_OLDER_NAMES, *counted):
         state = {re.sub(pattern, replacement, name): tensor for name, tensor in state.items()}
     backbone = {name[len("backbone.") :]: tensor for name, tensor in state.items() if name.startswith("backbone.")}
     head = {name: tensor for name, tensor in state.items() if not name.startswith("backbone.")}
@@ -150,12 +146,12 @@ _NEVER_HOLDS = r"criterion\.empty_weight$|\.relative_position_index$"
 OPENMMLAB = Layout(
     name="OpenMMLab MaskFormer (mmdet, mmsegmentation)",
     marks=_MARKS,
-    convert=partial(_convert_openmmlab, names=_MASKFORMER),
+    convert=partial(_convert_openmmlab, names=_MASKFORMER, attentions=("self_attn", "cross_attn")),
     never_holds=_NEVER_HOLDS,
 )
 OPENMMLAB_2 = Layout(
     name="OpenMMLab Mask2Former (mmdet, mmsegmentation)",
     marks=(*_MARKS, r"(?:panoptic|decode)_head\.query_feat\."),
-    convert=partial(_convert_openmmlab, names=_MASK2FORMER),
+    convert=partial(_convert_openmmlab, names=_MASK2FORMER, attentions=("cross_attn", "self_attn")),
     never_holds=_NEVER_HOLDS,
 )

@@ -47,8 +47,9 @@ class MaskFormerHead(nn.Module):
         predictor = build_query_decoder(cfg, channels)
         if predictor.attends_to_levels and name != _LEVELS:
             raise InputError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected {_LEVELS!r} with "
-                f"TRANSFORMER_DECODER_NAME {type(predictor).__name__}."
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected {_LEVELS!r} (which "
+                "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME MSDeformAttnPixelDecoder has) with TRANSFORMER_DECODER_NAME "
+                f"{type(predictor).__name__}."
             )
         return {
             "pixel_decoder": pixel_decoder,
@@ -160,7 +161,9 @@ def pick_attended_feature(name: str, features: dict[str, Tensor], decoded: Decod
     """The chosen feature (B, channels, rows, columns): the backbone's, or one of the pixel decoder's."""
     if name == _EMBEDDINGS:
         return decoded.mask_features
-    if name not in (_ENCODED, _LEVELS):
+    if name == _LEVELS:
+        return decoded.levels[0]
+    if name != _ENCODED:
         return features[name]
-    assert decoded.encoded is not None  # the coarsest of the levels, where there are several
+    assert decoded.encoded is not None
     return decoded.encoded

@@ -9,6 +9,7 @@ res2 (1/4)  -> adapter_1 ------------------------------> (+ upsampled) -> layer_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -92,7 +93,8 @@ class DeformableEncoder(nn.Module):
         for layer in layers:
             cells = layer(cells, position, references, sizes)
         parts = cells.split([rows * columns for rows, columns in sizes], dim=1)
-        return [part.reshape(len(part), *size, -1).permute(0, 3, 1, 2) for part, size in zip(parts, sizes)]
+        # Contiguous: some accelerators refuse views of what is not.
+        return [part.mT.contiguous().unflatten(2, size) for part, size in zip(parts, sizes)]
 
     def _position(self, level: int, size: tuple[int, int]) -> Tensor:
         """(cells,D): where each cell is, on its level and on which."""
@@ -192,7 +194,7 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
     def decode(self, features: dict[str, Tensor]) -> DecodedFeatures:
         """See ``PixelDecoder.decode``; autocast is off, as when the released weights were trained."""
         weight = self.mask_features.weight
-        with torch.autocast(weight.device.type, enabled=False):
+        with _without_autocast(weight):
             for name in self.feature_names:
                 features[name] = features[name].to(weight.dtype)
             projected = [
@@ -202,6 +204,10 @@ class MSDeformAttnPixelDecoder(PixelDecoder):
             del projected
             levels += self._top_down(levels[-1], features)
         return DecodedFeatures(levels[-1], self.mask_features, levels[:NUM_LEVELS], encoded=levels[0])
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)  # "meta" knows none
 
 
 def _input_projection(in_channels: int, dim: int) -> nn.Module:
@@ -216,5 +222,5 @@ class FullPrecisionConv2d(Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,rows,columns) in the weight's precision, of (B,channels,rows,columns)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             return super().forward(x.to(self.weight.dtype))

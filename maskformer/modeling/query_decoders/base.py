@@ -22,6 +22,7 @@ class QueryDecoder(nn.Module, ABC):
 
     attends_to_levels = False  # to ``decoded.levels``, and not to the feature
     compares_points = False  # as its authors trained it: masks are compared at sampled points, not at every pixel
+    segments_within_masks = False  # as its authors infer: see ``within_masks`` of ``inference.panoptic_inference``
 
     @abstractmethod
     def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:

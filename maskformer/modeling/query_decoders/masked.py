@@ -109,6 +109,7 @@ class MultiScaleMaskedTransformerDecoder(QueryDecoder):
 
     attends_to_levels = True
     compares_points = True
+    segments_within_masks = True
 
     @configurable
     def __init__(
@@ -168,7 +169,7 @@ class MultiScaleMaskedTransformerDecoder(QueryDecoder):
         keys, values = zip(*(self._project(index, level) for index, level in enumerate(decoded.levels)))
         pixels = [decoded.resized_mask_features(level.shape[2:]).flatten(2) for level in decoded.levels]
         position = self.query_embed.weight
-        queries = self.query_feat.weight.expand(len(values[0]), -1, -1)
+        queries = self.query_feat.weight.expand(values[0].shape[0], -1, -1)  # len() is no symbol in an export
         outputs = [self._predict(queries)]
         layers = zip(
             self.transformer_cross_attention_layers, self.transformer_self_attention_layers, self.transformer_ffn_layers

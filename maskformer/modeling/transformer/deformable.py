@@ -104,12 +104,11 @@ def sample_values(values: Tensor, sizes: Sizes, locations: Tensor, weights: Tens
     if not _is_traced() and find_kernels(values.detach(), locations.detach(), weights.detach()):
         return _CompiledSampling.apply(values, locations, weights, sizes)
     num_heads = values.shape[2]
-    levels = values.split([rows * columns for rows, columns in sizes], dim=1)
+    maps = values.split([rows * columns for rows, columns in sizes], dim=1)
     grids, head_weights = ((x.transpose(1, 2).flatten(0, 1)) for x in (2 * locations - 1, weights))
     total: Tensor | float = 0.0
-    for level, (level_values, size) in enumerate(zip(levels, sizes)):
-        # (B M, D / M, rows, columns); in memory too, for some accelerators refuse views of what is not contiguous
-        level_map = level_values.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size)
+    for level, size in enumerate(sizes):
+        level_map = maps[level].permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size)  # (B M, D / M, rows, columns)
         sampled = F.grid_sample(level_map, grids[:, :, level], align_corners=False)  # (B M, D / M, T, points)
         total = total + (sampled * head_weights[:, None, :, level]).sum(-1)
     assert isinstance(total, Tensor)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from reference_cases import read_json
+from reference_cases import read_json, read_lists
 from torch import Tensor
 
 from maskformer.checkpoint import LAYOUTS, convert_weights
@@ -13,12 +13,13 @@ from maskformer.structures import InputError
 
 SWIN_TINY = {name: tuple(shape) for name, shape, *_ in read_json("parameters", "maskformer_swin_tiny_ade.json")}
 R50 = {name: tuple(shape) for name, shape, *_ in read_json("parameters", "maskformer_R50_ade.json")}
+_OF_COCO = "coco/panoptic-segmentation/"
 MASK2FORMERS = {
-    backbone: {
-        name: tuple(shape)
-        for name, shape, *_ in read_json("../reference2/parameters", f"mask2former_{backbone}_coco_panoptic.json")
-    }
-    for backbone in ("R50", "swin_tiny")
+    backbone: {name: tuple(shape) for name, shape, *_ in read_lists("parameters")[_OF_COCO + recipe]}
+    for backbone, recipe in (
+        ("R50", "maskformer2_R50_bs16_50ep.yaml"),
+        ("swin_tiny", "swin/maskformer2_swin_tiny_bs16_50ep.yaml"),
+    )
 }
 SWIN_BACKBONE = {name: shape for name, shape in SWIN_TINY.items() if name.startswith("backbone.")}
 
