@@ -23,6 +23,7 @@ from maskformer.sdaa.tcappdll import parse_line
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMULATION = REPOSITORY / "tests" / "sdaa_emulation"
 CONFIG = "configs/shapes/maskformer_panoptic.yaml"
+CONFIG2 = "configs/shapes/mask2former_panoptic.yaml"
 # Besides what the emulation always refuses, as the real card does: metrics belong on the CPU.
 FORBIDDEN = "aten::bincount,aten::unique_dim,aten::_unique2"
 SMALL = [
@@ -122,7 +123,7 @@ def test_mask2former_has_the_losses_of_the_cpu(train, tmp_path: Path):
     """With deformable attention by ``grid_sample`` there, by compiled loops here, and as many points everywhere."""
     words = [*GENTLE, "SOLVER.MAX_ITER", "6", "MODEL.MASK_FORMER.DEC_LAYERS", "4"]
     on_cpu, on_device = (
-        train(tmp_path / device, device, *words, config="configs/shapes/mask2former_panoptic.yaml", **variables)
+        train(tmp_path / device, device, *words, config=CONFIG2, **variables)
         for device, variables in (("cpu", {}), ("sdaa", {"SDAA_EMULATED_FORBID": FORBIDDEN}))
     )
     np.testing.assert_allclose(on_device, on_cpu, rtol=0.05)  # their points are drawn by the device's own generator
@@ -248,10 +249,10 @@ print(DefaultPredictor(cfg)(picture)["panoptic_seg"][0].device.type)
 
 
 # Mask2Former projects pixel embeddings three times more, for attention masks, without a gradient.
-@pytest.mark.parametrize(("generation", "again"), [([], 0), (MASK2FORMER, 3)], ids=["MaskFormer", "Mask2Former"])
-def test_one_step_computes_on_the_device_alone_and_waits_for_it_twice(run, generation, again):
-    options = [*SMALL, *GENTLE, *generation, "MODEL.DEVICE", "sdaa"]
-    report = json.loads(run(EMULATION / "report_step.py", CONFIG, *options).splitlines()[-1])
+@pytest.mark.parametrize(("config", "again"), [(CONFIG, 0), (CONFIG2, 3)], ids=["MaskFormer", "Mask2Former"])
+def test_one_step_computes_on_the_device_alone_and_waits_for_it_twice(run, config, again):
+    options = [*SMALL, *GENTLE, "MODEL.DEVICE", "sdaa"]
+    report = json.loads(run(EMULATION / "report_step.py", config, *options).splitlines()[-1])
     device, host = report["device"], report["host"]
     assert report["parameters"][0] == report["parameters"][1]
     assert device["aten::convolution_overrideable"] == report["convolutions"] + again
