@@ -108,7 +108,8 @@ def sample_values(values: Tensor, sizes: Sizes, locations: Tensor, weights: Tens
     grids, head_weights = ((x.transpose(1, 2).flatten(0, 1)) for x in (2 * locations - 1, weights))
     total: Tensor | float = 0.0
     for level, size in enumerate(sizes):
-        level_map = maps[level].permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, size)  # (B M, D / M, rows, columns)
+        level_map = maps[level].permute(0, 2, 3, 1).flatten(0, 1).contiguous()  # a view, if there is one image
+        level_map = level_map.unflatten(2, size)  # (B M, D / M, rows, columns)
         sampled = F.grid_sample(level_map, grids[:, :, level], align_corners=False)  # (B M, D / M, T, points)
         total = total + (sampled * head_weights[:, None, :, level]).sum(-1)
     assert isinstance(total, Tensor)
