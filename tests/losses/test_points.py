@@ -12,7 +12,7 @@ from reference_cases import REFERENCE2, handed_out
 from torch.nn import functional as F
 
 from maskformer.losses import DenseMasks, HungarianMatcher, PointMasks, SetCriterion, dice_loss, sigmoid_ce_loss
-from maskformer.losses.points import SampledMasks, choose_points, sample
+from maskformer.losses.points import SampledMasks, choose_points, sample, sample_masks
 from maskformer.structures import MaskPredictions, Targets
 
 POINTS = PointMasks(num_points=20, oversample_ratio=3.0, importance_ratio=0.75)
@@ -191,3 +191,16 @@ def test_many_points_approach_whole_masks():
         masks.costs(0, predictions.mask_logits[:, 0], targets[0].masks) for masks in (many, DenseMasks())
     )
     assert (of_points - of_pixels).abs().max() < 0.1  # targets are resized by another rule
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # float32 by compiled loops, where there are any
+def test_maps_and_masks_are_sampled_as_pytorch_samples_them(dtype):
+    masks, rows = torch.rand(3, 5, 7) > 0.5, torch.tensor([2, 0, 2, 1])
+    points = torch.rand(4, 3000, 2, dtype=dtype) * 1.4 - 0.2  # beyond the edges too
+    maps = torch.randn(4, 2, 5, 7, dtype=dtype)
+    for actual, values in (
+        (sample_masks(masks, rows, points)[:, None], masks[rows][:, None]),
+        (sample(maps, points), maps),
+    ):
+        expected = F.grid_sample(values.double(), 2 * points.double()[:, None] - 1, align_corners=False)[:, :, 0]
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-12)

@@ -52,7 +52,7 @@ class ResidualLayer(Residual):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two linear maps with a ReLU between, on the last axis (D)."""
-        return self.linear2(self.dropout(F.relu_(self.linear1(x))))  # the widest tensor there is, once
+        return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
 def multi_head_attention(dim: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
