@@ -25,8 +25,8 @@ TINY = [
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", "32"),
     *("MODEL.SEM_SEG_HEAD.MASK_DIM", "16", "MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.NHEADS", "2"),
     *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
-    *("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"),
 ]
+TINY_POINTS = ["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"]
 TINY_RESNET = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
     *("MODEL.RESNETS.WIDTH_PER_GROUP", "4"),
@@ -50,7 +50,8 @@ def load_recipe(recipe: str, device: str, *, tiny: bool = False, options: Sequen
     """
     if not CONFIGS.is_dir():
         raise InputError(f"The benchmark reads the recipes in {CONFIGS}, which is not there: run it from a clone.")
-    small = [*TINY, *(TINY_SWIN if "swin" in recipe else TINY_RESNET)] if tiny else []
+    points = TINY_POINTS if recipe.startswith("mask2former/") else []
+    small = [*TINY, *points, *(TINY_SWIN if "swin" in recipe else TINY_RESNET)] if tiny else []
     words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *small, *options]
     return load_config(str(CONFIGS / recipe), words)
 
