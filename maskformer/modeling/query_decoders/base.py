@@ -24,7 +24,6 @@ class QueryDecoder(nn.Module, ABC):
     compares_points = False  # as its authors trained it: masks are compared at sampled points, not at every pixel
     segments_within_masks = False  # as its authors infer: see ``within_masks`` of ``inference.panoptic_inference``
 
-    @abstractmethod
     def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
         """Predict Q classes and masks.
 
@@ -35,10 +34,27 @@ class QueryDecoder(nn.Module, ABC):
         Returns:
             Predictions of every supervised layer while training, else of the last one alone (L = 1).
         """
+        class_logits, mask_embeddings = self.predict_embeddings(feature, decoded)
+        return MaskPredictions(
+            class_logits=class_logits,
+            mask_logits=multiply(mask_embeddings, decoded.mask_features),
+            mask_embeddings=mask_embeddings,
+            pixel_embeddings=decoded.mask_features,
+        )
 
     @abstractmethod
     def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:
         """The same up to the product with pixel embeddings: (L,B,Q,K+1) class logits, (L,B,Q,C) mask embeddings."""
+
+
+def multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
+
+    ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
+    """
+    of_image = mask_embeddings.transpose(0, 1)  # one matrix product for each image, whatever L is
+    products = of_image.flatten(1, 2) @ pixel_embeddings.flatten(2)
+    return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
 
 
 def decoder_options(cfg: CfgNode) -> dict[str, Any]:

@@ -8,8 +8,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from maskformer.structures import MaskPredictions
-
 from ..pixel_decoders import NUM_LEVELS, DecodedFeatures
 from ..transformer import (
     Residual,
@@ -20,7 +18,7 @@ from ..transformer import (
     sine_position_embedding,
 )
 from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options
-from .standard import MLP, input_projection, multiply
+from .standard import MLP, input_projection
 
 
 class SelfAttentionBlock(Residual):
@@ -153,16 +151,6 @@ class MultiScaleMaskedTransformerDecoder(QueryDecoder):
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
         """Read ``MODEL.MASK_FORMER`` and the widths of ``MODEL.SEM_SEG_HEAD``."""
         return {**decoder_options(cfg), "in_channels": in_channels}
-
-    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
-        """See ``QueryDecoder.forward``; every layer with deep supervision alone."""
-        class_logits, mask_embeddings = self.predict_embeddings(feature, decoded)
-        return MaskPredictions(
-            class_logits=class_logits,
-            mask_logits=multiply(mask_embeddings, decoded.mask_features),
-            mask_embeddings=mask_embeddings,
-            pixel_embeddings=decoded.mask_features,
-        )
 
     def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See ``QueryDecoder.predict_embeddings``; queries attend to ``decoded.levels``, not to the one feature."""

@@ -11,8 +11,6 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.structures import MaskPredictions
-
 from ..pixel_decoders import DecodedFeatures
 from ..transformer import (
     TransformerDecoder,
@@ -20,7 +18,7 @@ from ..transformer import (
     initialise_matrices,
     sine_position_embedding,
 )
-from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options
+from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options, multiply
 
 
 @QUERY_DECODER_REGISTRY.register()
@@ -94,16 +92,6 @@ class StandardTransformerDecoder(QueryDecoder):
             "num_encoder_layers": cfg.MODEL.MASK_FORMER.ENC_LAYERS,
         }
 
-    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> MaskPredictions:
-        """See ``QueryDecoder.forward``; every layer with deep supervision alone."""
-        class_logits, mask_embeddings = self.predict_embeddings(feature, decoded)
-        return MaskPredictions(
-            class_logits=class_logits,
-            mask_logits=multiply(mask_embeddings, decoded.mask_features),
-            mask_embeddings=mask_embeddings,
-            pixel_embeddings=decoded.mask_features,
-        )
-
     def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """See ``QueryDecoder.predict_embeddings``."""
         assert self.class_embed is not None
@@ -126,16 +114,6 @@ class StandardTransformerDecoder(QueryDecoder):
 
 
 MaskFormerPredictor = StandardTransformerDecoder  # the name of earlier versions
-
-
-def multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
-    """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
-
-    ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
-    """
-    of_image = mask_embeddings.transpose(0, 1)  # one matrix product for each image, whatever L is
-    products = of_image.flatten(1, 2) @ pixel_embeddings.flatten(2)
-    return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
 
 
 def input_projection(in_channels: int, dim: int, enforce: bool) -> nn.Module:
