@@ -151,8 +151,8 @@ def choose_attended_feature(
     if name not in channels:
         raise InputError(
             f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected one of: {', '.join(channels)}. "
-            f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder, {_LEVELS!r} "
-            "needs MSDeformAttnPixelDecoder.)"
+            f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder or "
+            f"MSDeformAttnPixelDecoder, {_LEVELS!r} the latter.)"
         )
     return name, channels[name]
 
