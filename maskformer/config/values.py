@@ -101,7 +101,8 @@ _REGISTRIES = {
 _DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
 _OF_POINTS = """MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
         MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO"""
-_MASKED, _MULTI_SCALE = "MultiScaleMaskedTransformerDecoder", "MSDeformAttnPixelDecoder"
+_STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
+_MULTI_SCALE = "MSDeformAttnPixelDecoder"
 _WRITERS = {"tensorboard", "wandb", "mlflow"}
 # Whole values: key, what is expected, and the check of the value in its configuration.
 _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
@@ -152,8 +153,8 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
     (
         "MODEL.MASK_FORMER.DEC_LAYERS",
-        f"2 or more with {_MASKED}, which has one layer less",
-        lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != _MASKED,
+        f"2 or more with {MASKED}, which has one layer less",
+        lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != MASKED,
     ),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
@@ -205,7 +206,6 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     ),
 ]
 
-_STANDARD, MASKED = "StandardTransformerDecoder", "MultiScaleMaskedTransformerDecoder"
 _OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.

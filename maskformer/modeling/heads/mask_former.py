@@ -152,7 +152,7 @@ def choose_attended_feature(
         raise InputError(
             f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE is {name!r}, expected one of: {', '.join(channels)}. "
             f"({_ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME TransformerEncoderPixelDecoder or "
-            f"MSDeformAttnPixelDecoder, {_LEVELS!r} the latter.)"
+            f"MSDeformAttnPixelDecoder, {_LEVELS!r} needs MSDeformAttnPixelDecoder.)"
         )
     return name, channels[name]
 

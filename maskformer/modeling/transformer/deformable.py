@@ -74,8 +74,9 @@ class MultiScaleDeformableAttention(nn.Module):
         values = self.value_proj(cells).unflatten(-1, (num_heads, -1))
         offsets = self.sampling_offsets(queries).unflatten(-1, (num_heads, num_levels, num_points, 2))
         weights = self.attention_weights(queries).unflatten(-1, (num_heads, num_levels * num_points)).softmax(-1)
-        lengths = torch.tensor([(columns, rows) for rows, columns in sizes], device=cells.device)
-        locations = references[:, None, None, None] + offsets / lengths[:, None].to(offsets.dtype)
+        # Filled on the device: a tensor of numbers would be copied to it, and waited for, in each layer.
+        lengths = torch.stack([offsets.new_full((), side) for rows, columns in sizes for side in (columns, rows)])
+        locations = references[:, None, None, None] + offsets / lengths.view(-1, 1, 2)
         return self.output_proj(sample_values(values, sizes, locations, weights.unflatten(-1, (num_levels, -1))))
 
 
