@@ -326,6 +326,16 @@ class OwnDataset:
         return 255 if num_classes <= 255 else 65535
 
 
+def multiply(mask_embeddings: Tensor, pixel_embeddings: Tensor) -> Tensor:
+    """Products of (L,B,Q,C) with (B,C,h,w), summed over C: (L,B,Q,h,w).
+
+    ``torch.einsum`` would do the same with a view of a non-contiguous tensor, which some accelerators refuse.
+    """
+    of_image = mask_embeddings.transpose(0, 1)  # one matrix product for each image, whatever L is
+    products = of_image.flatten(1, 2) @ pixel_embeddings.flatten(2)
+    return products.unflatten(2, pixel_embeddings.shape[2:]).unflatten(1, of_image.shape[1:3]).transpose(0, 1)
+
+
 @dataclass(frozen=True)
 class MaskPredictions:
     """What the network says, one entry a supervised decoder layer; the last layer is the answer.
@@ -341,6 +351,14 @@ class MaskPredictions:
     mask_logits: Tensor
     mask_embeddings: Tensor | None = None
     pixel_embeddings: Tensor | None = None
+
+    @classmethod
+    def from_embeddings(
+        cls, class_logits: Tensor, mask_embeddings: Tensor, pixel_embeddings: Tensor
+    ) -> MaskPredictions:
+        """Predictions whose masks are ``multiply``'s; shapes as above."""
+        mask_logits = multiply(mask_embeddings, pixel_embeddings)
+        return cls(class_logits, mask_logits, mask_embeddings, pixel_embeddings)
 
     @property
     def final(self) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,9 @@ def test_masks_of_pairs_are_those_of_all_with_their_gradients():
     images, of_image = torch.tensor([[0, 0], [2, 2], [2, 2]]), [1, 0, 2]
     weights = torch.randn(3, 2, 6, 7, dtype=torch.float64)
     results = []
-    for predictions in (MaskPredictions(class_logits, masks), MaskPredictions(class_logits, masks, embeddings, pixels)):
+    products = MaskPredictions.from_embeddings(class_logits, embeddings, pixels)
+    torch.testing.assert_close(products.mask_logits, masks, rtol=1e-12, atol=1e-12)
+    for predictions in (MaskPredictions(class_logits, masks), products):
         picked = predictions.masks_of_pairs(layers, images, queries, of_image)
         gradients = torch.autograd.grad((picked * weights).sum(), (embeddings, pixels), retain_graph=True)
         results.append((picked, *gradients))

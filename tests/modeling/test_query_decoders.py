@@ -13,7 +13,7 @@ from maskformer.modeling import MultiScaleMaskedTransformerDecoder, StandardTran
 from maskformer.modeling.pixel_decoders import DecodedFeatures
 from maskformer.modeling.query_decoders import build_query_decoder, masked
 from maskformer.modeling.query_decoders.masked import may_attend
-from maskformer.structures import InputError
+from maskformer.structures import InputError, multiply
 
 
 class TestStandard(QueryDecoderTests):
@@ -53,10 +53,11 @@ def test_where_queries_look_is_the_definition_on_grids_that_do_not_divide_each_o
     levels = [torch.randn(2, 8, *size).double() for size in ((3, 2), (3, 5), (7, 9))]
     allowed: list[torch.Tensor] = []
     monkeypatch.setattr(masked, "may_attend", lambda logits: allowed.append(may_attend(logits)) or allowed[-1])
-    predictions = decoder(feature.double(), DecodedFeatures(decoded.finest.double(), projection, levels))
+    decoded = DecodedFeatures(decoded.finest.double(), projection, levels)
+    mask_logits = multiply(decoder(feature.double(), decoded)[1], decoded.mask_features)
     for layer, found in enumerate(allowed):
         size = levels[layer % 3].shape[2:]
-        forbidden = definitions.open_forbidden_rows(definitions.forbidden_cells(predictions.mask_logits[layer], size))
+        forbidden = definitions.open_forbidden_rows(definitions.forbidden_cells(mask_logits[layer], size))
         assert torch.equal(found, ~forbidden) and forbidden.any()
     assert len(allowed) == 4
 
@@ -75,7 +76,7 @@ def with_masks(decoder: MultiScaleMaskedTransformerDecoder, left: float, right: 
 
 
 def classes_of(decoder: MultiScaleMaskedTransformerDecoder, decoded: DecodedFeatures) -> torch.Tensor:
-    return decoder.eval()(decoded.levels[0], decoded).class_logits
+    return decoder.eval()(decoded.levels[0], decoded)[0]
 
 
 @torch.no_grad()
@@ -121,9 +122,8 @@ def test_permuting_queries_permutes_the_predictions():
     order = torch.randperm(7)
     for embedding in (decoder.query_feat, decoder.query_embed):
         embedding.weight.copy_(embedding.weight[order])
-    after = decoder(*inputs)
-    torch.testing.assert_close(after.class_logits, before.class_logits[:, :, order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(after.mask_logits, before.mask_logits[:, :, order], rtol=1e-4, atol=1e-5)
+    for one, other in zip(decoder(*inputs), before, strict=True):
+        torch.testing.assert_close(one, other[:, :, order], rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_is_chosen_by_its_name_and_an_unknown_name_is_refused_with_those_there_are():

@@ -60,7 +60,9 @@ class MaskFormerHead(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> MaskPredictions:
         """Predict from backbone features, name -> (B, channels, rows, columns)."""
         decoded = self.pixel_decoder(features)
-        return self.predictor(pick_attended_feature(self.transformer_in_feature, features, decoded), decoded)
+        feature = pick_attended_feature(self.transformer_in_feature, features, decoded)
+        class_logits, mask_embeddings = self.predictor(feature, decoded)
+        return MaskPredictions.from_embeddings(class_logits, mask_embeddings, decoded.mask_features)
 
     def predict(
         self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
@@ -78,7 +80,7 @@ class MaskFormerHead(nn.Module):
         decoded = self.pixel_decoder.decode(features)
         feature = pick_attended_feature(self.transformer_in_feature, attended, decoded)
         del attended
-        class_logits, mask_embeddings = self.predictor.predict_embeddings(feature, decoded)
+        class_logits, mask_embeddings = self.predictor(feature, decoded)
         predictions = []
         for image, (image_classes, image_embeddings) in enumerate(zip(class_logits[-1], mask_embeddings[-1])):
             if select is not None:

@@ -152,8 +152,8 @@ class MultiScaleMaskedTransformerDecoder(QueryDecoder):
         """Read ``MODEL.MASK_FORMER`` and the widths of ``MODEL.SEM_SEG_HEAD``."""
         return {**decoder_options(cfg), "in_channels": in_channels}
 
-    def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See ``QueryDecoder.predict_embeddings``; queries attend to ``decoded.levels``, not to the one feature."""
+    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See ``QueryDecoder.forward``; queries attend to ``decoded.levels``, not to the one feature."""
         keys, values = zip(*(self._project(index, level) for index, level in enumerate(decoded.levels)))
         pixels = [decoded.resized_mask_features(level.shape[2:]).flatten(2) for level in decoded.levels]
         position = self.query_embed.weight

@@ -11,6 +11,8 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskformer.structures import multiply
+
 from ..pixel_decoders import DecodedFeatures
 from ..transformer import (
     TransformerDecoder,
@@ -18,7 +20,7 @@ from ..transformer import (
     initialise_matrices,
     sine_position_embedding,
 )
-from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options, multiply
+from .base import QUERY_DECODER_REGISTRY, QueryDecoder, decoder_options
 
 
 @QUERY_DECODER_REGISTRY.register()
@@ -92,8 +94,8 @@ class StandardTransformerDecoder(QueryDecoder):
             "num_encoder_layers": cfg.MODEL.MASK_FORMER.ENC_LAYERS,
         }
 
-    def predict_embeddings(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """See ``QueryDecoder.predict_embeddings``."""
+    def forward(self, feature: Tensor, decoded: DecodedFeatures) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """See ``QueryDecoder.forward``."""
         assert self.class_embed is not None
         queries = self._decode(feature)
         return self.class_embed(queries), self.mask_embed(queries)
