@@ -21,6 +21,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
+    cfg.MODEL.EOMT = _eomt_keys()
     cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
     # and code in the same OUTPUT_DIR; False: all images are measured.
@@ -66,8 +67,15 @@ def _add_solver_keys(node: CfgNode) -> None:
     node.OPTIMIZER = "ADAMW"
     # Weight decay of embeddings (queries); normalisation layers have SOLVER.WEIGHT_DECAY_NORM.
     node.WEIGHT_DECAY_EMBED = 0.0
-    # The backbone learns at BASE_LR times this.
+    # The backbone learns at BASE_LR times this,
     node.BACKBONE_MULTIPLIER = 0.1
+    # and each of its blocks, from the last to the first, at this times the rate of the block after it, 0 < . <= 1; as
+    # many of the last ones as the second key says keep their rate. Embeddings are of the first block.
+    node.LAYER_DECAY = 1.0
+    node.LAYER_DECAY_SPARED = 0
+    # LR_SCHEDULER_NAME "TwoStageWarmupPolyLR": iterations in which all but the backbone warms up, and after that the
+    # backbone, from 0; WARMUP_ITERS and WARMUP_FACTOR are not read then.
+    node.WARMUP_STAGES = (500, 1000)
     # With AMP.ENABLED, what products are computed in: "float16" (with loss scaling), "bfloat16", or "auto": bfloat16
     # where the device has it, else float16.
     node.AMP.PRECISION = "auto"
@@ -179,6 +187,30 @@ def _swin_keys() -> CfgNode:
     node.PATCH_NORM = True  # normalise embedded patches
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # which stages' outputs are features
     node.USE_CHECKPOINT = False  # in training, compute activations twice instead of keeping them: less memory
+    return node
+
+
+def _eomt_keys() -> CfgNode:
+    node = CfgNode()  # of META_ARCHITECTURE EoMT; queries, losses and results have the keys of MASK_FORMER
+    # The plain vision transformer.
+    node.IMAGE_SIZE = 640  # side in pixels of the square that its position table is for; other sizes resample it
+    node.PATCH_SIZE = 16  # pixels along a patch's side
+    node.EMBED_DIM = 384  # D
+    node.DEPTH = 12  # blocks
+    node.NUM_HEADS = 6  # attention heads of each block; divides EMBED_DIM
+    node.NUM_REGISTERS = 4  # tokens that stand for no patch, besides the class token
+    node.SWIGLU = False  # gated feed-forward networks: DINOv2's g
+    node.ROTARY = False  # DINOv3's blocks: positions turn queries and keys, which have no bias; no position table
+    # Queries.
+    node.NUM_BLOCKS = 3  # how many of the last blocks they go through
+    node.MASKED_ATTENTION = True  # in training they attend to patches within their own masks
+    # Each of those blocks, the first first, gives that up between these iterations: as many of both as blocks, or [],
+    # and it is never given up.
+    node.ANNEALING_STARTS = []
+    node.ANNEALING_ENDS = []
+    # Released weights of DINOv3 are differences: the file or folder of the backbone that they are added to; "":
+    # MODEL.WEIGHTS are whole.
+    node.DELTA_BASE = ""
     return node
 
 
