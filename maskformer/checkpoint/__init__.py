@@ -1,8 +1,8 @@
 """Weights in and out: safe loading, and the one place that knows other people's parameter names.
 
 ``reading`` opens files without running anything in them: ``unpickling`` reads pickles as data, and ``stored`` makes
-arrays and tensors of it; ``layouts`` know a source by its names; ``fitting`` completes and resamples weights for a model;
-``checkpointer`` puts them into it.
+arrays and tensors of it; ``layouts`` know a source by its names; ``fitting`` completes and resamples weights, and
+``checkpointer`` puts them into a model.
 """
 
 from maskformer.files import CheckpointWriteError, remove_partial_files

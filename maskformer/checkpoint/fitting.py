@@ -35,7 +35,7 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
 
     Args:
         conversion: the weights.
-        model: of any architecture; its ``delta_base`` is what ``MODEL.EOMT.DELTA_BASE`` says. None: it is not known, and
+        model: of any architecture; its ``delta_base`` is what ``MODEL.EOMT.DELTA_BASE`` says. None: not known, and
             nothing is resampled.
         source: of the weights, for messages.
 
@@ -104,9 +104,10 @@ def _add_base(state: StateDict, base_path: str, source: str) -> StateDict:
     base = _read_base(base_path)
     ours = {name: tensor for name, tensor in state.items() if name.startswith(VIT)}
     _check_alike(ours, base, source, base_path)
-    sizes = [sum(float(values.float().square().sum()) for values in tensors) for tensors in (
-        ours.values(), (tensor.float() - base[name].float() for name, tensor in ours.items())
-    )]
+    sizes = [
+        sum(float(values.float().square().sum()) for values in tensors)
+        for tensors in (ours.values(), (tensor.float() - base[name].float() for name, tensor in ours.items()))
+    ]
     if sizes[1] <= sizes[0]:
         raise InputError(
             f"{_KEY} is {base_path}, but weights {source} are whole: they are nearer to that backbone than to 0, which "

@@ -69,18 +69,14 @@ def to_hugging_face_eomt(state: StateDict) -> tuple[StateDict, list[str]]:
 
 _ORIGINAL_MARKS = (r"network\.q\.weight$", r"network\.encoder\.backbone\.")
 _HUGGING_FACE_MARKS = (r"query\.weight$", r"upscale_block\.block\.", r"class_predictor\.")
-EOMT = Layout(
-    name="EoMT (this package or the original)", marks=_ORIGINAL_MARKS, convert=_convert_original
-)
+EOMT = Layout(name="EoMT (this package or the original)", marks=_ORIGINAL_MARKS, convert=_convert_original)
 EOMT_DINOV3 = Layout(
     name="the original EoMT with DINOv3",
     marks=(*_ORIGINAL_MARKS, r"network\.encoder\.backbone\.blocks\.0\.attention\."),
     convert=_convert_original_dinov3,
     may_be_differences=True,
 )
-HUGGING_FACE_EOMT = Layout(
-    name="Hugging Face EoMT", marks=_HUGGING_FACE_MARKS, convert=_convert_hugging_face
-)
+HUGGING_FACE_EOMT = Layout(name="Hugging Face EoMT", marks=_HUGGING_FACE_MARKS, convert=_convert_hugging_face)
 HUGGING_FACE_EOMT_DINOV3 = Layout(
     name="Hugging Face EoMT with DINOv3",
     marks=(*_HUGGING_FACE_MARKS, r"embeddings\.patch_embeddings\.weight$"),
