@@ -6,8 +6,6 @@ import logging
 
 from detectron2.config import CfgNode
 
-from maskformer.structures import InputError
-
 from .hugging_face_keys import EOMT, Values, check, describe, read, require
 
 logger = logging.getLogger(__name__)
@@ -58,12 +56,6 @@ def read_eomt(content: Values, file: str) -> Values:
         InputError: it has a part that is not known here.
     """
     is_dinov3 = content["model_type"] == "eomt_dinov3"
-    for name in ("image_size", "patch_size"):
-        sides = content.get(name)
-        if isinstance(sides, list):
-            if len(set(sides)) != 1:
-                raise InputError(f"{file} says {name} {sides}; models here have only squares.")
-            content = {**content, name: sides[0]}
     numbers = read(content, EOMT)
     needed = {**_THEIRS, "num_upscale_blocks": _num_upscale_blocks(numbers["MODEL.EOMT.PATCH_SIZE"])}
     if is_dinov3:

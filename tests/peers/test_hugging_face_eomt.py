@@ -19,7 +19,7 @@ from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.export.folder import find_model, write_weights
 from maskformer.predictor import load
-from maskformer.structures import InputError
+from maskformer.structures import InputError, Targets
 from maskformer.tools.convert import main as convert
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
@@ -126,7 +126,7 @@ def test_their_program_reads_what_was_converted(peer: nn.Module, folder: Path, t
     ("kind", "sizes"),
     [
         ("eomt", {"use_swiglu_ffn": True, "num_register_tokens": 0}),
-        ("eomt", {"image_size": [64, 64], "patch_size": [8, 8], "num_upscale_blocks": 1, "num_labels": 2}),
+        ("eomt", {"image_size": 64, "patch_size": 8, "num_upscale_blocks": 1, "num_labels": 2}),
         ("eomt_dinov3", {"num_register_tokens": 2, "num_attention_heads": 4, "num_blocks": 4}),
     ],
 )
@@ -188,3 +188,36 @@ def build_ours(peer: nn.Module, kind: str) -> nn.Module:
     ours = build_model(load_config("", [part for pair in keys.items() for part in pair]))
     ours.load_state_dict(convert_weights(peer.state_dict(), "theirs").state)
     return ours.eval()
+
+
+@pytest.mark.parametrize("numbers", [(3, 1), (0, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradients_of_a_seeded_step_are_theirs(kind: str, numbers: tuple[int, int]):
+    torch.manual_seed(4)
+    extras = {"pos_embed_rescale": None} if kind == "eomt_dinov3" else {}
+    peer = draw(build_peer(kind, **extras), [1.0, 0.5]).train()
+    ours = build_ours(peer, kind).train()
+    ours.network.backbone.eval()
+    ours.network.set_masking([1.0, 0.5])
+    pixels = torch.randn(2, 3, 96, 96)
+    targets = [Targets(torch.randint(0, 5, (n,)), torch.rand(n, 96, 96) > 0.6) for n in numbers]
+    torch.manual_seed(5)
+    expected = peer(
+        pixel_values=pixels,
+        mask_labels=[target.masks.float() for target in targets],
+        class_labels=[target.labels for target in targets],
+    ).loss
+    torch.manual_seed(5)
+    losses = ours.criterion(ours.network.predict_layers(pixels), targets)
+    assert len(losses) == 9
+    total = sum(losses.values())
+    torch.testing.assert_close(total, expected.squeeze(), rtol=1e-5, atol=0)
+    expected.backward()
+    total.backward()
+    theirs = {name: parameter.grad for name, parameter in peer.named_parameters() if parameter.grad is not None}
+    ours_of = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    gradients = convert_weights(theirs, "gradients").state
+    assert gradients.keys() == ours_of.keys()
+    for name, gradient in gradients.items():
+        scale = float(gradient.abs().max()) + 1e-2
+        torch.testing.assert_close(ours_of[name] / scale, gradient / scale, rtol=0, atol=1e-4, msg=name)
