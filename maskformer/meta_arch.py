@@ -320,8 +320,7 @@ class EoMT(MaskClassifier):
     Args:
         network: images -> predictions.
         size_divisibility: see ``MaskClassifier``; < 0: the patch size.
-        delta_base: file or folder of the backbone that loaded weights are added to if they are differences; "": they are
-            whole.
+        delta_base: file or folder of the backbone that loaded weights are added to where they are differences.
         **options: see ``MaskClassifier``.
 
     Source: arXiv 2503.19108; see ``modeling.eomt``.

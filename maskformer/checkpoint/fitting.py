@@ -54,11 +54,9 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
             continue
         resampled = resample(state[name], expected[name])
         if resampled is not None:
+            shapes = tuple(state[name].shape), tuple(resampled.shape)
+            logger.info("%s of %s is resampled, from shape %s to %s", name, source, *shapes)
             state = {**state, name: resampled}
-            logger.info(
-                "%s of %s has shape %s and here %s: resampled",
-                name, source, tuple(state[name].shape), tuple(expected[name].shape),
-            )  # fmt: skip
     return state
 
 

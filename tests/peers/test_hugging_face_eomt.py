@@ -15,11 +15,10 @@ from peer_models import shake
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from maskformer.checkpoint import Checkpointer, convert_weights
-from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
-from maskformer.export.folder import find_model, write_weights
+from maskformer.checkpoint import convert_weights
+from maskformer.export.folder import find_model
 from maskformer.predictor import load
-from maskformer.structures import InputError, Targets
+from maskformer.structures import Targets
 from maskformer.tools.convert import main as convert
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")

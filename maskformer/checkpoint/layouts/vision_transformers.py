@@ -48,8 +48,14 @@ def join_blocks(state: StateDict) -> StateDict:
 
     Returns:
         Names of DINOv2 there. Where keys have no bias, the biases of queries and values are apart.
+
+    Raises:
+        InputError: it is a DINOv3 whose keys have a bias.
     """
-    if not any(name.endswith(".k_proj.bias") for name in state):
+    if any(name.endswith(".k_proj.bias") for name in state):
+        if not any("position_embeddings" in name for name in state):
+            raise InputError("These weights are of a DINOv3 whose keys have a bias, which models here have not.")
+    else:
         state = {re.sub(r"\.([qv])_proj\.bias$", r".\1_bias", name): tensor for name, tensor in state.items()}
     joined = join_projections(state, _PARTS, _WHOLE)
     for name in [name for name in joined if _GATE in name]:
@@ -133,8 +139,6 @@ def _complete(state: StateDict) -> StateDict:
 
 def _without_key_bias(state: StateDict) -> StateDict:
     """DINOv3's blocks: the release masks the bias of its keys; some of timm's have none at all, for theirs are 0."""
-    if any(".k_proj." in name for name in state):
-        raise InputError("These weights are of a DINOv3 whose keys have a bias, which models here have not.")
     completed = dict(state)
     for name in [name for name in state if name.endswith(".attn.qkv.weight")]:
         attention = name.removesuffix("qkv.weight")
