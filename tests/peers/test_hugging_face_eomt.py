@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from maskformer.checkpoint import convert_weights
-from maskformer.export.folder import find_model
+from maskformer.export.folder import find_model, write_weights
+from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.predictor import load
-from maskformer.structures import Targets
+from maskformer.structures import InputError, Targets
 from maskformer.tools.convert import main as convert
 
 pytest.importorskip("transformers", reason="a test-only dependency: pip install -e .[test]")
@@ -220,3 +223,113 @@ def test_losses_and_gradients_of_a_seeded_step_are_theirs(kind: str, numbers: tu
     for name, gradient in gradients.items():
         scale = float(gradient.abs().max()) + 1e-2
         torch.testing.assert_close(ours_of[name] / scale, gradient / scale, rtol=0, atol=1e-4, msg=name)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize(
+    ("processor", "keys"),
+    [
+        (
+            {"do_split_image": True, "size": {"shortest_edge": 96, "longest_edge": None}},
+            {
+                "MIN_SIZE_TEST": 96,
+                "MAX_SIZE_TEST": 1_000_000,
+                "SLIDING_WINDOW": (96, 96),
+                "SLIDING_WINDOW_OVERLAP": 0.0,
+            },
+        ),
+        (
+            {"do_pad": True, "size": {"shortest_edge": 96, "longest_edge": 96}},
+            {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 96, "SLIDING_WINDOW": (), "SIZE_DIVISIBILITY": 96},
+        ),
+        ({}, {"MIN_SIZE_TEST": 640, "MAX_SIZE_TEST": 640, "SLIDING_WINDOW": (), "SIZE_DIVISIBILITY": 640}),
+    ],
+)
+def test_windows_and_padding_are_read_and_written(tmp_path: Path, processor: dict[str, Any], keys: dict[str, Any]):
+    from transformers import EomtConfig, EomtImageProcessor
+
+    EomtConfig(**THIN).save_pretrained(tmp_path)
+    write_weights(tmp_path / "model.safetensors", {"x": torch.zeros(1)})
+    written = EomtImageProcessor(**processor)
+    written.save_pretrained(tmp_path)
+    cfg = find_model(tmp_path)
+    seen = {**cfg.INPUT, **cfg.MODEL.MASK_FORMER, **cfg.MODEL.MASK_FORMER.TEST}
+    assert {key: seen[key] for key in keys} == keys
+    described = EomtImageProcessor(**describe_preprocessing(cfg))
+    assert (described.do_split_image, described.do_pad) == (written.do_split_image, not written.do_split_image)
+    assert described.size == written.size
+    np.testing.assert_allclose(described.image_std, written.image_std)
+
+
+# What has no counterpart
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "fact"),
+    [
+        ("eomt", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+        ("eomt", {"layer_norm_eps": 1e-3}, "layer_norm_eps 0.001"),
+        ("eomt", {"patch_size": [16, 16]}, "missing or wrong"),
+        ("eomt", {"id2label": ["a", "b"]}, "missing or wrong"),
+        ("eomt", {"hidden_size": 50}, "MODEL.EOMT.EMBED_DIM"),
+        ("eomt_dinov3", {"hidden_dropout_prob": 0.1}, "hidden_dropout_prob 0.1"),
+        ("eomt_dinov3", {"num_channels": 4}, "num_channels 4"),
+        ("eomt_dinov3", {"num_upscale_blocks": 3}, "num_upscale_blocks 3"),
+        ("eomt_dinov3", {"intermediate_size": 100}, "intermediate_size 100"),
+        ("eomt_dinov3", {"key_bias": True}, "key_bias True"),
+        ("eomt_dinov3", {"use_gated_mlp": True}, "use_gated_mlp True"),
+        ("eomt_dinov3", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}, "rope_parameters"),
+    ],
+)
+def test_description_of_what_is_not_here_is_refused(kind: str, tmp_path: Path, content: dict, fact: str):
+    described = {**build_peer(kind).config.to_dict(), "model_type": kind, **content}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    write_weights(tmp_path / "model.safetensors", {"x": torch.zeros(1)})
+    with pytest.raises(InputError, match=fact):
+        find_model(tmp_path)
+
+
+def test_dinov3_of_their_default_epsilon_is_told_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Their configuration's default is not what DINOv3 was trained with."""
+    monkeypatch.setattr(logging.getLogger("maskformer"), "propagate", True)
+    for epsilon in (1e-5, 1e-6):
+        build_peer("eomt_dinov3", layer_norm_eps=epsilon).save_pretrained(tmp_path / str(epsilon))
+        find_model(tmp_path / str(epsilon))
+        assert ("layer_norm_eps" in caplog.text) == (epsilon != 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("INPUT.FORMAT", "BGR"), ("MODEL.EOMT.SWIGLU", True)],
+)
+def test_model_that_they_have_not_is_refused(tmp_path: Path, key: str, value: Any):
+    build_peer("eomt_dinov3").save_pretrained(tmp_path)
+    cfg = find_model(tmp_path, [key, value])
+    with pytest.raises(InputError, match=rf"{key} is {value!r}.*Hugging Face's EoMT"):
+        describe_model(cfg, None)
+
+
+def test_differences_in_their_layout_are_told_and_added(tmp_path: Path):
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    torch.manual_seed(6)
+    whole = draw(build_peer("eomt_dinov3"))
+    same = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 192}
+    base = shake(DINOv3ViTModel(DINOv3ViTConfig(**same, num_register_tokens=4)))
+    base.save_pretrained(tmp_path / "dinov3")
+    state = {name: value.clone() for name, value in whole.state_dict().items()}
+    for name, value in base.state_dict().items():
+        name = re.sub(r"^norm", "layernorm", re.sub(r"^model\.layer\.", "layers.", name))
+        if "mask_token" not in name:
+            state[name] -= value
+    whole.save_pretrained(tmp_path / "differences", state_dict=state)
+    with pytest.raises(InputError, match=r"MODEL\.EOMT\.DELTA_BASE"):
+        load(tmp_path / "differences", device="cpu")
+    predictor = load(tmp_path / "differences", device="cpu", MODEL__EOMT__DELTA_BASE=str(tmp_path / "dinov3"))
+    assert_same_answers(whole, predictor.model)
+    predictor.save_pretrained(tmp_path / "ours")  # whole: it needs no backbone beside it
+    assert_same_answers(whole, load(tmp_path / "ours", device="cpu").model)
