@@ -43,7 +43,7 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
         All weights, by our names.
 
     Raises:
-        InputError: they are differences and the backbone is missing or another's, or they are not and it is named.
+        InputError: they are differences, and the backbone that they are added to is not named, or is another's.
     """
     state = conversion.state
     if conversion.layout.may_be_differences:
@@ -102,16 +102,19 @@ def _add_base(state: StateDict, base_path: str, source: str) -> StateDict:
     base = _read_base(base_path)
     ours = {name: tensor for name, tensor in state.items() if name.startswith(VIT)}
     _check_alike(ours, base, source, base_path)
-    sizes = [
-        sum(float(values.float().square().sum()) for values in tensors)
-        for tensors in (ours.values(), (tensor.float() - base[name].float() for name, tensor in ours.items()))
-    ]
-    if sizes[1] <= sizes[0]:
-        raise InputError(
-            f"{_KEY} is {base_path}, but weights {source} are whole: they are nearer to that backbone than to 0, which "
-            f"differences are near to. Set {_KEY} to ''."
-        )
+    to_zero = sum(_square_sum(tensor) for tensor in ours.values())
+    to_base = sum(_square_sum(tensor.float() - base[name].float()) for name, tensor in ours.items())
+    if to_base < to_zero:
+        logger.warning(
+            "%s is %s, but weights %s are whole: they are nearer to that backbone than to 0, so it is not added",
+            _KEY, base_path, source,
+        )  # fmt: skip
+        return state
     return {**state, **{name: base[name].float() + tensor.float() for name, tensor in ours.items()}}
+
+
+def _square_sum(tensor: Tensor) -> float:
+    return float(tensor.float().square().sum())
 
 
 def _are_differences(state: StateDict) -> bool:

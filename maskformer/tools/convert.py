@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -74,9 +75,9 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         f"{conversion.renamed} of them renamed"
     ]
     classes = Classes.from_plain(content.get("classes"), path)
-    model = None if cfg is None else build_model(cfg)
+    model: Any = None if cfg is None else build_model(cfg)
     state = fit_to_model(conversion, model, path)
-    if model is not None:
+    if cfg is not None:
         know_classes(model, cfg)
         Checkpointer(model).load(path)
         expected, given = model.state_dict().keys(), state.keys()
@@ -89,7 +90,7 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
             f"Missing, which the model has and the file has not: {_summary(expected - given)}",
             f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
         ]
-    if to == "detectron2" or model is None:
+    if to == "detectron2" or cfg is None:
         write_weights(out, state, classes)
     else:
         bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.modeling import build_model
-from reference_cases import CONFIGS
+from reference_cases import reference_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +21,6 @@ from maskformer.modeling.backbones.vit import resample_positions
 from maskformer.structures import InputError
 from maskformer.tools.convert import main as convert
 
-R50 = str(CONFIGS / "ade20k-150" / "maskformer_R50_bs16_160k.yaml")
 VIT = "network.encoder.backbone."
 THIN = {"EMBED_DIM": 24, "DEPTH": 2, "NUM_HEADS": 2, "NUM_BLOCKS": 1, "IMAGE_SIZE": 64}
 
@@ -72,7 +71,6 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     differences = {**whole, **{name: 0.1 * (whole[name] - tensor) for name, tensor in base.items()}}
     torch.save({"state_dict": as_released(differences)}, folder / "pytorch_model.bin")
     torch.save({name.removeprefix(VIT): tensor for name, tensor in base.items()}, folder / "vit.pth")
-    torch.save(as_released(whole), folder / "whole.bin")
     return {
         "folder": folder,
         "base": str(folder / "vit.pth"),
@@ -83,6 +81,13 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def assert_holds(model: nn.Module, expected: dict[str, Tensor]) -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(logging.getLogger("maskformer"), "propagate", True)
+    caplog.set_level(logging.INFO, "maskformer")
+    return caplog
 
 
 # Differences
@@ -117,10 +122,19 @@ def test_a_new_training_adds_them_once(dinov3: dict[str, Any], tmp_path: Path):
         assert_holds(again, model.state_dict())
 
 
-def test_whole_weights_by_the_originals_names_need_no_backbone(dinov3: dict[str, Any]):
-    model = build(ROTARY=True)
-    Checkpointer(model).load(str(dinov3["folder"] / "whole.bin"))
-    assert_holds(model, drawn(build(ROTARY=True), seed=0))
+@pytest.mark.parametrize("is_named", [False, True])
+def test_whole_weights_by_the_originals_names_have_no_backbone_added(
+    dinov3: dict[str, Any], tmp_path: Path, log: pytest.LogCaptureFixture, is_named: bool
+):
+    """What somebody trained with the original from that backbone."""
+    base = torch.load(dinov3["base"])
+    whole = {**dinov3["sum"], **{VIT + name: 0.7 * value + 0.1 for name, value in base.items()}}
+    torch.save(as_released(whole), tmp_path / "whole.bin")
+    model = build(ROTARY=True, DELTA_BASE=dinov3["base"] if is_named else "")
+    Checkpointer(model).load(str(tmp_path / "whole.bin"))
+    assert_holds(model, whole)
+    said = [record.getMessage() for record in log.records if "DELTA_BASE" in record.getMessage()]
+    assert len(said) == is_named and all("whole.bin" in message for message in said)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,6 @@ def test_whole_weights_by_the_originals_names_need_no_backbone(dinov3: dict[str,
         ("pytorch_model.bin", "wide.pth", ["wide.pth", r"48\)", r"24\)", "pytorch_model.bin"]),
         ("pytorch_model.bin", "shallow.pth", ["shallow.pth", "missing", "blocks.1"]),
         ("pytorch_model.bin", "pytorch_model.bin", ["DELTA_BASE is .*pytorch_model.bin", "differences"]),
-        ("whole_like_base.bin", "vit.pth", ["whole_like_base.bin are whole", "DELTA_BASE to ''"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_added_is_refused(dinov3: dict[str, Any], tmp_path: Path, weights: str, base: str, facts: list):
@@ -145,10 +158,6 @@ def test_what_cannot_be_added_is_refused(dinov3: dict[str, Any], tmp_path: Path,
         torch.save(
             {key.removeprefix(VIT): value for key, value in state.items() if VIT in key}, tmp_path / f"{name}.pth"
         )
-    near = {name: value + 0.01 * torch.randn_like(value) for name, value in dinov3["sum"].items()}
-    of_base = torch.load(dinov3["base"])
-    near |= {VIT + name: 0.9 * value for name, value in of_base.items()}
-    torch.save(as_released(near), tmp_path / "whole_like_base.bin")
     places = {path.name: path for folder in (tmp_path, dinov3["folder"]) for path in folder.iterdir()}
     model = build(ROTARY=True, DELTA_BASE=str(places.get(base, tmp_path / base)) if base else "")
     with pytest.raises(InputError) as raised:
@@ -197,18 +206,14 @@ def test_kernels_of_other_channels_are_not_resampled():
     assert resample_patches(torch.ones(4, 3, 14, 14), torch.ones(4, 1, 16, 16)) is None
 
 
-def test_weights_of_another_size_are_resampled_and_that_is_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(logging.getLogger("maskformer"), "propagate", True)
-    caplog.set_level(logging.INFO, "maskformer")
+def test_weights_of_another_size_are_resampled_and_that_is_said(tmp_path: Path, log: pytest.LogCaptureFixture):
     state = drawn(build(IMAGE_SIZE=112, PATCH_SIZE=16), seed=0)
     torch.save(state, tmp_path / "112.pth")
     model = build()
     Checkpointer(model).load(str(tmp_path / "112.pth"))
     expected = resample_positions(state[VIT + "pos_embed"], (7, 7), (4, 4))
     assert_holds(model, {**state, VIT + "pos_embed": expected})
-    said = [record.getMessage() for record in caplog.records if "resampled" in record.getMessage()]
+    said = [record.getMessage() for record in log.records if "resampled" in record.getMessage()]
     assert len(said) == 1 and "(1, 49, 24)" in said[0] and "(1, 16, 24)" in said[0] and "112.pth" in said[0]
 
 
@@ -228,7 +233,7 @@ def test_what_is_no_other_size_is_another_shape(tmp_path: Path, name: str, shape
 
 def test_mask_former_and_eomt_have_nothing_for_each_other(tmp_path: Path):
     eomt = build()
-    mask_former = build_model(load_config(R50, ["MODEL.DEVICE", "cpu"]))
+    mask_former = build_model(reference_config("base"))
     torch.save(eomt.state_dict(), tmp_path / "eomt.pth")
     torch.save(mask_former.state_dict(), tmp_path / "mask_former.pth")
     for model, other in ((eomt, "mask_former"), (mask_former, "eomt")):
