@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 _KEY = "MODEL.EOMT.DELTA_BASE"
 _TABLE, _PATCHES = VIT + "pos_embed", VIT + "patch_embed.proj.weight"
+_Q_BIAS = VIT + "blocks.0.attn.q_bias"  # of DINOv3's blocks alone
 _NORM = re.compile(re.escape(VIT) + r"(?:.*\.)?norm\d?\.weight")
 _LEAST_POSITIVE = 0.75  # the share of positive factors in the norms of a whole backbone; of a difference about half are
 
@@ -43,12 +44,15 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
         All weights, by our names.
 
     Raises:
-        InputError: they are differences, and the backbone that they are added to is not named, or is another's.
+        InputError: they are differences, and the backbone that they are added to is not named, or is another's; or they
+            are DINOv3's and the model has DINOv2's blocks, or the other way round.
     """
     state = conversion.state
     if conversion.layout.may_be_differences:
         state = _add_base(state, getattr(model, "delta_base", ""), source)
     expected = {} if model is None else model.state_dict()
+    if VIT + "cls_token" in state.keys() & expected.keys():
+        _check_kind(_Q_BIAS in state, _Q_BIAS in expected, source)
     for name, resample in ((_TABLE, _resample_table), (_PATCHES, resample_patches)):
         if name not in state or name not in expected or state[name].shape == expected[name].shape:
             continue
@@ -58,6 +62,14 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
             logger.info("%s of %s is resampled, from shape %s to %s", name, source, *shapes)
             state = {**state, name: resampled}
     return state
+
+
+def _check_kind(is_dinov3: bool, needs_dinov3: bool, source: str) -> None:
+    if is_dinov3 != needs_dinov3:
+        raise InputError(
+            f"Weights {source} are of a vision transformer {'with' if is_dinov3 else 'without'} DINOv3's blocks, but "
+            f"MODEL.EOMT.ROTARY is {needs_dinov3}: set it to {is_dinov3}, or MODEL.WEIGHTS to other weights."
+        )
 
 
 def _resample_table(table: Tensor, like: Tensor) -> Tensor | None:
@@ -131,7 +143,7 @@ def _read_base(path: str) -> StateDict:
         raise InputError(f"{_KEY} is {path}, which does not exist; expected the file or folder of a DINOv3 backbone.")
     conversion = convert_weights(read_weights(file)["model"], file)
     base = {name: tensor for name, tensor in conversion.state.items() if name.startswith(VIT)}
-    if f"{VIT}blocks.0.attn.q_bias" not in base or _TABLE in base:
+    if _Q_BIAS not in base or _TABLE in base:
         raise InputError(f"{_KEY} is {path}, which holds weights of {conversion.layout.name} and no DINOv3 backbone.")
     if conversion.layout.may_be_differences and _are_differences(base):
         raise InputError(f"{_KEY} is {path}, which holds differences itself; expected DINOv3's own weights.")

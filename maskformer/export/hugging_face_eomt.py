@@ -23,9 +23,9 @@ _DINOV3 = {
     **dict.fromkeys(("query_bias", "value_bias", "proj_bias", "mlp_bias"), True),
     **dict.fromkeys(("key_bias", "use_gated_mlp"), False),
     "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"},
-    "pos_embed_rescale": 2.0,
-    **dict.fromkeys(("pos_embed_shift", "pos_embed_jitter")),
 }
+# In training alone, coordinates of patches are scaled at random; a folder of theirs may say otherwise.
+_DINOV3_TRAINING = {"pos_embed_rescale": 2.0, "pos_embed_shift": None, "pos_embed_jitter": None}
 
 
 def describe_eomt(cfg: CfgNode) -> Values:
@@ -46,7 +46,8 @@ def describe_eomt(cfg: CfgNode) -> Values:
     if not is_dinov3:
         return {**content, "use_swiglu_ffn": cfg.MODEL.EOMT.SWIGLU, **_DINOV2}
     width = 4 * cfg.MODEL.EOMT.EMBED_DIM
-    return {**content, "intermediate_size": width, "layer_norm_eps": _DINOV3_EPSILON, **_DINOV3}
+    content |= {"intermediate_size": width, "layer_norm_eps": _DINOV3_EPSILON}
+    return {**content, **_DINOV3, **_DINOV3_TRAINING}
 
 
 def read_eomt(content: Values, file: str) -> Values:

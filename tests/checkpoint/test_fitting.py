@@ -242,6 +242,17 @@ def test_mask_former_and_eomt_have_nothing_for_each_other(tmp_path: Path):
                 Checkpointer(model, fine_tuning=fine_tuning).load(str(tmp_path / f"{other}.pth"))
 
 
+@pytest.mark.parametrize("is_rotary", [True, False])
+def test_blocks_of_the_other_dino_name_their_key(tmp_path: Path, is_rotary: bool):
+    """Most names and shapes agree."""
+    state = build(ROTARY=is_rotary).state_dict()
+    backbone = {name.removeprefix(VIT): value for name, value in state.items() if name.startswith(VIT)}
+    for weights in (state, backbone):
+        torch.save(weights, tmp_path / "model.pth")
+        with pytest.raises(InputError, match=rf"model\.pth.*MODEL\.EOMT\.ROTARY is {not is_rotary}"):
+            Checkpointer(build(ROTARY=not is_rotary)).load(str(tmp_path / "model.pth"))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("MODEL.EOMT.NUM_REGISTERS", 2), ("MODEL.EOMT.NUM_BLOCKS", 2), ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 7),

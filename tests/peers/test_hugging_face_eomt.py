@@ -184,8 +184,7 @@ def build_ours(peer: nn.Module, kind: str) -> nn.Module:
     from maskformer.config import load_config
     from maskformer.export.hugging_face_eomt import read_eomt
 
-    content = {**peer.config.to_dict(), "model_type": kind}
-    keys = {**read_eomt({**content, **({"pos_embed_rescale": 2.0} if kind == "eomt_dinov3" else {})}, "memory")}
+    keys = read_eomt({**peer.config.to_dict(), "model_type": kind}, "memory")
     keys |= {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": peer.config.num_labels, "MODEL.DEVICE": "cpu"}
     ours = build_model(load_config("", [part for pair in keys.items() for part in pair]))
     ours.load_state_dict(convert_weights(peer.state_dict(), "theirs").state)
