@@ -331,4 +331,5 @@ def test_differences_in_their_layout_are_told_and_added(tmp_path: Path):
     predictor = load(tmp_path / "differences", device="cpu", MODEL__EOMT__DELTA_BASE=str(tmp_path / "dinov3"))
     assert_same_answers(whole, predictor.model)
     predictor.save_pretrained(tmp_path / "ours")  # whole: it needs no backbone beside it
+    assert find_model(tmp_path / "ours").MODEL.EOMT.DELTA_BASE == ""
     assert_same_answers(whole, load(tmp_path / "ours", device="cpu").model)
