@@ -15,7 +15,6 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage, has_event_storage
 from detectron2.utils.logger import setup_logger
@@ -39,10 +38,11 @@ from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWat
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.trackers import TRACKERS, Tracker, check_installed
 from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
-from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
+from .optimizer import build_optimizer
 from .pictures import ValidationPictures
 from .run_report import RunReport, conclude, flatten, say_data_and_model, show_scores
 from .run_state import ResumableWriter, RunState
+from .schedule import build_lr_scheduler, configured_schedule, go_on_as_configured
 from .step import build_step_trainer
 from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
 
@@ -105,7 +105,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """The schedule that SOLVER.LR_SCHEDULER_NAME names: WarmupPolyLR, or one of Detectron2's."""
+        """See ``maskformer.engine.schedule``."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
