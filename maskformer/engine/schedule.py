@@ -51,8 +51,10 @@ class TwoStageWarmupPolyLR(LRScheduler):
     def _factor(self, start: int, length: int) -> float:
         """0 before ``start``, 1 so many iterations later, 0 at the end."""
         iteration, peak = self.last_epoch, start + length
+        if iteration < start:
+            return 0.0
         if iteration < peak:
-            return max(iteration - start, 0) / length
+            return (iteration - start) / length
         return max(1 - (iteration - peak) / (self.max_iters - peak), 0.0) ** self.power
 
 

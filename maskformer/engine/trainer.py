@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, hooks as detectron2_hooks
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm
@@ -34,7 +34,7 @@ from maskformer.structures import SCREEN, InputError
 
 from .accelerator import Accelerator, with_device
 from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
-from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
+from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch, LRScheduler
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.trackers import TRACKERS, Tracker, check_installed
 from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
@@ -248,6 +248,8 @@ class Trainer(DefaultTrainer):
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
                 hooks += self._save_and_evaluate()
+            elif isinstance(hook, detectron2_hooks.LRScheduler):
+                hooks.append(LRScheduler())
             elif not isinstance(hook, PeriodicCheckpointer):
                 hooks.append(hook)
         if self.cfg.LOG.TCAPPDLL_LINES and comm.is_main_process():
