@@ -33,6 +33,7 @@ from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import SCREEN, InputError
 
 from .accelerator import Accelerator, with_device
+from .hooks.annealing import build_annealing
 from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
 from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch, LRScheduler
 from .hooks.saving import BestCheckpoint, SavingHook
@@ -242,6 +243,7 @@ class Trainer(DefaultTrainer):
         hooks: list[HookBase | None] = [
             AcceleratorHook(self.accelerator, images_per_step=solver.IMS_PER_BATCH),
             LossWatch(self.optimizer, max_iter=solver.MAX_ITER),
+            build_annealing(self.cfg, self.checkpointer.model),
             self.average,
             BadImageReport(loader) if skips else None,
         ]
