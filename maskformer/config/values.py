@@ -199,9 +199,7 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
     (
         "SOLVER.WARMUP_STAGES",
         "a sum below SOLVER.MAX_ITER with LR_SCHEDULER_NAME TwoStageWarmupPolyLR",
-        lambda value, cfg: (
-            sum(value) < cfg.SOLVER.MAX_ITER or cfg.SOLVER.LR_SCHEDULER_NAME != "TwoStageWarmupPolyLR"
-        ),
+        lambda value, cfg: sum(value) < cfg.SOLVER.MAX_ITER or cfg.SOLVER.LR_SCHEDULER_NAME != "TwoStageWarmupPolyLR",
     ),
     *(
         (

@@ -130,7 +130,7 @@ def find_blocks(backbone: nn.Module) -> list[nn.Module]:
     """The blocks of a backbone, from input to output, as its modules are built; of one without, its layers.
 
     They are the members of its stacks (``Sequential``, ``ModuleList``, or modules of like parts), where a stack of
-    stacks is one of stages. A block has two weights (matrices, kernels) at least; what its own parts are does not matter.
+    stacks is one of stages. A block has at least two weights (matrices, kernels), however it is built inside.
 
     Args:
         backbone: any; of parallel branches each is a block.

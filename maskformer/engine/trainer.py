@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks as detectron2_hooks
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import hooks as detectron2_hooks
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.utils import comm

@@ -3,18 +3,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from reference_cases import read_lists, recipe_config
+from detectron2.modeling import build_backbone, build_model
+from reference_cases import REFERENCE2, read_lists, recipe_config
 from torch import nn
 
 from maskformer.config import load_config
-from maskformer.engine.optimizer import build_optimizer, clip_full_model
+from maskformer.engine.optimizer import build_optimizer, clip_full_model, find_blocks
+from maskformer.modeling.backbones.vit import VisionTransformer
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,6 +100,104 @@ def assert_groups(recipe: str, expected: list[list[Any]]) -> None:
         assert actual[name] == pytest.approx(values, rel=1e-12), name
     assert len(optimizer.param_groups) == len({(lr, decay) for _, lr, decay in expected})
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("spared", ["0", "4"])
+def test_blocks_of_a_large_vision_transformer_learn_as_the_released_ones(spared: str):
+    backbone = VisionTransformer(image_size=(32, 32), dim=8, depth=24, num_heads=2)
+    model = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 2)})
+    cfg = config(BASE_LR=1e-4, BACKBONE_MULTIPLIER=1.0, LAYER_DECAY=0.8, LAYER_DECAY_SPARED=spared)
+    released = json.loads((REFERENCE2 / "eomt_solver" / "schedules.json").read_text())["vit_large_blocks"][spared]
+    for name, (lr, _) in hyperparameters(build_optimizer(cfg, model), model).items():
+        if name.startswith("backbone.blocks."):
+            assert lr == released[int(name.split(".")[2])]
+        else:
+            assert lr == (1e-4 if "norm" in name or "head" in name else released[0]), name
+
+
+def block_rates(backbone: nn.Module, *names: str, **solver: object) -> list[float]:
+    """Rates of parameters, in powers of LAYER_DECAY."""
+    model = nn.ModuleDict({"backbone": backbone})
+    options = {"BASE_LR": 1.0, "BACKBONE_MULTIPLIER": 1.0, "LAYER_DECAY": 0.5, **solver}
+    optimizer = build_optimizer(config(**options), model)
+    rates = hyperparameters(optimizer, model)
+    return [-math.log2(rates[f"backbone.{name}"][0]) for name in names]
+
+
+def named_backbone(name: str, *options: str) -> nn.Module:
+    outputs = ("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']", "MODEL.BACKBONE.FREEZE_AT", "0")
+    with torch.device("meta"):
+        return build_backbone(
+            load_config("", ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", name, *outputs, *options])
+        )
+
+
+def test_layers_of_swin_are_its_blocks():
+    names = ["patch_embed.proj.weight", "layers.0.blocks.0.norm1.weight", "layers.0.blocks.1.mlp.fc1.weight"]
+    names += [
+        "layers.0.downsample.reduction.weight",
+        "layers.1.blocks.0.attn.qkv.weight",
+        "layers.3.blocks.1.norm1.bias",
+    ]
+    rates = block_rates(named_backbone("D2SwinTransformer"), *names, "norm0.weight", "norm3.bias")
+    assert rates == [11, 11, 10, 10, 9, 0, 0, 0]
+
+
+def test_layers_of_a_resnet_are_its_blocks_whatever_stands_on_it():
+    names = [
+        "stem.conv1.weight",
+        "res2.0.conv1.weight",
+        "res2.1.conv2.weight",
+        "res3.0.shortcut.weight",
+        "res5.2.conv3.weight",
+    ]
+    expected = [15, 15, 14, 12, 0]
+    assert block_rates(named_backbone("build_resnet_backbone"), *names) == expected
+    deeplab = named_backbone("build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab")
+    assert block_rates(deeplab, *names, "stem.conv3.weight") == [*expected, 15]
+    features = "['res2', 'res3', 'res4', 'res5']"
+    pyramid = named_backbone("build_resnet_fpn_backbone", "MODEL.FPN.IN_FEATURES", features)
+    below = block_rates(pyramid, *(f"bottom_up.{name}" for name in names))
+    assert below == expected
+    assert block_rates(pyramid, "fpn_lateral2.weight", "fpn_output5.bias") == [0, 0]
+    frozen = named_backbone("build_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", "2")
+    assert block_rates(frozen, *names[3:]) == expected[3:]  # what does not learn is counted nevertheless
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first", "last"),
+    [
+        ("convnext_tiny", 18, "stages_0.blocks.0", "stages_3.blocks.2"),
+        ("resnet18", 8, "layer1.0", "layer4.1"),
+        ("tf_efficientnet_lite0", 16, "blocks.0.0", "blocks.6.0"),
+        ("regnety_004", 16, "s1", "s4.b6"),  # the one block of a stage is the stage
+        ("vit_tiny_patch16_224", 12, "model.blocks.0", "model.blocks.11"),
+        ("swin_tiny_patch4_window7_224", 12, "layers_0.blocks.0", "layers_3.blocks.1"),
+        ("densenet121", 58, "features_denseblock1.denselayer1", "features_denseblock4.denselayer16"),
+        ("vgg11_bn", 8, "features_0", "features_25"),  # no blocks: its layers
+    ],
+)
+def test_blocks_of_timm_models_are_found(name: str, count: int, first: str, last: str):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = timm.create_model(name, features_only=True)
+    names = {module: name for name, module in backbone.named_modules()}
+    found = [names[block] for block in find_blocks(backbone)]
+    assert (len(found), found[0], found[-1]) == (count, first, last)
+
+
+def test_multiplier_and_layer_decay_multiply():
+    (rate,) = block_rates(
+        nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "0.weight", BACKBONE_MULTIPLIER=0.5
+    )
+    assert rate == 2
+
+
+def test_more_spared_blocks_than_there_are_are_refused_with_their_number():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert block_rates(layers, "0.weight", "1.weight", LAYER_DECAY_SPARED=1) == [1, 0]
+    with pytest.raises(InputError, match=r"SOLVER.LAYER_DECAY_SPARED is 2, .*Sequential, has 2 blocks"):
+        block_rates(layers, LAYER_DECAY_SPARED=2)
 
 
 def test_fused_update_is_the_plain_one():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, build_model
 from reference_cases import REFERENCE2
 from torch import nn
 
@@ -79,7 +79,9 @@ def trained(cfg: CfgNode, *, resume: bool = False) -> Trainer:
 
 def schedule(stages: list[int], total: int, power: float = 0.9, lr: float = 1.0) -> TwoStageWarmupPolyLR:
     """Of two groups: all but the backbone, and the backbone."""
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr, "warms_up_second": is_second} for is_second in (0, 1)]
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(1))], "lr": lr, "warms_up_second": is_second} for is_second in (0, 1)
+    ]
     return TwoStageWarmupPolyLR(torch.optim.SGD(groups), total, warmup_stages=stages, power=power)
 
 
@@ -141,6 +143,29 @@ def test_a_resumed_training_obeys_other_stages(
     cfg.merge_from_list([str(word) for key, value in solver.items() for word in (f"SOLVER.{key}", value)])
     expected = -1 - head, -(head / 2 if backbone is None else backbone)
     assert trained(cfg, resume=True).model.weights() == pytest.approx(expected)
+
+
+EOMT_SMALL = [
+    *("MODEL.META_ARCHITECTURE", "EoMT", "MODEL.DEVICE", "meta", "SOLVER.LR_SCHEDULER_NAME", "TwoStageWarmupPolyLR"),
+    *("SOLVER.MAX_ITER", "88692", "SOLVER.BASE_LR", "1e-4", "SOLVER.BACKBONE_MULTIPLIER", "1.0"),
+    *("SOLVER.LAYER_DECAY", "0.8", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.WEIGHT_DECAY_NORM", "0.05"),
+    *("SOLVER.WEIGHT_DECAY_EMBED", "0.05"),
+]
+
+
+def test_rates_of_a_small_eomt_are_the_released_ones_in_every_step():
+    cfg = load_config("", EOMT_SMALL)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    groups = {parameter: index for index, group in enumerate(optimizer.param_groups) for parameter in group["params"]}
+    places = [groups[model.get_parameter(name)] for name in REFERENCE["vit_small"]["parameters"]]
+    for scheduler.last_epoch, *expected in REFERENCE["vit_small"]["rows"]:
+        rates = scheduler.get_lr()
+        assert [rates[place] for place in places] == expected
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
+    assert len(optimizer.param_groups) == 13  # one for each block, and one for all outside
 
 
 def test_every_parameter_of_a_backbone_waits_and_no_other():

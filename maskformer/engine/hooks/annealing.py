@@ -39,8 +39,8 @@ def masking_probabilities(iteration: int, starts: Sequence[int], ends: Sequence[
 class MaskAnnealing(HookBase):
     """Tells the network before each step how probably queries are masked in it.
 
-    As in the released code that is said at the end of the step before, so that a checkpoint has the probabilities of the
-    step that follows it, and the last one zeros. They depend on the iteration alone: a resumed run goes on with them.
+    As in the released code that is said at the end of the step before, so that a checkpoint has the probabilities of
+    the step that follows it, and the last one zeros. They follow from the iteration alone, in a resumed run too.
 
     Args:
         network: of the model, in this process.

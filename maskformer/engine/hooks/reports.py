@@ -79,8 +79,8 @@ class AcceleratorHook(HookBase):
 class LRScheduler(hooks.LRScheduler):
     """Detectron2's, but the highest learning rate is reported.
 
-    That of the largest group, which Detectron2 reports, may be of a block at the bottom of the backbone, or not yet warm.
-    A checkpoint has the schedule's state under the name of this class, which is Detectron2's therefore.
+    That of the largest group, which Detectron2 reports, may be a block's at the bottom of the backbone, or not yet
+    warm. Checkpoints have the schedule's state under the name of this class, which is Detectron2's therefore.
     """
 
     def after_step(self) -> None:
