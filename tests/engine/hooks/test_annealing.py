@@ -37,7 +37,9 @@ EOMT = {
     "DATASETS.TRAIN": "()",
     "DATASETS.TEST": "()",
     "SOLVER.MAX_ITER": 5,
-    "SOLVER.WARMUP_ITERS": 0,
+    "SOLVER.LR_SCHEDULER_NAME": "TwoStageWarmupPolyLR",
+    "SOLVER.WARMUP_STAGES": (1, 1),
+    "SOLVER.LAYER_DECAY": 0.8,
     "SOLVER.CHECKPOINT_PERIOD": 1,
 }
 HALF = np.float32(0.5**0.9).item()
@@ -65,6 +67,7 @@ def cfg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CfgNode:
 
 def trained(cfg: CfgNode, *, resume: bool = False) -> list[list[float]]:
     """Train; the probabilities with which each step is made."""
+    torch.manual_seed(0)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     steps: list[list[float]] = []
@@ -86,10 +89,14 @@ def test_each_step_has_its_probabilities_and_each_checkpoint_those_of_the_next(c
     assert last["network.attn_mask_probs"].tolist() == [0.0, 0.0]
 
 
-def test_a_resumed_training_goes_on_with_the_probabilities_of_its_iteration(cfg: CfgNode, tmp_path: Path):
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_resumed_training_goes_on_with_its_probabilities_to_the_same_weights(cfg: CfgNode, tmp_path: Path, done: int):
     trained(cfg)
-    (tmp_path / "last_checkpoint").write_text("model_0000000.pth")
-    assert trained(cfg, resume=True) == EACH_STEP[1:]
+    whole = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    (tmp_path / "last_checkpoint").write_text(f"model_{done - 1:07d}.pth")
+    assert trained(cfg, resume=True) == EACH_STEP[done:]
+    resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_without_annealing_queries_are_always_masked_whatever_the_weights_were_trained_with(
