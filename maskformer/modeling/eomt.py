@@ -79,9 +79,9 @@ class EoMTNetwork(nn.Module):
         Args:
             probabilities: as many as there are such blocks, the first block first, 0..1.
         """
-        if list(probabilities) != self._probabilities:
-            self._probabilities = list(probabilities)
-            self.attn_mask_probs.copy_(torch.tensor(self._probabilities))
+        self._probabilities = list(probabilities)
+        for index, probability in enumerate(probabilities):
+            self.attn_mask_probs[index] = probability  # a copy of all would wait for the device
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) normalised images, H and W in whole patches -> (B,Q,K+1) class logits, (B,Q,h,w) mask logits."""
