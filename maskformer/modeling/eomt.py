@@ -150,7 +150,7 @@ class EoMTNetwork(nn.Module):
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
         if probability < 1:
-            is_open = torch.rand(inside.shape[:2], device=inside.device) > probability
+            is_open = torch.rand(*inside.shape[:2], device=inside.device) > probability
             inside = inside | is_open[..., None]
         others = self.q.num_embeddings + self.backbone.num_prefix_tokens
         return torch.cat([inside.new_ones(*inside.shape[:2], others), inside], dim=-1)

@@ -263,9 +263,9 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).mT
         rotation = None
         if self.pos_embed is None:
-            # Places are log-uniform in their scale while training.
-            exponent = 2 * torch.rand(()).item() - 1 if self.training else 0.0
-            scale = self.rescale**exponent
+            scale = 1.0
+            if self.training and self.rescale != 1:
+                scale = self.rescale ** (2 * torch.rand(()).item() - 1)
             kinds = {"dtype": torch.promote_types(patches.dtype, torch.float32), "device": patches.device}
             rotation = patch_rotation(rows, columns, self._head_dim, scale=scale, **kinds)
         else:
