@@ -113,6 +113,12 @@ def defaults() -> dict[str, Any]:
     return {**flatten(cfg), "MODEL.DEVICE": resolve_device("auto")}
 
 
+@pytest.mark.parametrize("name", released.EOMT)
+def test_every_key_of_eomt_is_the_released_one(name: str):
+    common = resolved(CONFIGS / "base" / "common.yaml")  # which has ResNets, too, and decoders: nothing reads those
+    assert resolved(CONFIGS / name) == {**common, **released.EOMT[name]}
+
+
 @pytest.mark.parametrize("name", [*RECIPES, *OURS])
 def test_every_key_is_the_released_one_or_a_deviation_with_a_reason(name: str):
     path = CONFIGS / name
@@ -125,9 +131,9 @@ def test_every_key_is_the_released_one_or_a_deviation_with_a_reason(name: str):
 
 
 def test_every_released_recipe_has_its_file():
-    assert (len(released.FIRST), len(released.SECOND), len(SECOND)) == (30, 57, 47)
-    trainable = {name for name in LEAVES if "_bs" in name}
-    assert trainable == set(RECIPES) | set(OURS)
+    assert (len(released.FIRST), len(released.SECOND), len(SECOND), len(released.EOMT)) == (30, 57, 47, 23)
+    trainable = {name for name in LEAVES if "_bs" in name or name.startswith("eomt/")}
+    assert trainable == {*RECIPES, *OURS, *released.EOMT}
 
 
 @pytest.mark.parametrize("name", FILES)
