@@ -51,6 +51,9 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("INPUT.MIN_SIZE_TRAIN", "()"),
         ("INPUT.MAX_SIZE_TEST", 0),
         ("INPUT.FORMAT", "L"),
+        ("INPUT.PADDING_VALUE", 256),
+        ("INPUT.MAX_DRAWS", 0),
+        ("INPUT.ROUNDING_TEST", "down"),
         ("INPUT.CROP.SIZE", "(512,)"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
         ("MODEL.PIXEL_MEAN", "[1.0]"),
@@ -156,7 +159,6 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
         (MASK2FORMER, "MODEL.MASK_FORMER.ENC_LAYERS", 1),
         (MASK2FORMER, "INPUT.MIN_SIZE_TRAIN", "(640,)"),
         (MASK2FORMER, "INPUT.CROP.ENABLED", True),
-        (MASK2FORMER, "INPUT.COLOR_AUG_SSD", True),
         (SWIN, "MODEL.RESNETS.DEPTH", 101),
         (SWIN, "MODEL.RESNETS.NORM", "BN"),
         (PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
@@ -193,7 +195,7 @@ def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition:
         (MASK2FORMER, (f"{DEFORMABLE}_IN_FEATURES", "['res4', 'res5']", "INPUT.IMAGE_SIZE", 512)),
         (R50, ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", True)),
         (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
-        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
+        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512, "INPUT.COLOR_AUG_SSD", True)),
         (R50, ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999")),
         (R50, ("SOLVER.WEIGHT_DECAY_BIAS", 0.0001)),  # as older Detectron2 writes it into each config.yaml
         (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads

@@ -78,7 +78,8 @@ class TrainingMapper:
             raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
         ignore_label = _ignore_label(cfg)
         try:
-            shape_options = cls.shape_options(cfg, ignore_label)
+            options = cls.shape_options(cfg, ignore_label)
+            options |= {"padding_value": cfg.INPUT.PADDING_VALUE, "max_draws": cfg.INPUT.MAX_DRAWS}
         except AttributeError as error:  # CfgNode's, of the key's last part
             raise InputError(
                 f"The configuration has no {error}, which {cls.__name__} needs; expected one of "
@@ -88,9 +89,7 @@ class TrainingMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_label": ignore_label,
-            "padding_value": cfg.INPUT.PADDING_VALUE,
-            "max_draws": cfg.INPUT.MAX_DRAWS,
-            **shape_options,
+            **options,
         }
 
     @classmethod
