@@ -175,6 +175,13 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "a multiple of MODEL.EOMT.NUM_HEADS, and with MODEL.EOMT.ROTARY of four times that",
         lambda value, cfg: value % (cfg.MODEL.EOMT.NUM_HEADS * (4 if cfg.MODEL.EOMT.ROTARY else 1)) == 0,
     ),
+    (
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+        "a multiple of MODEL.EOMT.PATCH_SIZE, or -1, with META_ARCHITECTURE EoMT: images are divided into patches",
+        lambda value, cfg: (
+            cfg.MODEL.META_ARCHITECTURE != "EoMT" or value < 0 or (value > 0 and value % cfg.MODEL.EOMT.PATCH_SIZE == 0)
+        ),
+    ),
     ("MODEL.EOMT.NUM_BLOCKS", "at most MODEL.EOMT.DEPTH", lambda value, cfg: value <= cfg.MODEL.EOMT.DEPTH),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (

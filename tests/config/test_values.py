@@ -22,6 +22,7 @@ SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
 MASK2FORMER = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
+EOMT = "eomt/coco_panoptic_small_640.yaml"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
@@ -119,6 +120,8 @@ def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str])
         (R50, "MODEL.MASK_FORMER.NHEADS 1 MODEL.MASK_FORMER.HIDDEN_DIM", 6),
         (MASK2FORMER, "MODEL.MASK_FORMER.DEC_LAYERS", 1),
         (MASK2FORMER, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 24),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value: int):
