@@ -77,7 +77,7 @@ def _add_solver_keys(node: CfgNode) -> None:
     # The backbone learns at BASE_LR times this,
     node.BACKBONE_MULTIPLIER = 0.1
     # and each of its blocks, from the last to the first, at this times the rate of the block after it, 0 < . <= 1; as
-    # many of the last ones as the second key says keep their rate. Embeddings are of the first block.
+    # many of the last ones as the second key says keep their rate. Embeddings are of the first block; docs/train.md.
     node.LAYER_DECAY = 1.0
     node.LAYER_DECAY_SPARED = 0
     # LR_SCHEDULER_NAME "TwoStageWarmupPolyLR": iterations in which all but the backbone warms up, and after that the
