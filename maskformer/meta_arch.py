@@ -355,6 +355,14 @@ class EoMT(MaskClassifier):
         """See ``MaskClassifier``."""
         return self.network.predict_layers(images)
 
+    def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        batch = super()._normalise(batched_inputs)
+        black = -self.pixel_mean / self.pixel_std  # what images are padded with, also for training; else it is the mean
+        for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
+            image[:, rows:] = black
+            image[:, :, columns:] = black
+        return batch
+
     def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
         return self.network.predict(images, select)
 
