@@ -320,22 +320,24 @@ class EoMT(MaskClassifier):
     Args:
         network: images -> predictions.
         size_divisibility: see ``MaskClassifier``; < 0: the patch size.
+        delta_base: file or folder of the backbone that loaded weights are added to where they are differences.
         **options: see ``MaskClassifier``.
 
     Source: arXiv 2503.19108; see ``modeling.eomt``.
     """
 
     @configurable
-    def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, **options: Any):
+    def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, delta_base: str = "", **options: Any):
         patch_size = network.backbone.patch_size
         super().__init__(size_divisibility=patch_size if size_divisibility < 0 else size_divisibility, **options)
         self.network = network
+        self.delta_base = delta_base
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a configuration describes."""
         options = _shared_options(cfg, compares_points=True, segments_within_masks=True)
-        return {"network": build_eomt_network(cfg), **options}
+        return {"network": build_eomt_network(cfg), "delta_base": cfg.MODEL.EOMT.DELTA_BASE, **options}
 
     @property
     def backbone(self) -> nn.Module:

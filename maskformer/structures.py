@@ -25,12 +25,16 @@ Words of the field:
     deep supervision        the loss is taken of every decoder layer, not of the last alone
     levels                  features of several strides that queries attend to in turn, the coarsest first
     masked attention        a query attends only where the mask is that it predicted a layer before
+    annealing               giving masked attention up in training, block by block, so that inference needs none
     deformable attention    a place takes values at few places around it, on every level; it learns where
     sampled points          random places of a mask; what losses and costs compare instead of all its pixels
     stride                  pixels of the input between two places of a feature
     shifted windows         Swin's attention within windows that every other block moves by half of one
+    patch, token            a square of pixels; what a vision transformer makes of it, D numbers
+    class token, registers  tokens of a vision transformer that stand for no patch
     attention mask          which places may be attended to: of shifted windows; of a query in masked attention
     drop path               leaving out a residual branch of some images in training
+    layer-wise decay        blocks of a backbone learn the slower the earlier they are
     frozen norm             batch norm with fixed statistics; folded: put into its convolution
     bands                   rows of a result that are computed one after another, to bound memory
     test-time augmentation  results averaged over resized and flipped forms of an image (TTA)

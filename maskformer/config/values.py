@@ -175,6 +175,11 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "a multiple of MODEL.EOMT.NUM_HEADS, and with MODEL.EOMT.ROTARY of four times that",
         lambda value, cfg: value % (cfg.MODEL.EOMT.NUM_HEADS * (4 if cfg.MODEL.EOMT.ROTARY else 1)) == 0,
     ),
+    (
+        "MODEL.EOMT.DELTA_BASE",
+        "'' unless MODEL.EOMT.ROTARY is True: released differences are DINOv3's",
+        lambda value, cfg: not value or cfg.MODEL.EOMT.ROTARY,
+    ),
     ("MODEL.EOMT.NUM_BLOCKS", "at most MODEL.EOMT.DEPTH", lambda value, cfg: value <= cfg.MODEL.EOMT.DEPTH),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (

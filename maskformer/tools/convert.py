@@ -14,11 +14,12 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, read_weights
+from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, fit_to_model, read_weights
 from maskformer.config import load_config
 from maskformer.data.datasets.own import bands_of
 from maskformer.export.folder import write_folder, write_weights
@@ -74,11 +75,12 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
         f"{conversion.renamed} of them renamed"
     ]
     classes = Classes.from_plain(content.get("classes"), path)
+    model: Any = None if cfg is None else build_model(cfg)
+    state = fit_to_model(conversion, model, path)
     if cfg is not None:
-        model = build_model(cfg)
         know_classes(model, cfg)
         Checkpointer(model).load(path)
-        expected, given = model.state_dict().keys(), conversion.state.keys()
+        expected, given = model.state_dict().keys(), state.keys()
         needed = [name for name, _ in model.named_parameters() if name not in given]
         if to == "hugging-face" and needed:
             raise InputError(
@@ -89,10 +91,10 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
             f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
         ]
     if to == "detectron2" or cfg is None:
-        write_weights(out, conversion.state, classes)
+        write_weights(out, state, classes)
     else:
         bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-        without_place = write_folder(out, conversion.state, cfg, model.classes, layout=to, bands=bands)
+        without_place = write_folder(out, state, cfg, model.classes, layout=to, bands=bands)
         report.append(f"Left out, which Hugging Face has no place for: {_summary(without_place)}")
         if model.classes is None:
             report.append(

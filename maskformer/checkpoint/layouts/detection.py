@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from maskformer.structures import InputError
 
 from .backbones import DETECTRON2_RESNET, RESNET, SWIN
+from .eomt import EOMT, EOMT_DINOV3, HUGGING_FACE_EOMT, HUGGING_FACE_EOMT_DINOV3
 from .hugging_face import HUGGING_FACE, HUGGING_FACE_2
 from .layout import Layout, StateDict
 from .openmmlab import OPENMMLAB, OPENMMLAB_2
+from .vision_transformers import HUGGING_FACE_VIT, VIT_RELEASE
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^((?:module\.)?sem_seg_head\.)(?=(?:adapter_\d|layer_\d|mask_features\.|input_proj\.|transformer\.))"
@@ -79,12 +81,16 @@ ORIGINAL_2 = Layout(
     never_holds=_INDEX,
 )
 BACKBONE = Layout(
-    "MaskFormer's backbone alone", marks=(r"backbone\.(?:stem|patch_embed)\.",), convert=dict, backbone_only=True
+    "a backbone alone, by this package's names",
+    marks=(r"(?:network\.encoder\.)?backbone\.(?:stem|patch_embed)\.",),
+    convert=dict,
+    backbone_only=True,
 )
-# The first that fits: what marks a Mask2Former comes with all that marks a MaskFormer.
+# The first that fits: what marks a Mask2Former comes with all that marks a MaskFormer, and DINOv3 with all of EoMT.
 LAYOUTS = (
     *(HUGGING_FACE_2, HUGGING_FACE, OPENMMLAB_2, OPENMMLAB, ORIGINAL_2, ORIGINAL),
-    *(BACKBONE, DETECTRON2_RESNET, RESNET, SWIN),
+    *(HUGGING_FACE_EOMT_DINOV3, HUGGING_FACE_EOMT, EOMT_DINOV3, EOMT),
+    *(BACKBONE, DETECTRON2_RESNET, RESNET, SWIN, HUGGING_FACE_VIT, VIT_RELEASE),
 )
 UNKNOWN = Layout("unknown", marks=(), convert=dict)
 
@@ -105,7 +111,8 @@ class Conversion:
 
 
 def strip_wrapper(state: StateDict) -> StateDict:
-    """Remove the ``module.`` that ``DistributedDataParallel`` puts before every name."""
+    """Remove the ``module.`` that ``DistributedDataParallel`` puts before every name, and ``torch.compile``'s mark."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     wrapped = all(name.startswith("module.") for name in state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()} if wrapped else state
 
