@@ -52,6 +52,13 @@ def _add_input_keys(node: CfgNode) -> None:
     # cut from images scaled to fit the square times a random factor between these.
     node.MIN_SCALE = 0.1
     node.MAX_SCALE = 2.0
+    # Of one image, at most so many examples are drawn until one has a target; the last is taken in any case.
+    node.MAX_DRAWS = 1
+    # Grey of the pixels that training examples are padded with, 0..255.
+    node.PADDING_VALUE = 128
+    # Evaluation and prediction: a side that would have n and a half pixels after resizing gets n + 1 ("up", as in
+    # Detectron2), or the even one of n and n + 1 ("even", as in EoMT).
+    node.ROUNDING_TEST = "up"
 
 
 def _add_loader_keys(node: CfgNode) -> None:

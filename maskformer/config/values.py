@@ -25,8 +25,9 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "1 or more",
         lambda value: 1 <= value < math.inf,
         """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS SOLVER.ACCUMULATION_STEPS SOLVER.MAX_BAD_STEPS
-        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE
-        TEST.PRECISE_BN.NUM_ITER MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
+        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE INPUT.MAX_DRAWS
+        TEST.DETECTIONS_PER_IMAGE TEST.PRECISE_BN.NUM_ITER
+        MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
         MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
         MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
         MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
@@ -67,6 +68,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
         SOLVER.MOMENTUM SOLVER.EMA.DECAY MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP""",
     ),
+    ("0 to 255", lambda value: 0 <= value <= 255, "INPUT.PADDING_VALUE"),
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
 ]
@@ -86,6 +88,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.ROUNDING_TEST": ("up", "even"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
     "SOLVER.LR_SCALING": ("none", "linear", "sqrt"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
@@ -174,6 +177,13 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "MODEL.EOMT.EMBED_DIM",
         "a multiple of MODEL.EOMT.NUM_HEADS, and with MODEL.EOMT.ROTARY of four times that",
         lambda value, cfg: value % (cfg.MODEL.EOMT.NUM_HEADS * (4 if cfg.MODEL.EOMT.ROTARY else 1)) == 0,
+    ),
+    (
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+        "a multiple of MODEL.EOMT.PATCH_SIZE, or -1, with META_ARCHITECTURE EoMT: images are divided into patches",
+        lambda value, cfg: (
+            cfg.MODEL.META_ARCHITECTURE != "EoMT" or value < 0 or (value > 0 and value % cfg.MODEL.EOMT.PATCH_SIZE == 0)
+        ),
     ),
     (
         "MODEL.EOMT.DELTA_BASE",
@@ -353,7 +363,7 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     (
         "with an INPUT.DATASET_MAPPER_NAME that ends in _lsj",
         lambda cfg: cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
-        """INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.CROP INPUT.COLOR_AUG_SSD
+        """INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.CROP
         INPUT.SIZE_DIVISIBILITY""",
     ),
     (

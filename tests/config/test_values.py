@@ -22,6 +22,7 @@ SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
 MASK2FORMER = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
+EOMT = "eomt/coco_panoptic_small_640.yaml"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
@@ -57,6 +58,9 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("INPUT.MIN_SIZE_TRAIN", "()"),
         ("INPUT.MAX_SIZE_TEST", 0),
         ("INPUT.FORMAT", "L"),
+        ("INPUT.PADDING_VALUE", 256),
+        ("INPUT.MAX_DRAWS", 0),
+        ("INPUT.ROUNDING_TEST", "down"),
         ("INPUT.CROP.SIZE", "(512,)"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
         ("MODEL.PIXEL_MEAN", "[1.0]"),
@@ -122,6 +126,8 @@ def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str])
         (R50, "MODEL.MASK_FORMER.NHEADS 1 MODEL.MASK_FORMER.HIDDEN_DIM", 6),
         (MASK2FORMER, "MODEL.MASK_FORMER.DEC_LAYERS", 1),
         (MASK2FORMER, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 24),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value: int):
@@ -164,7 +170,6 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
         (MASK2FORMER, "MODEL.MASK_FORMER.ENC_LAYERS", 1),
         (MASK2FORMER, "INPUT.MIN_SIZE_TRAIN", "(640,)"),
         (MASK2FORMER, "INPUT.CROP.ENABLED", True),
-        (MASK2FORMER, "INPUT.COLOR_AUG_SSD", True),
         (SWIN, "MODEL.RESNETS.DEPTH", 101),
         (SWIN, "MODEL.RESNETS.NORM", "BN"),
         (PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
@@ -243,7 +248,7 @@ def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition:
         (MASK2FORMER, (f"{DEFORMABLE}_IN_FEATURES", "['res4', 'res5']", "INPUT.IMAGE_SIZE", 512)),
         (R50, ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", True)),
         (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
-        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
+        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512, "INPUT.COLOR_AUG_SSD", True)),
         (R50, ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999")),
         (R50, ("SOLVER.WEIGHT_DECAY_BIAS", 0.0001)),  # as older Detectron2 writes it into each config.yaml
         (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads
