@@ -18,7 +18,7 @@ from maskformer.engine import trainer as trainer_module
 from maskformer.engine.hooks.annealing import masking_probabilities
 from maskformer.engine.trainer import Trainer
 
-RECIPES = json.loads((REFERENCE2 / "eomt_solver" / "schedules.json").read_text())["annealing"]
+RECIPES = json.loads((REFERENCE2 / "eomt" / "schedules.json").read_text())["annealing"]
 EOMT = {
     "MODEL.META_ARCHITECTURE": "EoMT",
     "MODEL.DEVICE": "cpu",
