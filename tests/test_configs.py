@@ -18,6 +18,8 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import add_maskformer_config, load_config
+from maskformer.data.datasets import register_all
+from maskformer.data.datasets.classes import resolve_classes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.tools.analyze import analyze
 
@@ -142,6 +144,14 @@ def test_every_released_recipe_has_its_file():
     assert (len(released.FIRST), len(released.SECOND), len(SECOND), len(released.EOMT)) == (30, 57, 47, 23)
     trainable = {name for name in LEAVES if "_bs" in name or name.startswith("eomt/")}
     assert trainable == {*RECIPES, *OURS, *released.EOMT}
+
+
+@pytest.mark.parametrize("dataset", ["ade20k", "coco"])
+def test_stuff_of_eomts_recipes_is_the_datasets(dataset: str):
+    register_all("no such folder")
+    cfg = load_config(str(CONFIGS / f"eomt/{dataset}_panoptic_large_640.yaml"))
+    (stuff,) = (ids for name, ids in released.EOMT_STUFF.items() if f".{dataset}_panoptic." in name)
+    assert set(range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)) - resolve_classes(cfg).things == set(stuff)
 
 
 @pytest.mark.parametrize("name", FILES)
