@@ -31,6 +31,7 @@ from .layouts.detection import (
     convert_weights,
     explain_layouts,
     explained,
+    name_by_order,
     parts_of_another_generation,
     strip_wrapper,
 )
@@ -317,7 +318,8 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             path: file, URL, or folder (see ``find_weights_file``); "" leaves the model as it is.
                 ``?matching_heuristics=True`` at its end matches parameters by the ends of their names, as Detectron2
-                does for backbone weights.
+                does for backbone weights; ``?matching_order=True`` takes a backbone's tensors in the order of the file,
+                whatever they are called there, if all their shapes agree.
             checkpointables: names; None for all.
 
         Returns:
@@ -332,7 +334,10 @@ class Checkpointer(DetectionCheckpointer):
         path = find_weights_file(path)
         url = urlparse(path)
         self._source = path
-        self._heuristics = parse_qs(url.query).get("matching_heuristics") == ["True"]
+        query = parse_qs(url.query)
+        self._heuristics, self._by_order = (
+            query.get(word) == ["True"] for word in ("matching_heuristics", "matching_order")
+        )
         plain_path = url._replace(query="").geturl()
         try:
             local_path = self.path_manager.get_local_path(plain_path)
@@ -402,7 +407,10 @@ class Checkpointer(DetectionCheckpointer):
 
     def _to_model_names(self, checkpoint: dict[str, Any], expected: StateDict) -> StateDict:
         may_match_endings = checkpoint.pop("matching_heuristics", False)
-        conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True)
+        backbone = getattr(self.model, "backbone", None)
+        if self._by_order and backbone is not None:
+            checkpoint["model"] = name_by_order(strip_wrapper(checkpoint["model"]), backbone, self._source)
+        conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True, backbone=backbone)
         self._by_name_endings = may_match_endings and not conversion.state.keys() & expected.keys()
         self._backbone_only = self._by_name_endings or conversion.layout.backbone_only
         self._never_holds = conversion.layout.never_holds
