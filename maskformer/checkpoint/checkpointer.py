@@ -36,7 +36,7 @@ from .layouts.detection import (
     strip_wrapper,
 )
 from .layouts.layout import StateDict
-from .reading import LAST_CHECKPOINT, find_weights_file, read_weights, tagged_in
+from .reading import LAST_CHECKPOINT, find_weights_file, has_order, read_weights, tagged_in
 
 logger = logging.getLogger(__name__)
 
@@ -353,6 +353,11 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._by_order and not has_order(filename):
+            raise InputError(
+                f"{filename} does not keep the order of its parameters (.safetensors sorts them anew), so that "
+                "?matching_order=True has no meaning: take it away, or set MODEL.WEIGHTS to a file of torch.save."
+            )
         content = read_weights(filename)
         self._held = frozenset(content)
         if self._heuristics:

@@ -91,6 +91,12 @@ def tagged_in(folder: str) -> str | None:
     return name if name and name.isprintable() and "\ufffd" not in name else None
 
 
+def has_order(filename: str) -> bool:
+    """Whether a weights file keeps the order that its parameters were saved in; ``.safetensors`` sorts them anew."""
+    with open(filename, "rb") as file:
+        return file.read(9)[8:] != b"{" and not filename.endswith(_INDEX_END)
+
+
 def read_weights(filename: str) -> dict[str, Any]:
     """Read a weights file without running anything in it.
 

@@ -68,14 +68,14 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     if not os.path.isfile(path):
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
     content = read_weights(path)
-    conversion = convert_weights(content["model"], path)
+    model = build_model(cfg) if cfg is not None else None
+    conversion = convert_weights(content["model"], path, backbone=getattr(model, "backbone", None))
     report = [
         f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
         f"{conversion.renamed} of them renamed"
     ]
     classes = Classes.from_plain(content.get("classes"), path)
-    if cfg is not None:
-        model = build_model(cfg)
+    if cfg is not None and model is not None:
         know_classes(model, cfg)
         Checkpointer(model).load(path)
         expected, given = model.state_dict().keys(), conversion.state.keys()

@@ -133,9 +133,8 @@ def name_by_order(state: StateDict, backbone: nn.Module, source: str) -> StateDi
         if hasattr(backbone, "file_shapes")
         else {f"backbone.{name}": tensor.shape for name, tensor in backbone.state_dict().items()}
     )
-    counters = "num_batches_tracked"  # of batch norms; older files have none
-    if not any(name.endswith(counters) for name in state):
-        shapes = {name: shape for name, shape in shapes.items() if not name.endswith(counters)}
+    if len(shapes) != len(state):  # older files have no counters of batch norms
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
     if len(shapes) != len(state):
         raise InputError(
             f"{source} holds {len(state)} tensors, but files of this backbone {len(shapes)}: they cannot be matched by "
