@@ -31,12 +31,13 @@ with warnings.catch_warnings():  # of libraries, as they are imported: nobody wh
     from maskformer.data import MaskFormerPanopticDatasetMapper, MaskFormerSemanticDatasetMapper
     from maskformer.engine import Trainer
     from maskformer.losses import HungarianMatcher, SetCriterion
-    from maskformer.meta_arch import MaskFormer
+    from maskformer.meta_arch import EoMT, MaskFormer
     from maskformer.structures import ESCAPING
 
 logging.getLogger(__name__).addHandler(ESCAPING)  # names out of files reach no log as they are
 
 __all__ = [
+    "EoMT",
     "HungarianMatcher",
     "MaskFormer",
     "MaskFormerPanopticDatasetMapper",

@@ -1,7 +1,8 @@
-"""MaskFormer: normalise -> network -> losses (training) or results (inference). Wiring only."""
+"""The models: normalise -> network -> losses (training) or results (inference). Wiring only."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +26,14 @@ from maskformer.inference import (
 )
 from maskformer.losses import DenseMasks, HungarianMatcher, PointMasks, SetCriterion
 from maskformer.model_inputs import check_images, output_size, read_targets
-from maskformer.modeling import MaskFormerHead, MaskFormerNetwork, build_backbone_by_name
-from maskformer.structures import Classes, InputError, SegmentMasks, Targets
+from maskformer.modeling import (
+    EoMTNetwork,
+    MaskFormerHead,
+    MaskFormerNetwork,
+    build_backbone_by_name,
+    build_eomt_network,
+)
+from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks, Targets
 
 
 @dataclass(frozen=True)
@@ -60,33 +67,26 @@ class InferenceOptions:
     band_divisor: int = 1
 
 
-@META_ARCH_REGISTRY.register()
-class MaskFormer(nn.Module):
+class MaskClassifier(nn.Module, ABC):
     """Segments images semantically, panoptically and by instance, with one set of masks and classes.
 
+    A subclass gives its network: ``predict_layers`` and ``_predict_final``.
+
     Args:
-        backbone: images -> features.
-        sem_seg_head: features -> ``MaskPredictions``.
         criterion: predictions and targets -> losses.
         pixel_mean: three values in the images' channel order, 0..255.
         pixel_std: likewise.
-        size_divisibility: inputs are padded to a multiple of it, in pixels; 0: only to the batch's largest image;
-            < 0: the backbone's own.
+        size_divisibility: inputs are padded to a multiple of it, in pixels; 0: only to the batch's largest image.
         inference: which results to give.
         classes: what is known of the classes; panoptic and instance results need to know which are things.
-
-    Source: MaskFormer (arXiv 2107.06278), section 3.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    @configurable
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        sem_seg_head: MaskFormerHead,
         criterion: SetCriterion,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
@@ -95,43 +95,21 @@ class MaskFormer(nn.Module):
         classes: Classes | None = None,
     ):
         super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
         self.criterion = criterion
-        self.size_divisibility = backbone.size_divisibility if size_divisibility < 0 else size_divisibility
+        self.size_divisibility = size_divisibility
         self.inference = inference or InferenceOptions()
         self.classes = classes  # of a checkpoint that is loaded, where the datasets are not known
         # Not persistent: released checkpoints do not hold them.
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Build the parts that a configuration describes."""
-        backbone = build_backbone_by_name(cfg)
-        node = cfg.MODEL.MASK_FORMER
-        head = build_sem_seg_head(cfg, backbone.output_shape())
-        weights = {
-            "class_weight": node.CLASS_WEIGHT,
-            "mask_weight": node.MASK_WEIGHT,
-            "dice_weight": node.DICE_WEIGHT,
-        }
-        return {
-            "backbone": backbone,
-            "sem_seg_head": head,
-            "criterion": SetCriterion(
-                cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                matcher=HungarianMatcher(**weights),
-                no_object_weight=node.NO_OBJECT_WEIGHT,
-                masks=_mask_comparison(node, head),
-                **weights,
-            ),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-            "size_divisibility": node.SIZE_DIVISIBILITY,
-            "inference": _inference_options(cfg, head),
-            "classes": resolve_classes(cfg),
-        }
+    @abstractmethod
+    def predict_layers(self, images: Tensor) -> MaskPredictions:
+        """(B,3,H,W) normalised images -> what losses are taken of."""
+
+    @abstractmethod
+    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+        """The last layer's class and mask logits, image by image; see ``MaskFormerHead.predict``."""
 
     @property
     def thing_class_ids(self) -> frozenset[int]:
@@ -150,11 +128,6 @@ class MaskFormer(nn.Module):
             "registered with class names and thing_dataset_id_to_contiguous_id in its metadata; or set both switches "
             "to False."
         )
-
-    @property
-    def network(self) -> MaskFormerNetwork:
-        """The network alone, with this model's parameters: normalised images -> class logits, mask logits."""
-        return MaskFormerNetwork(self.backbone, self.sem_seg_head)
 
     def check_classes(self) -> None:
         """Raise an ``InputError`` now, and not at the first image, if results need to know more of the classes."""
@@ -186,7 +159,7 @@ class MaskFormer(nn.Module):
             images = self._normalise(batched_inputs)
             padded_size = tuple(images.tensor.shape[-2:])
             targets = [self._targets(example, padded_size) for example in batched_inputs]
-            return self.criterion(self.sem_seg_head(self.backbone(images.tensor)), targets)
+            return self.criterion(self.predict_layers(images.tensor), targets)
         select = None if self.inference.semantic_on else self._queries_of_segments
         return [self._results(*prediction) for prediction in self.predict(batched_inputs, select)]
 
@@ -213,9 +186,9 @@ class MaskFormer(nn.Module):
             )
             for example, image_size in zip(batched_inputs, images.image_sizes)
         ]
-        features = self.backbone(images.tensor)
-        del images  # the head needs the memory
-        predictions = self.sem_seg_head.predict(features, select)
+        batch = [images.tensor]
+        del images  # the network may free its input
+        predictions = self._predict_final(batch.pop(), select)
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -291,6 +264,92 @@ class MaskFormer(nn.Module):
         return results
 
 
+@META_ARCH_REGISTRY.register()
+class MaskFormer(MaskClassifier):
+    """MaskFormer and Mask2Former: a backbone, and a head with a pixel decoder and a query decoder.
+
+    Args:
+        backbone: images -> features.
+        sem_seg_head: features -> ``MaskPredictions``.
+        size_divisibility: see ``MaskClassifier``; < 0: the backbone's own.
+        **options: see ``MaskClassifier``.
+
+    Source: MaskFormer (arXiv 2107.06278), section 3.
+    """
+
+    @configurable
+    def __init__(
+        self, *, backbone: Backbone, sem_seg_head: MaskFormerHead, size_divisibility: int = 32, **options: Any
+    ):
+        super().__init__(
+            size_divisibility=backbone.size_divisibility if size_divisibility < 0 else size_divisibility, **options
+        )
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that a configuration describes."""
+        backbone = build_backbone_by_name(cfg)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        decoder = head.predictor
+        options = _shared_options(
+            cfg, compares_points=decoder.compares_points, segments_within_masks=decoder.segments_within_masks
+        )
+        return {"backbone": backbone, "sem_seg_head": head, **options}
+
+    @property
+    def network(self) -> MaskFormerNetwork:
+        """The network alone, with this model's parameters: normalised images -> class logits, mask logits."""
+        return MaskFormerNetwork(self.backbone, self.sem_seg_head)
+
+    def predict_layers(self, images: Tensor) -> MaskPredictions:
+        """See ``MaskClassifier``."""
+        return self.sem_seg_head(self.backbone(images))
+
+    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+        features = self.backbone(images)
+        del images  # the head needs the memory
+        return self.sem_seg_head.predict(features, select)
+
+
+@META_ARCH_REGISTRY.register()
+class EoMT(MaskClassifier):
+    """EoMT: a plain vision transformer, which queries enter before its last blocks.
+
+    Args:
+        network: images -> predictions.
+        size_divisibility: see ``MaskClassifier``; < 0: the patch size.
+        **options: see ``MaskClassifier``.
+
+    Source: arXiv 2503.19108; see ``modeling.eomt``.
+    """
+
+    @configurable
+    def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, **options: Any):
+        patch_size = network.backbone.patch_size
+        super().__init__(size_divisibility=patch_size if size_divisibility < 0 else size_divisibility, **options)
+        self.network = network
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Build the parts that a configuration describes."""
+        options = _shared_options(cfg, compares_points=True, segments_within_masks=True)
+        return {"network": build_eomt_network(cfg), **options}
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The vision transformer."""
+        return self.network.backbone
+
+    def predict_layers(self, images: Tensor) -> MaskPredictions:
+        """See ``MaskClassifier``."""
+        return self.network.predict_layers(images)
+
+    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+        return self.network.predict(images, select)
+
+
 def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
     """How images lie in memory, and with them the features that convolutions make: the faster way of a device.
 
@@ -302,15 +361,35 @@ def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
     return torch.channels_last if pays else torch.contiguous_format
 
 
-def _mask_comparison(node: CfgNode, head: MaskFormerHead) -> DenseMasks | PointMasks:
+def _shared_options(cfg: CfgNode, *, compares_points: bool, segments_within_masks: bool) -> dict[str, Any]:
+    """Arguments of ``MaskClassifier``; the two switches are what a network's authors did."""
+    node = cfg.MODEL.MASK_FORMER
+    weights = {"class_weight": node.CLASS_WEIGHT, "mask_weight": node.MASK_WEIGHT, "dice_weight": node.DICE_WEIGHT}
+    return {
+        "criterion": SetCriterion(
+            cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            matcher=HungarianMatcher(**weights),
+            no_object_weight=node.NO_OBJECT_WEIGHT,
+            masks=_mask_comparison(node, compares_points),
+            **weights,
+        ),
+        "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+        "pixel_std": cfg.MODEL.PIXEL_STD,
+        "size_divisibility": node.SIZE_DIVISIBILITY,
+        "inference": _inference_options(cfg, segments_within_masks),
+        "classes": resolve_classes(cfg),
+    }
+
+
+def _mask_comparison(node: CfgNode, compares_points: bool) -> DenseMasks | PointMasks:
     """How masks are compared, which ``MODEL.MASK_FORMER.MASK_LOSS`` says."""
-    as_published = "points" if head.predictor.compares_points else "dense"
+    as_published = "points" if compares_points else "dense"
     if (as_published if node.MASK_LOSS == "auto" else node.MASK_LOSS) == "dense":
         return DenseMasks()
     return PointMasks(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
 
 
-def _inference_options(cfg: CfgNode, head: MaskFormerHead) -> InferenceOptions:
+def _inference_options(cfg: CfgNode, segments_within_masks: bool) -> InferenceOptions:
     test = cfg.MODEL.MASK_FORMER.TEST
     return InferenceOptions(
         semantic_on=test.SEMANTIC_ON,
@@ -319,7 +398,7 @@ def _inference_options(cfg: CfgNode, head: MaskFormerHead) -> InferenceOptions:
         semantic_as_labels=test.SEM_SEG_LABELS,
         object_mask_threshold=test.OBJECT_MASK_THRESHOLD,
         overlap_threshold=test.OVERLAP_THRESHOLD,
-        segments_within_masks=head.predictor.segments_within_masks,
+        segments_within_masks=segments_within_masks,
         restore_masks_first=test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE,
         max_instances=cfg.TEST.DETECTIONS_PER_IMAGE,
     )

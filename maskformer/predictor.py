@@ -24,7 +24,7 @@ from maskformer.engine.accelerator import with_device
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
 from maskformer.export.folder import described_bands, described_classes, find_model, write_folder
-from maskformer.meta_arch import MaskFormer, know_classes
+from maskformer.meta_arch import MaskClassifier, know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size
 from maskformer.reports.tasks import TASKS, Task
@@ -188,7 +188,7 @@ class Predictor:
 
         Returns:
             A ``Result``; of many pictures a list; of an iterator an iterator, which segments as it is asked and keeps
-            nothing. Of a picture it has the model's results, of ``sem_seg`` (of MaskFormer: labels, not scores),
+            nothing. Of a picture it has the model's results, of ``sem_seg`` (of our models: labels, not scores),
             ``panoptic_seg`` and ``instances``; and more readable forms of them.
 
         Raises:
@@ -215,7 +215,7 @@ class Predictor:
             check_choice(name, TASKS, "task")
             options.update({f"{other}_on": other == name for other in TASKS})
         model = innermost(self.model)
-        if isinstance(model, MaskFormer):
+        if isinstance(model, MaskClassifier):
             is_on = {other: getattr(model.inference, f"{other}_on") for other in TASKS}
             # Panoptic and instance output have it so for semantic output too.
             options["restore_masks_first"] = (

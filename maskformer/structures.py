@@ -25,12 +25,16 @@ Words of the field:
     deep supervision        the loss is taken of every decoder layer, not of the last alone
     levels                  features of several strides that queries attend to in turn, the coarsest first
     masked attention        a query attends only where the mask is that it predicted a layer before
+    annealing               giving masked attention up in training, block by block, so that inference needs none
     deformable attention    a place takes values at few places around it, on every level; it learns where
     sampled points          random places of a mask; what losses and costs compare instead of all its pixels
     stride                  pixels of the input between two places of a feature
     shifted windows         Swin's attention within windows that every other block moves by half of one
+    patch, token            a square of pixels; what a vision transformer makes of it, D numbers
+    class token, registers  tokens of a vision transformer that stand for no patch
     attention mask          which places may be attended to: of shifted windows; of a query in masked attention
     drop path               leaving out a residual branch of some images in training
+    layer-wise decay        blocks of a backbone learn the slower the earlier they are
     frozen norm             batch norm with fixed statistics; folded: put into its convolution
     bands                   rows of a result that are computed one after another, to bound memory
     test-time augmentation  results averaged over resized and flipped forms of an image (TTA)
@@ -344,13 +348,14 @@ class MaskPredictions:
         class_logits: (L,B,Q,K+1) logits; index K is "no object".
         mask_logits: (L,B,Q,h,w) logits.
         mask_embeddings: (L,B,Q,C); None where masks are no products.
-        pixel_embeddings: (B,C,h,w), which they are multiplied with to give ``mask_logits``; None likewise.
+        pixel_embeddings: (B,C,h,w), which they are multiplied with to give ``mask_logits``, or L of these, where each
+            layer has its own; None likewise.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
     mask_embeddings: Tensor | None = None
-    pixel_embeddings: Tensor | None = None
+    pixel_embeddings: Tensor | Sequence[Tensor] | None = None
 
     @classmethod
     def from_embeddings(
@@ -373,27 +378,37 @@ class MaskPredictions:
         gradient would be padded with zeros to the whole batch.
 
         Args:
-            layers: integers of any shape; along the first axis, those of an image stand together.
+            layers: (N,L) integers, along the first axis those of an image together; in each row all layers in turn, if
+                each has its own pixel embeddings.
             images: of the same shape.
             queries: likewise.
             of_image: how many of the first axis belong to each of the B images.
 
         Returns:
-            (*shape,h,w) logits.
+            (N,L,h,w) logits.
         """
         if self.mask_embeddings is None or self.pixel_embeddings is None:
             return self.mask_logits[layers, images, queries]
-        embeddings = self.mask_embeddings[layers, images, queries].split(list(of_image))
-        masks = torch.cat([of_masks @ of_pixels for of_masks, of_pixels in zip(embeddings, self._pixels_by_image())])
-        return masks.unflatten(-1, self.pixel_embeddings.shape[2:])
+        embeddings = self.mask_embeddings[layers, images, queries]
+        if isinstance(self.pixel_embeddings, Tensor):
+            masks = _multiply_by_image(embeddings, self.pixel_embeddings, of_image)
+        else:
+            of_layers = zip(embeddings.unbind(1), self.pixel_embeddings, strict=True)
+            masks = torch.stack([_multiply_by_image(*layer, of_image) for layer in of_layers], dim=1)
+        return masks.unflatten(-1, self.pixel_embeddings[0].shape[-2:])
 
-    def _pixels_by_image(self) -> list[Tensor]:
-        """B matrices (C, h w), whose gradients will lie in memory as ``pixel_embeddings`` do."""
-        assert self.pixel_embeddings is not None
-        pixels = self.pixel_embeddings.flatten(2)
-        if self.pixel_embeddings.is_contiguous(memory_format=torch.channels_last):  # as on a CPU
-            return [of_image.mT for of_image in pixels.mT.unbind()]
-        return list(pixels.unbind())
+
+def _multiply_by_image(embeddings: Tensor, pixel_embeddings: Tensor, of_image: Sequence[int]) -> Tensor:
+    """Products (N,...,h w) of (N,...,C), where so many of N belong to each image, with (B,C,h,w).
+
+    Gradients lie in memory as ``pixel_embeddings`` do.
+    """
+    pixels = pixel_embeddings.flatten(2)
+    if pixel_embeddings.is_contiguous(memory_format=torch.channels_last):  # as on a CPU
+        of_images = [image.mT for image in pixels.mT.unbind()]
+    else:
+        of_images = list(pixels.unbind())
+    return torch.cat([masks @ of_pixels for masks, of_pixels in zip(embeddings.split(list(of_image)), of_images)])
 
 
 @dataclass(frozen=True)

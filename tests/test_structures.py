@@ -79,6 +79,21 @@ def test_masks_of_pairs_are_those_of_all_with_their_gradients():
     assert torch.equal(results[0][0], masks[layers, images, queries])
 
 
+def test_masks_of_pairs_where_each_layer_has_its_own_pixels():
+    embeddings = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    pixels = [torch.randn(3, 4, 6, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    masks = torch.einsum("lbqc,lbchw->lbqhw", embeddings, torch.stack(pixels))
+    layers, queries = torch.tensor([[0, 1]]).expand(3, -1), torch.tensor([[4, 2], [0, 2], [1, 1]])
+    images, of_image = torch.tensor([[0, 0], [2, 2], [2, 2]]), [1, 0, 2]
+    weights = torch.randn(3, 2, 6, 7, dtype=torch.float64)
+    predictions = MaskPredictions(torch.zeros(2, 3, 5, 3), masks.detach(), embeddings, pixels)
+    results = []
+    for picked in (masks[layers, images, queries], predictions.masks_of_pairs(layers, images, queries, of_image)):
+        gradients = torch.autograd.grad((picked * weights).sum(), (embeddings, *pixels), retain_graph=True)
+        results.append((picked, *gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_gradient_of_masks_of_pairs_lies_in_memory_as_the_pixels(memory_format: torch.memory_format):
     pixels = torch.randn(2, 4, 6, 7).contiguous(memory_format=memory_format).requires_grad_()

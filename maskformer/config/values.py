@@ -32,8 +32,9 @@ _RANGES: list[tuple[str, _Check, str]] = [
         MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
         MODEL.SWIN.PRETRAIN_IMG_SIZE MODEL.SWIN.PATCH_SIZE MODEL.SWIN.EMBED_DIM MODEL.SWIN.DEPTHS MODEL.SWIN.NUM_HEADS
         MODEL.SWIN.WINDOW_SIZE MODEL.RESNETS.STEM_OUT_CHANNELS MODEL.RESNETS.RES2_OUT_CHANNELS
-        MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES5_MULTI_GRID TEST.AUG.MIN_SIZES
-        TEST.AUG.MAX_SIZE MODEL.MASK_FORMER.TEST.SLIDING_WINDOW""",
+        MODEL.EOMT.IMAGE_SIZE MODEL.EOMT.PATCH_SIZE MODEL.EOMT.EMBED_DIM MODEL.EOMT.DEPTH MODEL.EOMT.NUM_HEADS
+        MODEL.EOMT.NUM_BLOCKS MODEL.RESNETS.NUM_GROUPS MODEL.RESNETS.WIDTH_PER_GROUP MODEL.RESNETS.RES5_MULTI_GRID
+        TEST.AUG.MIN_SIZES TEST.AUG.MAX_SIZE MODEL.MASK_FORMER.TEST.SLIDING_WINDOW""",
     ),
     (
         "0 or more",
@@ -41,7 +42,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_EMBED
         SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS SOLVER.WARMUP_FACTOR SOLVER.GAMMA SOLVER.POLY_LR_POWER
         SOLVER.SAVE_RETRY_SECONDS SOLVER.REFERENCE_WORLD_SIZE SOLVER.STEPS TEST.EVAL_PERIOD LOG.PICTURES
-        DATALOADER.NUM_WORKERS
+        DATALOADER.NUM_WORKERS MODEL.EOMT.NUM_REGISTERS
         DATALOADER.REPEAT_THRESHOLD INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TEST
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS
         MODEL.SEM_SEG_HEAD.LOSS_WEIGHT MODEL.MASK_FORMER.ENC_LAYERS MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
@@ -157,6 +158,22 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         f"2 or more with {MASKED}, which has one layer less",
         lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != MASKED,
     ),
+    (
+        "MODEL.EOMT.IMAGE_SIZE",
+        "a multiple of MODEL.EOMT.PATCH_SIZE",
+        lambda value, cfg: value % cfg.MODEL.EOMT.PATCH_SIZE == 0,
+    ),
+    (
+        "MODEL.EOMT.PATCH_SIZE",
+        "8 or more, a power of 2: masks have a quarter of the image's rows, or half of a patch's",
+        lambda value, _: value >= 8 and value & (value - 1) == 0,
+    ),
+    (
+        "MODEL.EOMT.EMBED_DIM",
+        "a multiple of MODEL.EOMT.NUM_HEADS, and with MODEL.EOMT.ROTARY of four times that",
+        lambda value, cfg: value % (cfg.MODEL.EOMT.NUM_HEADS * (4 if cfg.MODEL.EOMT.ROTARY else 1)) == 0,
+    ),
+    ("MODEL.EOMT.NUM_BLOCKS", "at most MODEL.EOMT.DEPTH", lambda value, cfg: value <= cfg.MODEL.EOMT.DEPTH),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
         "INPUT.CROP.SIZE",
@@ -225,6 +242,19 @@ _TIMM = "build_timm_backbone"
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
 _UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
+    (
+        "MODEL.META_ARCHITECTURE",
+        ("EoMT",),
+        f"""MODEL.BACKBONE MODEL.RESNETS MODEL.SWIN MODEL.FPN MODEL.SEM_SEG_HEAD.NAME MODEL.SEM_SEG_HEAD.IN_FEATURES
+        MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM MODEL.SEM_SEG_HEAD.NORM
+        MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
+        MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS {_DEFORMABLE}_IN_FEATURES MODEL.SEM_SEG_HEAD.LOSS_WEIGHT
+        MODEL.MASK_FORMER.DEEP_SUPERVISION MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME MODEL.MASK_FORMER.NHEADS
+        MODEL.MASK_FORMER.DROPOUT MODEL.MASK_FORMER.DIM_FEEDFORWARD MODEL.MASK_FORMER.ENC_LAYERS
+        MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.PRE_NORM MODEL.MASK_FORMER.HIDDEN_DIM
+        MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE MODEL.MASK_FORMER.ENFORCE_INPUT_PROJ""",
+    ),
+    ("MODEL.META_ARCHITECTURE", ("MaskFormer", "SemanticSegmentor"), "MODEL.EOMT"),
     (
         "MODEL.META_ARCHITECTURE",
         ("SemanticSegmentor",),
@@ -308,7 +338,7 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     ),
     (
         "where masks are compared at every pixel, as MODEL.MASK_FORMER.MASK_LOSS and TRANSFORMER_DECODER_NAME have it",
-        lambda cfg: _compares_pixels(cfg.MODEL.MASK_FORMER),
+        lambda cfg: _compares_pixels(cfg.MODEL),
         _OF_POINTS,
     ),
     (
@@ -363,7 +393,7 @@ def check_unread(cfg: CfgNode, defaults: CfgNode, keys_set: Collection[str]) -> 
     Raises:
         InputError: names the key, the value seen, its default, and what makes that nothing reads it.
     """
-    if cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "SemanticSegmentor"):
+    if cfg.MODEL.META_ARCHITECTURE not in ("MaskFormer", "EoMT", "SemanticSegmentor"):
         return
     reasons = [(f"with {key} {_at(cfg, key)}", keys) for key, values, keys in _UNREAD_WITH if _at(cfg, key) in values]
     reasons += [(where, keys) for where, holds, keys in _UNREAD_WHERE if holds(cfg)]
@@ -404,8 +434,11 @@ def _has_batch_norm(cfg: CfgNode) -> bool:
     return any("BN" in norm for norm in norms - {"FrozenBN"})
 
 
-def _compares_pixels(node: CfgNode) -> bool:
-    return node.MASK_LOSS == "dense" or (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
+def _compares_pixels(model: CfgNode) -> bool:
+    node, is_eomt = model.MASK_FORMER, model.META_ARCHITECTURE == "EoMT"
+    return node.MASK_LOSS == "dense" or (
+        not is_eomt and (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
+    )
 
 
 def _is_expected_result(row: Any) -> bool:

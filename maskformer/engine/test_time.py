@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskformer.data.datasets.classes import check_classes
 from maskformer.inference import QueryAverage, SlidingWindow, View, plan_views, resize_maps
-from maskformer.meta_arch import InferenceOptions, MaskFormer
+from maskformer.meta_arch import InferenceOptions, MaskClassifier
 from maskformer.model_inputs import check_images, output_size
 from maskformer.runs.failures import describe_image, is_out_of_memory
 from maskformer.structures import InputError, RunError
@@ -57,12 +57,12 @@ def apply_test_time_options(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn
 
 
 def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
-    if not isinstance(model, (MaskFormer, SemanticSegmentor)):
+    if not isinstance(model, (MaskClassifier, SemanticSegmentor)):
         raise InputError(
             f"MODEL.META_ARCHITECTURE is {type(model).__name__}; TEST.AUG.ENABLED and "
-            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW expect MaskFormer or SemanticSegmentor: switch them off."
+            "MODEL.MASK_FORMER.TEST.SLIDING_WINDOW expect MaskFormer, EoMT or SemanticSegmentor: switch them off."
         )
-    if window is None or not isinstance(model, MaskFormer):
+    if window is None or not isinstance(model, MaskClassifier):
         return
     options = model.inference
     if options.panoptic_on or options.instance_on:
@@ -74,14 +74,14 @@ def _check_support(model: nn.Module, window: SlidingWindow | None) -> None:
 
 @contextmanager
 def inference_options(model: nn.Module, **changes: Any) -> Iterator[None]:
-    """In the ``with`` block, a ``MaskFormer`` has other ``InferenceOptions``.
+    """In the ``with`` block, a ``MaskClassifier`` has other ``InferenceOptions``.
 
     Args:
         model: may be one that several processes train, or a ``TestTimeModel``; others stay as they are.
         **changes: of the options. With ``semantic_as_labels``, semantic results take a K-th of the memory.
     """
     model = innermost(model)
-    if not isinstance(model, MaskFormer):
+    if not isinstance(model, MaskClassifier):
         yield
         return
     options = model.inference
@@ -161,7 +161,7 @@ class RetryingModel(nn.Module):
     @property
     def _may_slide(self) -> bool:
         model = innermost(self.model)
-        if not isinstance(model, MaskFormer) or isinstance(self.model, TestTimeModel):
+        if not isinstance(model, MaskClassifier) or isinstance(self.model, TestTimeModel):
             return False
         return not (model.inference.panoptic_on or model.inference.instance_on)
 
@@ -186,7 +186,7 @@ class TestTimeModel(nn.Module):
     """A model that looks at an image several times, and stands where the model itself does in evaluation.
 
     Args:
-        model: ``MaskFormer``, or a ``SemanticSegmentor``, which gives semantic results only.
+        model: ``MaskClassifier``, or a ``SemanticSegmentor``, which gives semantic results only.
         views: (rows, columns) of an image -> how it is shown, the largest view first, not flipped; None: as it comes.
         window: divides each view, for semantic results only; None: views are whole.
     """
@@ -214,7 +214,7 @@ class TestTimeModel(nn.Module):
         image_size = (image.shape[-2], image.shape[-1])
         output = dict(zip(("height", "width"), output_size(example, image_size)))
         # Whose queries are averaged, see ``maskformer.inference.tta``; of others, scores alone.
-        model = self.model if isinstance(self.model, MaskFormer) and self.window is None else None
+        model = self.model if isinstance(self.model, MaskClassifier) and self.window is None else None
         options = InferenceOptions() if model is None else model.inference
         views = self.views(image_size)
         total: Tensor | None = None
@@ -236,7 +236,7 @@ class TestTimeModel(nn.Module):
                 total = scores.clone() if total is None else total.add_(scores)
         results: dict[str, Any] = {}
         if total is not None:
-            gives_labels = isinstance(self.model, MaskFormer) and self.model.inference.semantic_as_labels
+            gives_labels = isinstance(self.model, MaskClassifier) and self.model.inference.semantic_as_labels
             mean = total.div_(len(views))
             results["sem_seg"] = mean.max(0).indices.int() if gives_labels else mean
         if model is not None and queries is not None:
@@ -252,7 +252,7 @@ class TestTimeModel(nn.Module):
 
     def _scores_of(self, example: dict[str, Any]) -> Tensor:
         """(K,height,width) scores, also of a model that gives labels."""
-        if not isinstance(self.model, MaskFormer):
+        if not isinstance(self.model, MaskClassifier):
             return self.model([example])[0]["sem_seg"]
         return self.model.semantic_scores(*self.model.predict([example])[0])
 
@@ -268,7 +268,7 @@ def check_test_classes(cfg: CfgNode, model: nn.Module) -> None:
         InputError: they differ, or results need to know more of them than is known.
     """
     model = innermost(model)
-    if isinstance(model, MaskFormer) and cfg.DATASETS.TEST:
+    if isinstance(model, MaskClassifier) and cfg.DATASETS.TEST:
         model.check_classes()
     for name in cfg.DATASETS.TEST:
         check_classes(name, "DATASETS.TEST", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, getattr(model, "classes", None))

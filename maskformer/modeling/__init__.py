@@ -1,4 +1,4 @@
-"""The network: backbones, pixel_decoders, query_decoders, transformer, heads.
+"""The network: backbones, pixel_decoders, query_decoders, transformer, heads; and EoMT's, which is one: eomt.
 
 Importing registers backbones, heads, pixel and query decoders.
 """
@@ -9,6 +9,7 @@ from .backbones import (
     build_resnet_deeplab_backbone,
     fold_frozen_norms,
 )
+from .eomt import EoMTNetwork, build_eomt_network
 from .heads import MaskFormerHead, MaskFormerNetwork, PerPixelBaselineHead, PerPixelBaselinePlusHead
 from .pixel_decoders import (
     BasePixelDecoder,
@@ -30,6 +31,7 @@ __all__ = [
     "BasePixelDecoder",
     "D2SwinTransformer",
     "DecodedFeatures",
+    "EoMTNetwork",
     "MSDeformAttnPixelDecoder",
     "MaskFormerHead",
     "MaskFormerNetwork",
@@ -42,6 +44,7 @@ __all__ = [
     "StandardTransformerDecoder",
     "TransformerEncoderPixelDecoder",
     "build_backbone_by_name",
+    "build_eomt_network",
     "build_resnet_deeplab_backbone",
     "fold_frozen_norms",
 ]

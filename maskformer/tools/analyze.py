@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from maskformer.config import load_config
+from maskformer.meta_arch import MaskClassifier
 from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError
 
@@ -46,8 +48,8 @@ class Cost:
     saved_bytes: int
 
 
-class Network(nn.Module):
-    """Backbone and head, from normalised images to predictions: what is counted."""
+class PerPixelNetwork(nn.Module):
+    """Backbone and head of a per-pixel baseline, from normalised images to scores."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -74,7 +76,9 @@ def analyze(cfg: CfgNode, size: tuple[int, int], depth: int = 2) -> list[Cost]:
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        network = Network(build_model(cfg)).eval()  # a head in training mode may want labels
+        model = build_model(cfg)
+        network: Any = model.network if isinstance(model, MaskClassifier) else PerPixelNetwork(model)
+        network.eval()  # a head in training mode may want labels
     modules = {name: module for name, module in network.named_modules() if name == "" or name.count(".") < depth}
     images = torch.empty(1, 3, *size, device="meta")
     flops = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.grid_sampler_2d: _flops_of_samples})

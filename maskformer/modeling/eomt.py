@@ -1,0 +1,212 @@
+"""EoMT: a plain vision transformer segments; queries enter before its last blocks, and nothing is added but heads.
+
+images -> patches -> blocks -> [queries, class token, registers, patches] -> last blocks -> norm
+    queries -> class of each, mask embedding of each
+    patches -> upscaled to a quarter of the image: pixel embeddings
+
+While training, a query attends to the patches of the mask that it would give so far (masked attention). Block by block
+that is given up (annealing), so that in inference no mask is needed but the last.
+
+Source: "Your ViT is Secretly an Image Segmentation Model" (arXiv 2503.19108), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskformer.structures import MaskPredictions
+
+from .backbones.vit import VisionTransformer
+
+
+class EoMTNetwork(nn.Module):
+    """Normalised images -> Q classes and masks.
+
+    Sub-modules are named as in the released weights.
+
+    Args:
+        backbone: the vision transformer.
+        num_classes: K.
+        num_queries: Q.
+        num_blocks: how many of its last blocks queries go through; L is one more.
+        masked_attention: while training, queries attend to their own masks.
+
+    Attributes:
+        attn_mask_probs: (num_blocks,), how probably a query is masked in each of them; see ``set_masking``.
+    """
+
+    attn_mask_probs: Tensor
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        *,
+        num_classes: int,
+        num_queries: int,
+        num_blocks: int,
+        masked_attention: bool = True,
+    ):
+        super().__init__()
+        dim = backbone.norm.normalized_shape[0]
+        self.encoder = nn.ModuleDict({"backbone": backbone})
+        self.q = nn.Embedding(num_queries, dim)
+        self.class_head = nn.Linear(dim, num_classes + 1)  # index K is "no object"
+        self.mask_head = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        num_doublings = max(1, int(math.log2(backbone.patch_size)) - 2)
+        self.upscale = nn.Sequential(*(ScaleBlock(dim) for _ in range(num_doublings)))
+        self.num_blocks = num_blocks
+        self.masked_attention = masked_attention
+        self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
+        self._probabilities = [1.0] * num_blocks  # the same, for which no device is waited
+
+    @property
+    def backbone(self) -> VisionTransformer:
+        """The vision transformer."""
+        return self.encoder["backbone"]  # type: ignore[return-value]
+
+    def set_masking(self, probabilities: Sequence[float]) -> None:
+        """Say how probably a query is masked in each of the blocks that queries go through.
+
+        Args:
+            probabilities: as many as there are such blocks, the first block first, 0..1.
+        """
+        if list(probabilities) != self._probabilities:
+            self._probabilities = list(probabilities)
+            self.attn_mask_probs.copy_(torch.tensor(self._probabilities))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,3,H,W) normalised images, H and W in whole patches -> (B,Q,K+1) class logits, (B,Q,h,w) mask logits."""
+        return self.predict_layers(images).final
+
+    def predict_layers(self, images: Tensor) -> MaskPredictions:
+        """Predict what losses are taken of.
+
+        Args:
+            images: as for ``forward``.
+
+        Returns:
+            While training with masked attention, L predictions: before each of the last blocks, and after them; else
+            that alone. A gradient goes through ``MaskPredictions.masks_of_pairs``, not through ``mask_logits``.
+        """
+        tokens, rotation = self._encode(images)
+        predictions = []
+        for block, probability in zip(self.backbone.blocks[-self.num_blocks :], self._probabilities):
+            allowed = None
+            if self.training and self.masked_attention:
+                predictions.append(self._predict(tokens, images))
+                allowed = self._may_attend(predictions[-1].mask_logits(), images, probability)
+            tokens = block(tokens, rotation, allowed)
+        predictions.append(self._predict(tokens, images))
+        class_logits, mask_embeddings, pixel_embeddings = zip(*predictions)
+        return MaskPredictions(
+            class_logits=torch.stack(class_logits),
+            mask_logits=torch.stack([prediction.mask_logits() for prediction in predictions]),
+            mask_embeddings=torch.stack(mask_embeddings),
+            pixel_embeddings=pixel_embeddings,
+        )
+
+    def predict(self, images: Tensor, select: Callable[[Tensor], Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """What ``forward`` gives, by image, and of the masks only those that are wanted: ``MaskFormerHead.predict``."""
+        tokens, rotation = self._encode(images)
+        for block in self.backbone.blocks[-self.num_blocks :]:
+            tokens = block(tokens, rotation)
+        pairs = []
+        for class_logits, mask_embeddings, pixel_embeddings in zip(*self._predict(tokens, images)):
+            queries = slice(None) if select is None else select(class_logits)
+            masks = mask_embeddings[queries] @ pixel_embeddings.flatten(1)
+            pairs.append((class_logits[queries], masks.unflatten(1, pixel_embeddings.shape[1:])))
+        return pairs
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens before the last blocks, queries in front, and the rotation that the blocks take."""
+        tokens, rotation = self.backbone.embed(images)
+        for block in self.backbone.blocks[: -self.num_blocks]:
+            tokens = block(tokens, rotation)
+        queries = self.q.weight.expand(tokens.shape[0], -1, -1)
+        return torch.cat([queries.to(tokens.dtype), tokens], dim=1), rotation
+
+    def _predict(self, tokens: Tensor, images: Tensor) -> _Prediction:
+        """Read tokens, queries first."""
+        num_queries, patch_size = self.q.num_embeddings, self.backbone.patch_size
+        normalised = self.backbone.norm(tokens)
+        queries, patches = normalised[:, :num_queries], normalised[:, num_queries + self.backbone.num_prefix_tokens :]
+        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
+        pixel_embeddings = self.upscale(patches.mT.unflatten(2, grid))
+        return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
+
+    @torch.no_grad()
+    def _may_attend(self, mask_logits: Tensor, images: Tensor, probability: float) -> Tensor:
+        """(B,Q,T) bool: a query may attend to patches within its mask, if it is masked at all, and to all else."""
+        patch_size = self.backbone.patch_size
+        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
+        inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        if probability < 1:
+            is_open = torch.rand(inside.shape[:2], device=inside.device) > probability
+            inside = inside | is_open[..., None]
+        others = self.q.num_embeddings + self.backbone.num_prefix_tokens
+        return torch.cat([inside.new_ones(*inside.shape[:2], others), inside], dim=-1)
+
+
+class _Prediction(NamedTuple):
+    """(B,Q,K+1) class logits, (B,Q,D) mask embeddings and (B,D,h,w) pixel embeddings."""
+
+    class_logits: Tensor
+    mask_embeddings: Tensor
+    pixel_embeddings: Tensor
+
+    @torch.no_grad()
+    def mask_logits(self) -> Tensor:
+        """(B,Q,h,w): their products."""
+        products = self.mask_embeddings @ self.pixel_embeddings.flatten(2)
+        return products.unflatten(2, self.pixel_embeddings.shape[2:])
+
+
+class ScaleBlock(nn.Module):
+    """Twice as many rows and columns.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2)
+        self.conv2 = nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False)
+        self.norm = nn.LayerNorm(dim, 1e-6)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B,D,rows,columns) -> (B,D,2 rows,2 columns)."""
+        features = self.conv2(F.gelu(self.conv1(features)))
+        return self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def build_eomt_network(cfg: CfgNode) -> EoMTNetwork:
+    """Read ``MODEL.EOMT``, and of the keys that all models share the numbers of classes and queries."""
+    node = cfg.MODEL.EOMT
+    backbone = VisionTransformer(
+        image_size=(node.IMAGE_SIZE, node.IMAGE_SIZE),
+        patch_size=node.PATCH_SIZE,
+        dim=node.EMBED_DIM,
+        depth=node.DEPTH,
+        num_heads=node.NUM_HEADS,
+        num_registers=node.NUM_REGISTERS,
+        gated=node.SWIGLU,
+        rotary=node.ROTARY,
+        in_channels=len(cfg.MODEL.PIXEL_MEAN),
+    )
+    return EoMTNetwork(
+        backbone,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        num_queries=cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES,
+        num_blocks=node.NUM_BLOCKS,
+        masked_attention=node.MASKED_ATTENTION,
+    )
