@@ -193,6 +193,11 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         lambda value, cfg: len(value) == len(cfg.MODEL.PIXEL_MEAN),
     ),
     (
+        "MODEL.BACKBONE.NAME",
+        "another: META_ARCHITECTURE EoMT has its own vision transformer (MODEL.EOMT), MaskFormer takes any backbone",
+        lambda value, cfg: value != _TIMM or cfg.MODEL.META_ARCHITECTURE != "EoMT",
+    ),
+    (
         "MODEL.TIMM.NAME",
         "the name of one of timm's models with MODEL.BACKBONE.NAME build_timm_backbone",
         lambda value, cfg: bool(value) or cfg.MODEL.BACKBONE.NAME != _TIMM,

@@ -57,6 +57,8 @@ def describe_features(name: str, options: Mapping[str, Any]) -> Any:
             ) from error
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build_for_any_size(name: str, options: dict[str, Any], stride: int) -> tuple[Any, bool]:
     """The network, once a small image shows that it takes any size, and whether its features are on other grids.
 
