@@ -14,7 +14,7 @@ from maskformer.structures import InputError
 
 # What makes models of a fixed size take any; most take any without, and know neither word.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
-_MOST_CELLS_OFF = 3  # of features: convolutions without padding lose cells
+_MOST_CELLS_OFF = 4  # of features: convolutions without padding lose cells
 
 
 def import_timm() -> Any:
