@@ -88,7 +88,7 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
             f"Missing, which the model has and the file has not: {_summary(expected - given)}",
             f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
         ]
-    if to == "detectron2" or cfg is None:
+    if to == "detectron2" or cfg is None or model is None:
         write_weights(out, conversion.state, classes)
     else:
         bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
