@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Another PyTorch than the pinned one: make test TORCH=2.7.1
 TORCH ?=
-# The model of the demo: make demo MODEL=mask2former
+# The model of the demo: make demo MODEL=mask2former, or MODEL=eomt
 MODEL ?= maskformer
 # Options of the benchmark: make bench BENCH="--only training --rounds 3"
 BENCH ?=
@@ -20,7 +20,7 @@ TWO_AT_ONCE := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfi
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z_]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(READY)  ## Train a model on the built-in dataset, measure it and draw its results (5 to 10 minutes; MODEL=mask2former)
+demo: $(READY)  ## Train a model on the built-in dataset, measure it and draw its results (5 to 10 minutes; MODEL=mask2former, MODEL=eomt)
 	@$(RUN) -W ignore::FutureWarning -m maskformer.tools.demo --model $(MODEL)
 
 bench: $(READY)  ## Measure time and memory against peers and the plain definitions (BENCH="--only training")

@@ -320,22 +320,31 @@ class EoMT(MaskClassifier):
     Args:
         network: images -> predictions.
         size_divisibility: see ``MaskClassifier``; < 0: the patch size.
+        delta_base: file or folder of the backbone that loaded weights are added to where they are differences.
         **options: see ``MaskClassifier``.
 
     Source: arXiv 2503.19108; see ``modeling.eomt``.
     """
 
     @configurable
-    def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, **options: Any):
+    def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, delta_base: str = "", **options: Any):
         patch_size = network.backbone.patch_size
         super().__init__(size_divisibility=patch_size if size_divisibility < 0 else size_divisibility, **options)
         self.network = network
+        self.delta_base = delta_base
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that a configuration describes."""
-        options = _shared_options(cfg, compares_points=True, segments_within_masks=True)
-        return {"network": build_eomt_network(cfg), **options}
+        network = build_eomt_network(cfg)
+        options = _shared_options(
+            cfg,
+            compares_points=True,
+            segments_within_masks=True,
+            last_layer_first=False,
+            most_masks=network.q.num_embeddings,
+        )
+        return {"network": network, "delta_base": cfg.MODEL.EOMT.DELTA_BASE, **options}
 
     @property
     def backbone(self) -> nn.Module:
@@ -345,6 +354,14 @@ class EoMT(MaskClassifier):
     def predict_layers(self, images: Tensor) -> MaskPredictions:
         """See ``MaskClassifier``."""
         return self.network.predict_layers(images)
+
+    def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        batch = super()._normalise(batched_inputs)
+        black = -self.pixel_mean / self.pixel_std  # what images are padded with, also for training; else it is the mean
+        for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
+            image[:, rows:] = black
+            image[:, :, columns:] = black
+        return batch
 
     def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
         return self.network.predict(images, select)
@@ -361,8 +378,15 @@ def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
     return torch.channels_last if pays else torch.contiguous_format
 
 
-def _shared_options(cfg: CfgNode, *, compares_points: bool, segments_within_masks: bool) -> dict[str, Any]:
-    """Arguments of ``MaskClassifier``; the two switches are what a network's authors did."""
+def _shared_options(
+    cfg: CfgNode,
+    *,
+    compares_points: bool,
+    segments_within_masks: bool,
+    last_layer_first: bool = True,
+    most_masks: int | None = None,
+) -> dict[str, Any]:
+    """Arguments of ``MaskClassifier``; the switches are what a network's authors did."""
     node = cfg.MODEL.MASK_FORMER
     weights = {"class_weight": node.CLASS_WEIGHT, "mask_weight": node.MASK_WEIGHT, "dice_weight": node.DICE_WEIGHT}
     return {
@@ -370,7 +394,8 @@ def _shared_options(cfg: CfgNode, *, compares_points: bool, segments_within_mask
             cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             matcher=HungarianMatcher(**weights),
             no_object_weight=node.NO_OBJECT_WEIGHT,
-            masks=_mask_comparison(node, compares_points),
+            masks=_mask_comparison(node, compares_points, last_layer_first),
+            most_masks=most_masks,
             **weights,
         ),
         "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -381,12 +406,13 @@ def _shared_options(cfg: CfgNode, *, compares_points: bool, segments_within_mask
     }
 
 
-def _mask_comparison(node: CfgNode, compares_points: bool) -> DenseMasks | PointMasks:
+def _mask_comparison(node: CfgNode, compares_points: bool, last_layer_first: bool) -> DenseMasks | PointMasks:
     """How masks are compared, which ``MODEL.MASK_FORMER.MASK_LOSS`` says."""
     as_published = "points" if compares_points else "dense"
     if (as_published if node.MASK_LOSS == "auto" else node.MASK_LOSS) == "dense":
         return DenseMasks()
-    return PointMasks(node.TRAIN_NUM_POINTS, node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO)
+    ratios = node.OVERSAMPLE_RATIO, node.IMPORTANCE_SAMPLE_RATIO
+    return PointMasks(node.TRAIN_NUM_POINTS, *ratios, last_layer_first=last_layer_first)
 
 
 def _inference_options(cfg: CfgNode, segments_within_masks: bool) -> InferenceOptions:

@@ -20,6 +20,7 @@ from maskformer.checkpoint import Checkpointer, find_weights_file
 from maskformer.config import as_options
 from maskformer.data.datasets.own import bands_of
 from maskformer.data.files import reading
+from maskformer.data.mappers.base import evaluation_resize
 from maskformer.engine.accelerator import with_device
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
@@ -116,9 +117,8 @@ class Predictor:
         _load_all(model, cfg.MODEL.WEIGHTS)
         check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)
-        resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
         bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-        return cls(model=model, resize=resize, input_format=cfg.INPUT.FORMAT, cfg=cfg, bands=bands)
+        return cls(model=model, resize=evaluation_resize(cfg), input_format=cfg.INPUT.FORMAT, cfg=cfg, bands=bands)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, device: str = "auto", **keys: Any) -> Predictor:

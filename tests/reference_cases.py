@@ -1,6 +1,6 @@
 """Loads the reference cases: a model with known weights, a batch, and the right answers.
 
-Those of MaskFormer are the folders of tests/reference/small, those of Mask2Former tests/reference2/mask2former.
+Those of MaskFormer are the folders of tests/reference/small, those of Mask2Former and EoMT are in tests/reference2.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 from maskformer.config import load_config
-from maskformer.meta_arch import MaskFormer
-from maskformer.structures import Classes
+from maskformer.meta_arch import EoMT, MaskClassifier
+from maskformer.structures import Classes, MaskPredictions
 
 REFERENCE = Path(__file__).parent / "reference"
 REFERENCE2 = Path(__file__).parent / "reference2"
@@ -50,6 +50,14 @@ CASES2 = (
     "mask2former/all_forbidden",
     "mask2former/all_zero_logits",
 )
+EOMT_CASES = (
+    "eomt/panoptic_64",
+    "eomt/semantic_96",
+    "eomt/panoptic_64_drop_half",
+    "eomt/panoptic_64_unmasked",
+    "eomt/more_targets_than_queries",
+    "eomt/dinov3_panoptic_64",
+)
 PER_PIXEL_CASES = ("per_pixel", "per_pixel_plus")
 
 
@@ -62,33 +70,63 @@ def draw_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         value = 0.75 + 0.5 * rng.random(shape)
     elif last == "running_mean":
         value = 0.1 * z
-    elif last in ("relative_position_bias_table", "absolute_pos_embed"):
+    elif last in ("relative_position_bias_table", "absolute_pos_embed", "pos_embed", "cls_token", "reg_token"):
         value = 0.2 * z
     elif name.endswith("query_embed.weight"):
         value = 3 * z
-    elif name.endswith(("query_feat.weight", "level_embed", "level_embed.weight")):
+    elif name.endswith(("query_feat.weight", "level_embed", "level_embed.weight", "network.q.weight")):
         value = z
     elif name.endswith("sampling_offsets.bias"):
         value = 2 * z
-    elif name.endswith("class_embed.weight"):
+    elif name.endswith(("class_embed.weight", "class_head.weight")):
         value = 4 * z / np.sqrt(np.prod(shape[1:]))
     elif len(shape) >= 2:
         value = 1.2 * z / np.sqrt(np.prod(shape[1:]))
-    elif last == "weight":
+    elif last in ("weight", "gamma", "lambda1"):
         value = 1 + 0.1 * z
     else:
         value = 0.1 * z
     return torch.as_tensor(value.astype(np.float32))
 
 
+# DINOv3's part of EoMT: what a tensor's name has in ours, and what it has in the released files.
+_DINOV3 = {
+    "backbone.cls_token": "backbone.patch_embed.cls_token",
+    "backbone.reg_token": "backbone.patch_embed.register_tokens",
+    "patch_embed.proj": "patch_embed.patch_embeddings",
+    "attn.proj": "attention.o_proj",
+    "attn.q_bias": "attention.q_proj.bias",
+    "attn.v_bias": "attention.v_proj.bias",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+    "mlp.fc1": "mlp.up_proj",
+    "mlp.fc2": "mlp.down_proj",
+}
+
+
+def by_released_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters, or what belongs to each, by the names in released files: ours, but for DINOv3's, which split more."""
+    if not any(name.endswith("attn.q_bias") for name in tensors):
+        return dict(tensors)
+    released = {}
+    for name, tensor in tensors.items():
+        for ours, theirs in _DINOV3.items():
+            name = name.replace(ours, theirs)
+        if "attn.qkv" in name:
+            parts = zip("qkv", tensor.chunk(3))
+            released.update({name.replace("attn.qkv", f"attention.{part}_proj"): value for part, value in parts})
+        else:
+            released[name] = tensor
+    return released
+
+
+@torch.no_grad()
 def draw_weights(model: torch.nn.Module) -> None:
     """Give a model the reference weights, in place."""
-    state = model.state_dict()
-    constants = ("criterion.empty_weight", "relative_position_index")
-    drawn = {
-        name: draw_weight(name, tuple(value.shape)) for name, value in state.items() if not name.endswith(constants)
-    }
-    model.load_state_dict({**state, **drawn})
+    constants = ("criterion.empty_weight", "relative_position_index", "attn_mask_probs")
+    for name, value in by_released_names(model.state_dict()).items():
+        if not name.endswith(constants):
+            value.copy_(draw_weight(name, tuple(value.shape)))
 
 
 @contextmanager
@@ -109,8 +147,12 @@ def handed_out(draws: Sequence[np.ndarray]) -> Iterator[None]:
 
 @dataclass
 class Case:
-    """One reference case; ``arrays`` are the right outputs, ``losses`` and ``grads`` the right numbers."""
+    """One reference case; ``arrays`` are the right outputs, ``losses`` and ``grads`` the right numbers.
 
+    The random numbers of a training step are ``network_draws``, of the network, then ``draws``, of the losses.
+    """
+
+    name: str
     model: torch.nn.Module
     batch: list[dict[str, Any]]
     arrays: dict[str, np.ndarray]
@@ -118,10 +160,17 @@ class Case:
     losses: dict[str, Any]
     grads: dict[str, Any]
     draws: list[np.ndarray] = field(default_factory=list)
+    network_draws: list[np.ndarray] = field(default_factory=list)
+
+    def predict(self) -> tuple[MaskPredictions, tuple[int, int]]:
+        """What the network says in training, and the size of its padded input."""
+        images = self.model._normalise(self.batch).tensor
+        with handed_out(self.network_draws):
+            return self.model.predict_layers(images), tuple(images.shape[-2:])
 
     def training_losses(self, draws: Sequence[np.ndarray] | None = None) -> dict[str, torch.Tensor]:
         """What the model gives in training, with the case's random points, or others."""
-        with handed_out(self.draws if draws is None else draws):
+        with handed_out([*self.network_draws, *self.draws] if draws is None else draws):
             return self.model(self.batch)
 
 
@@ -140,9 +189,9 @@ def read_case_json(case: str, name: str) -> Any:
     return json.loads((case_folder(case) / name).read_text())
 
 
-def read_lists(name: str) -> dict[str, list[Any]]:
-    """Of recipes of Mask2Former, by file name: their "parameters" or "optimizer_groups"."""
-    return json.loads(gzip.decompress((REFERENCE2 / "mask2former" / f"{name}.json.gz").read_bytes()))
+def read_lists(name: str, model: str = "mask2former") -> dict[str, list[Any]]:
+    """Of recipes of Mask2Former or EoMT, by file name: their "parameters" or "optimizer_groups"."""
+    return json.loads(gzip.decompress((REFERENCE2 / model / f"{name}.json.gz").read_bytes()))
 
 
 def recipe_config(recipe: str, *options: str) -> CfgNode:
@@ -153,7 +202,7 @@ def recipe_config(recipe: str, *options: str) -> CfgNode:
 def reference_config(case: str) -> CfgNode:
     """The configuration of a case: its recipe's, with the case's overrides."""
     description = read_case_json(case, "config.json")
-    recipe = f"mask2former/{description['config']}" if "/" in case else description["config"]
+    recipe = str(Path(case).parent / description["config"])
     return recipe_config(recipe, *(str(w) for pair in description["overrides"].items() for w in pair))
 
 
@@ -161,17 +210,21 @@ def build_case(case: str, dtype: torch.dtype) -> Case:
     """Build a case's model in training mode, and its batch of two images."""
     config = read_case_json(case, "config.json")
     model = build_model(reference_config(case))
-    if isinstance(model, MaskFormer):
+    if isinstance(model, MaskClassifier):
         names = tuple(f"class {index}" for index in range(model.criterion.num_classes))
         # An instance model of the original does not ask which classes are things; its datasets have no others.
         things = range(len(names)) if case == "mask2former/instance" else config["thing_classes_contiguous"]
         model.classes = Classes("the case", names, frozenset(things))
     draw_weights(model)
     _change_weights(model, config)
+    model.to(dtype).train()
+    if isinstance(model, EoMT):
+        _prepare_eomt(model, config)
     arrays = read_arrays(case, config)
     return _with_draws(
         Case(
-            model=model.to(dtype).train(),
+            name=case,
+            model=model,
             batch=[_example(arrays, config, index) for index in range(2)],
             arrays=arrays,
             config=config,
@@ -186,8 +239,11 @@ def read_arrays(case: str, config: dict[str, Any]) -> dict[str, np.ndarray]:
     arrays = dict(np.load(case_folder(case) / "io.npz"))
     if "/" not in case:
         return {**np.load(case_folder("base") / "io.npz"), **arrays}
-    shared = np.load(case_folder("mask2former/semantic") / "io.npz")
-    return {**arrays, **{name: shared[name] for name in config.get("as_in_semantic", ())}}
+    for first in ("mask2former/semantic", "eomt/panoptic_64"):
+        if names := config.get(f"as_in_{Path(first).name}"):
+            shared = np.load(case_folder(first) / "io.npz")
+            arrays.update({name: shared[name] for name in names})
+    return arrays
 
 
 def unpacked(case: Case, name: str) -> np.ndarray:
@@ -208,13 +264,23 @@ def _change_weights(model: torch.nn.Module, config: dict[str, Any]) -> None:
         parameters[name].mul_(factor)
 
 
+@torch.no_grad()
+def _prepare_eomt(model: EoMT, config: dict[str, Any]) -> None:
+    """As the original was run: values of 0..1 normalised with numbers rounded to float32, no rotation rescaled."""
+    for buffer, values in ((model.pixel_mean, (0.485, 0.456, 0.406)), (model.pixel_std, (0.229, 0.224, 0.225))):
+        buffer.copy_(255 * torch.tensor(values, dtype=torch.float32).to(buffer.dtype)[:, None, None])
+    model.network.backbone.rescale = 1.0
+    model.network.set_masking(config.get("masking_probabilities", [1.0, 1.0]))
+
+
 def _with_draws(case: Case) -> Case:
     """The case with the draws of its forward pass in ``draws``, if it draws points."""
     if "draw0" not in case.arrays:
         return case
     if "draw2" in case.arrays:
         draws = [case.arrays[f"draw{index}"] for index in range(sum(name.startswith("draw") for name in case.arrays))]
-        return replace(case, draws=draws)
+        of_network = len(case.config.get("masking_probabilities", ()))
+        return replace(case, network_draws=draws[:of_network], draws=draws[of_network:])
     # All candidates are equally uncertain, so which are chosen is open: those that were are the only candidates.
     masks = case.model.criterion.masks
     case.model.criterion.masks = replace(masks, oversample_ratio=masks.importance_ratio)

@@ -40,7 +40,8 @@ ALLOWED = {
     "inference": {"structures", "kernels"},
     # load_config makes of "auto" what is there
     "config": {"structures", "engine.accelerator"},
-    "checkpoint": {"structures", "files"},
+    # a table of positions is resampled for a model as it is for an image
+    "checkpoint": {"structures", "files", "modeling"},
     "meta_arch": {"structures", "model_inputs", "kernels", "modeling", "losses", "inference", "data"},
     "evaluation": {"structures", "files", "data", "kernels"},
     "runs": {"structures", "files"},

@@ -39,6 +39,7 @@ SWINS = {
     "base_IN21k": "base_patch4_window12_384_22k",
     "large": "large_patch4_window12_384_22k",
 }
+TEST_SIZES = ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
 # File, key, our value, and words of the comment in the file that gives the reason.
 DEVIATIONS = [
     ("*_R101_*", "MODEL.WEIGHTS", TORCHVISION, "R-101.pkl, which is hosted nowhere"),
@@ -46,8 +47,15 @@ DEVIATIONS = [
         (f"*_swin_{name}_*", "MODEL.WEIGHTS", SWIN.format(file), ".pkl, which is hosted nowhere")
         for name, file in SWINS.items()
     ),
+    *(
+        ("eomt/coco_*_large_1280_dinov3.yaml", key, 1280, "no size of its own")
+        for key in ("MODEL.EOMT.IMAGE_SIZE", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "INPUT.IMAGE_SIZE", *TEST_SIZES)
+    ),
     ("coco-panoptic/swin/*", "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0, "BasePixelDecoder has no encoder"),
 ]
+# What the network of an architecture is made of.
+PARTS = {"MaskFormer": ["backbone", "sem_seg_head"], "EoMT": ["encoder", "q", "class_head", "mask_head", "upscale"]}
+PARTS["SemanticSegmentor"] = PARTS["MaskFormer"]
 # Ours are a released recipe with these differences.
 OURS = {
     "coco-instance/maskformer_instance_R50_bs64_554k.yaml": {
@@ -97,6 +105,7 @@ def model_of(name: str) -> str:
     others: tuple[str, ...] = (
         *("MODEL.WEIGHTS", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE"),
         *("MODEL.MASK_FORMER.TEST.", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+        *("MODEL.EOMT.IMAGE_SIZE", "MODEL.EOMT.ANNEALING"),
     )
     values = {key: value for key, value in resolved(CONFIGS / name).items() if key.startswith("MODEL.")}
     if "Swin" in values["MODEL.BACKBONE.NAME"]:
@@ -105,6 +114,9 @@ def model_of(name: str) -> str:
 
 
 ONE_OF_EACH_MODEL = {model_of(name): name for name in reversed(LEAVES)}
+SLOWLY_BUILT = {name for name in SECOND if "swin_tiny" not in name} | {
+    name for name in released.EOMT if "small" not in name
+}
 
 
 def defaults() -> dict[str, Any]:
@@ -113,21 +125,23 @@ def defaults() -> dict[str, Any]:
     return {**flatten(cfg), "MODEL.DEVICE": resolve_device("auto")}
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *OURS])
+@pytest.mark.parametrize("name", [*RECIPES, *OURS, *released.EOMT])
 def test_every_key_is_the_released_one_or_a_deviation_with_a_reason(name: str):
     path = CONFIGS / name
     deviations = [deviation for deviation in DEVIATIONS if fnmatch.fnmatch(name, deviation[0])]
     ours = {key: value for _, key, value, _ in deviations}
-    assert resolved(path) == {**defaults(), **{**RECIPES, **OURS}[name], **ours}
+    # Beside what EoMT reads, its recipes have what all have.
+    others = resolved(CONFIGS / "base" / "common.yaml") if name in released.EOMT else defaults()
+    assert resolved(path) == {**others, **{**RECIPES, **OURS, **released.EOMT}[name], **ours}
     base = path.parent / yaml.safe_load(path.read_text())["_BASE_"]
     for *_, reason in deviations:
         assert reason in path.read_text() + base.read_text()
 
 
 def test_every_released_recipe_has_its_file():
-    assert (len(released.FIRST), len(released.SECOND), len(SECOND)) == (30, 57, 47)
-    trainable = {name for name in LEAVES if "_bs" in name}
-    assert trainable == set(RECIPES) | set(OURS)
+    assert (len(released.FIRST), len(released.SECOND), len(SECOND), len(released.EOMT)) == (30, 57, 47, 23)
+    trainable = {name for name in LEAVES if "_bs" in name or name.startswith("eomt/")}
+    assert trainable == {*RECIPES, *OURS, *released.EOMT}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -164,15 +178,16 @@ def test_iterations_and_batch_are_those_in_the_file_name():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SECOND and "swin_tiny" not in name else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOWLY_BUILT else [])
         for name in ONE_OF_EACH_MODEL.values()
     ],
 )
 def test_model_of_every_file_is_built_and_runs(name: str):
-    whole, backbone, head = analyze(load_config(str(CONFIGS / name)), (64, 64), depth=1)
-    assert (backbone.name, head.name) == ("backbone", "sem_seg_head")
-    assert whole.parameters == backbone.parameters + head.parameters
-    assert min(backbone.multiply_adds, head.multiply_adds) > 0
+    cfg = load_config(str(CONFIGS / name))
+    whole, *parts = analyze(cfg, (64, 64), depth=1)
+    assert [part.name for part in parts] == PARTS[cfg.MODEL.META_ARCHITECTURE]
+    assert whole.parameters == sum(part.parameters for part in parts)
+    assert all(part.multiply_adds > 0 for part in parts if part.name != "q")
 
 
 class BackboneAlone(nn.Module):

@@ -1,4 +1,4 @@
-"""Mask2Former whole, and what the two generations share: kinds of losses, parts put together, precision, results."""
+"""Mask2Former whole, and what all generations share: kinds of losses, parts put together, precision, results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
-from tiny_model import MASK2FORMER_CONFIG, SHAPES_CONFIG, TINY, TINY_MASK2FORMER
+from tiny_model import EOMT_CONFIG, MASK2FORMER_CONFIG, SHAPES_CONFIG, TINY, TINY_EOMT, TINY_MASK2FORMER
 from torch import nn
 
 from maskformer.config import load_config
@@ -22,7 +22,9 @@ from maskformer.structures import InputError, SegmentMasks
 GENERATIONS = {
     "MaskFormer": (SHAPES_CONFIG, {**TINY, "MODEL.MASK_FORMER.DEC_LAYERS": 6}),
     "Mask2Former": (MASK2FORMER_CONFIG, TINY_MASK2FORMER),
+    "EoMT": (EOMT_CONFIG, TINY_EOMT),
 }
+LATER = ["Mask2Former", "EoMT"]
 KEYS = "MODEL.MASK_FORMER."
 LOSS, POINTS, IN_FEATURE = f"{KEYS}MASK_LOSS", f"{KEYS}TRAIN_NUM_POINTS", f"{KEYS}TRANSFORMER_IN_FEATURE"
 DECODER, PIXEL_DECODER = f"{KEYS}TRANSFORMER_DECODER_NAME", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME"
@@ -65,7 +67,9 @@ def without_gradient(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in GENERATIONS for kind in ("dense", "points")])
 def test_each_generation_learns_by_each_kind_of_losses(name: str, kind: str):
     model = build(name, LOSS, kind)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-2 if name == "EoMT" else 1e-3
+    )  # its blocks begin as nothing
     totals = []
     for _ in range(8):
         loss = sum(model(BATCH).values())
@@ -88,11 +92,12 @@ def test_auto_is_what_each_generation_was_published_with():
 @pytest.mark.parametrize("kind", ["dense", "points"])
 @pytest.mark.parametrize(
     ("numbers", "words"),
-    [((0, 0), ()), ((5, 0), (f"{KEYS}NUM_OBJECT_QUERIES", 2)), ((2, 3), (f"{KEYS}DEEP_SUPERVISION", False))],
+    [((0, 0), ()), ((5, 0), (f"{KEYS}NUM_OBJECT_QUERIES", 2)), ((2, 3), None)],
     ids=["no target", "more targets than queries", "the last layer alone"],
 )
 def test_every_parameter_has_a_gradient_whatever_the_targets(name: str, kind: str, numbers: tuple, words: tuple):
-    model = build(name, LOSS, kind, *words)
+    of_last = "MODEL.EOMT.MASKED_ATTENTION" if name == "EoMT" else f"{KEYS}DEEP_SUPERVISION"
+    model = build(name, LOSS, kind, *((of_last, False) if words is None else words))
     losses = model([example(index, number) for index, number in enumerate(numbers)])
     assert all(loss.isfinite() for loss in losses.values())
     assert (losses["loss_mask"] == 0) == (sum(numbers) == 0)
@@ -118,10 +123,11 @@ def test_half_precision_is_close_and_the_pixel_decoder_keeps_float32_under_autoc
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", LATER)
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
 @torch.no_grad()
-def test_whole_model_in_another_precision_gives_nearly_the_same(kind: torch.dtype):
-    model = build().eval()
+def test_whole_model_in_another_precision_gives_nearly_the_same(name: str, kind: torch.dtype):
+    model = build(name).eval()
     expected = model(BATCH)[0]["sem_seg"]
     actual = model.to(kind)(BATCH)[0]["sem_seg"]
     assert actual.dtype == kind
@@ -174,17 +180,19 @@ def test_a_place_that_is_no_number_is_seen_in_the_losses():
     assert not sum(model(BATCH).values()).isfinite()
 
 
+@pytest.mark.parametrize("name", LATER)
 @torch.no_grad()
-def test_all_tasks_are_predicted_and_views_and_windows_of_the_image_itself_change_nothing(tmp_path: Path):
-    keys = {key.replace(".", "__"): value for key, value in TINY_MASK2FORMER.items()}
-    torch.save({"model": build().state_dict()}, tmp_path / "tiny.pth")
-    predictor = load(MASK2FORMER_CONFIG, tmp_path / "tiny.pth", **keys)
+def test_all_tasks_are_predicted_and_views_and_windows_of_the_image_itself_change_nothing(name: str, tmp_path: Path):
+    file, options = GENERATIONS[name]
+    keys = {key.replace(".", "__"): value for key, value in options.items()}
+    torch.save({"model": build(name).state_dict()}, tmp_path / "tiny.pth")
+    predictor = load(file, tmp_path / "tiny.pth", **keys)
     result = predictor(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     assert {"sem_seg", "panoptic_seg", "instances"} <= result.keys()
     semantic = [f"{KEYS}TEST.PANOPTIC_ON", False, f"{KEYS}TEST.INSTANCE_ON", False, "INPUT.MIN_SIZE_TEST", 64]
     views = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False]
-    model = build("Mask2Former", *semantic).eval()
+    model = build(name, *semantic).eval()
     plain = model([BATCH[0]])[0]["sem_seg"]
     for words in (views, [f"{KEYS}TEST.SLIDING_WINDOW", "(64, 96)"]):
-        _, again = apply_test_time_options(config("Mask2Former", *semantic, *words), model)
+        _, again = apply_test_time_options(config(name, *semantic, *words), model)
         torch.testing.assert_close(again([BATCH[0]])[0]["sem_seg"], plain)

@@ -12,10 +12,12 @@ from detectron2.modeling import build_model
 from reference_cases import (
     CASES,
     CASES2,
+    EOMT_CASES,
     PER_PIXEL_CASES,
     REFERENCE,
     Case,
     build_case,
+    by_released_names,
     case_folder,
     draw_weights,
     handed_out,
@@ -29,7 +31,6 @@ from reference_cases import (
 )
 
 from maskformer.engine.optimizer import build_optimizer
-from maskformer.structures import MaskPredictions
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -39,7 +40,11 @@ NOISE = {torch.float64: 1e-6, torch.float32: 1e-4}
 PER_PIXEL_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
-@pytest.fixture(scope="module", params=[(case, dtype) for case in (*CASES, *CASES2) for dtype in TOLERANCE], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[(case, dtype) for case in (*CASES, *CASES2, *EOMT_CASES) for dtype in TOLERANCE],
+    ids=str,
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return build_case(*request.param)
 
@@ -61,14 +66,8 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray) -> None:
     assert error < tolerance, f"relative error {error:.2e}"
 
 
-def predict(case: Case) -> tuple[MaskPredictions, tuple[int, int]]:
-    images = case.model._normalise(case.batch)
-    model = case.model
-    return model.sem_seg_head(model.backbone(images.tensor)), tuple(images.tensor.shape[-2:])
-
-
 def test_every_layers_logits_are_the_released_models(case):
-    predictions, _ = predict(case)
+    predictions, _ = case.predict()
     assert_close(predictions.final[0], case.arrays["pred_logits"])
     assert_close(predictions.final[1], case.arrays["pred_masks"])
     for layer in range(len(predictions.class_logits) - 1):
@@ -83,7 +82,7 @@ def test_losses_are_the_released_models(case):
         assert value.item() == pytest.approx(case.losses["weighted"][name], rel=TOLERANCE[value.dtype])
 
 
-@pytest.mark.parametrize("name", ["mask2former/semantic", "mask2former/more_targets_than_queries"])
+@pytest.mark.parametrize("name", ["mask2former/semantic", "mask2former/more_targets_than_queries", *EOMT_CASES])
 def test_a_seed_gives_the_released_models_losses(name):
     """Points are drawn in the same order, so PyTorch's generator gives the same ones."""
     case = build_case(name, torch.float64)
@@ -93,7 +92,7 @@ def test_a_seed_gives_the_released_models_losses(name):
 
 
 def test_costs_and_matches_are_the_released_models(case):
-    predictions, padded_size = predict(case)
+    predictions, padded_size = case.predict()
     targets = [case.model._targets(example, padded_size) for example in case.batch]
     with handed_out(case.draws):
         masks = case.model.criterion.masks.prepare(predictions, targets)
@@ -117,11 +116,12 @@ def assert_gradients(case: Case, tolerances: dict[torch.dtype, float], noises: d
     case.model.zero_grad()
     sum(case.training_losses().values()).backward()
     total = sum(right["l2"] ** 2 for right in case.grads.values()) ** 0.5
-    for name, parameter in case.model.named_parameters():
-        gradient, right = parameter.grad.double().flatten(), case.grads[name]
+    gradients = by_released_names({name: parameter.grad for name, parameter in case.model.named_parameters()})
+    for name, of_parameter in gradients.items():
+        gradient, right = of_parameter.double().flatten(), case.grads[name]
         direction = gradient @ torch.cos(torch.arange(len(gradient), dtype=torch.float64))
         # Gradients that are zero but for rounding (biases before a softmax) are held to the whole gradient's scale.
-        tolerance = tolerances[parameter.dtype] * max(right["l2"], noises[parameter.dtype] * total)
+        tolerance = tolerances[of_parameter.dtype] * max(right["l2"], noises[of_parameter.dtype] * total)
         for actual, key in ((gradient.norm(), "l2"), (gradient.sum(), "sum"), (direction, "dotcos")):
             assert abs(actual.item() - right[key]) < tolerance * len(gradient) ** 0.5, f"{key} of {name}"
 
@@ -282,14 +282,20 @@ def test_parameter_names_and_shapes_are_the_released_mask2formers(recipe):
     assert_parameters(f"mask2former/{recipe}", read_lists("parameters")[recipe])
 
 
+@pytest.mark.parametrize("recipe", read_lists("parameters", "eomt"))
+def test_parameter_names_and_shapes_are_the_released_eomts(recipe):
+    expected = read_lists("parameters", "eomt")[recipe]
+    assert_parameters(f"eomt/{recipe}", [row for row in expected if "encoder.pixel_" not in row[0]])
+
+
 def assert_parameters(recipe: str, expected: list[list[Any]]) -> None:
     """Of every entry of the state dict: name, shape, type, and whether it is trained."""
     with torch.device("meta"):  # shapes without memory
         model = build_model(recipe_config(recipe, "MODEL.DEVICE", "meta"))
-    trained = dict(model.named_parameters())
+    trained = by_released_names(dict(model.named_parameters()))
     actual = [
         [name, list(value.shape), str(value.dtype).removeprefix("torch."), "parameter" if name in trained else "buffer"]
-        for name, value in model.state_dict().items()
+        for name, value in by_released_names(model.state_dict()).items()
     ]
     assert sorted(actual) == sorted(expected)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference_cases import CASES2, Case, build_case, unpacked
-from test_reference import assert_close, predict
+from test_reference import assert_close
 
 from maskformer.losses import points
 from maskformer.modeling.query_decoders import masked
@@ -36,7 +36,7 @@ def record_outputs(case: Case) -> dict[str, torch.Tensor]:
         for name, module in modules.items()
     ]
     with torch.no_grad():
-        predict(case)
+        case.predict()
     for hook in hooks:
         hook.remove()
     return outputs
@@ -73,7 +73,7 @@ def test_queries_may_attend_where_the_released_models_do(case, monkeypatch):
 
     may_attend = masked.may_attend
     monkeypatch.setattr(masked, "may_attend", record)
-    predict(case)
+    case.predict()
     for layer, found in enumerate(allowed):
         forbidden = torch.as_tensor(unpacked(case, f"attn_forbidden_{layer}"))
         everything = case.config["queries_whose_mask_forbids_everything_before_layer"][layer]

@@ -33,6 +33,15 @@ TINY = {
 TINY_OPTIONS = [str(word) for pair in TINY.items() for word in pair]
 MASK2FORMER_CONFIG = str(REPOSITORY / "configs" / "shapes" / "mask2former_panoptic.yaml")
 TINY_MASK2FORMER = {**TINY, "MODEL.MASK_FORMER.DEC_LAYERS": 4, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 50}
+EOMT_CONFIG = str(REPOSITORY / "configs" / "shapes" / "eomt_panoptic.yaml")
+TINY_EOMT = {
+    **{key: value for key, value in TINY.items() if "TEST" in key or "QUERIES" in key or "DEVICE" in key},
+    "MODEL.EOMT.IMAGE_SIZE": 64,
+    "MODEL.EOMT.EMBED_DIM": 24,
+    "MODEL.EOMT.NUM_HEADS": 2,
+    "MODEL.EOMT.DEPTH": 4,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 50,
+}
 
 
 def write_tiny_weights(path: Path) -> None:

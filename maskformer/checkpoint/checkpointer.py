@@ -26,6 +26,7 @@ from maskformer.files import (
 )
 from maskformer.structures import SCREEN, Classes, InputError
 
+from .fitting import fit_to_model
 from .layouts.detection import (
     Conversion,
     convert_weights,
@@ -36,6 +37,7 @@ from .layouts.detection import (
     strip_wrapper,
 )
 from .layouts.layout import StateDict
+from .layouts.vision_transformers import VIT
 from .reading import LAST_CHECKPOINT, find_weights_file, has_order, read_weights, tagged_in
 
 logger = logging.getLogger(__name__)
@@ -46,17 +48,22 @@ DETECTRON2_WEIGHTS = "https://dl.fbaipublicfiles.com/detectron2/"
 # A parameter whose shape follows from one key: part of its name -> that key.
 SHAPE_KEYS = {
     "class_embed": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "class_head": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "empty_weight": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "sem_seg_head.predictor.weight": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",  # the per-pixel baseline
     "sem_seg_head.predictor.bias": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "query_embed": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
     "query_feat": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "network.q.": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "attn_mask_probs": "MODEL.EOMT.NUM_BLOCKS",
+    "reg_token": "MODEL.EOMT.NUM_REGISTERS",
 }
 
 # What belongs to the classes in each head; of PerPixelBaselinePlusHead, whose queries are classes, the queries.
 _HEAD = "sem_seg_head.predictor."
 _CLASS_LAYERS = (
     (f"{_HEAD}class_embed.weight", f"{_HEAD}class_embed.bias", "criterion.empty_weight"),
+    ("network.class_head.weight", "network.class_head.bias", "criterion.empty_weight"),
     (f"{_HEAD}weight", f"{_HEAD}bias"),
     (f"{_HEAD}query_embed.weight",),
 )
@@ -368,7 +375,7 @@ class Checkpointer(DetectionCheckpointer):
         expected = self.model.state_dict()
         state = checkpoint["model"] = self._to_model_names(checkpoint, expected)
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        if not expected.keys() & state.keys():
+        if all(name.startswith("criterion.") for name in expected.keys() & state.keys()):
             raise InputError(
                 f"None of the {len(shapes)} parameters in {self._source} belongs to this model (the first there is "
                 f"{next(iter(shapes))}, here {next(iter(expected))}). {explain_layouts(list(shapes))}"
@@ -414,14 +421,18 @@ class Checkpointer(DetectionCheckpointer):
         may_match_endings = checkpoint.pop("matching_heuristics", False)
         backbone = getattr(self.model, "backbone", None)
         if self._by_order and backbone is not None:
-            checkpoint["model"] = name_by_order(strip_wrapper(checkpoint["model"]), backbone, self._source)
+            place = next(name for name, module in self.model.named_modules() if module is backbone)
+            state = strip_wrapper(checkpoint["model"])
+            checkpoint["model"] = name_by_order(state, backbone, self._source, prefix=f"{place}.")
         conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True, backbone=backbone)
         self._by_name_endings = may_match_endings and not conversion.state.keys() & expected.keys()
         self._backbone_only = self._by_name_endings or conversion.layout.backbone_only
         self._never_holds = conversion.layout.never_holds
         if not self._by_name_endings:
             foreign = parts_of_another_generation(conversion.state, expected)
-            return self._without(foreign, conversion, checkpoint) if foreign else conversion.state
+            if foreign:
+                return self._without(foreign, conversion, checkpoint)
+            return fit_to_model(conversion, self.model, self._source)
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         with explained(self._source):
             state = strip_wrapper(checkpoint["model"])
@@ -468,7 +479,7 @@ class Checkpointer(DetectionCheckpointer):
         missing = [name for name in incompatible.missing_keys if not re.search(self._never_holds, name)]
         if missing:
             # That backbone weights hold no head is as it should be.
-            usual = self._backbone_only and not any(name.startswith("backbone.") for name in missing)
+            usual = self._backbone_only and not any(name.startswith(("backbone.", VIT)) for name in missing)
             level = logging.INFO if usual else logging.WARNING
             logger.log(level, "Not in %s, so left as initialised: %s", self._source, _summary(missing))
         if unexpected:

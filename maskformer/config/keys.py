@@ -53,6 +53,13 @@ def _add_input_keys(node: CfgNode) -> None:
     # cut from images scaled to fit the square times a random factor between these.
     node.MIN_SCALE = 0.1
     node.MAX_SCALE = 2.0
+    # Of one image, at most so many examples are drawn until one has a target; the last is taken in any case.
+    node.MAX_DRAWS = 1
+    # Grey of the pixels that training examples are padded with, 0..255.
+    node.PADDING_VALUE = 128
+    # Evaluation and prediction: a side that would have n and a half pixels after resizing gets n + 1 ("up", as in
+    # Detectron2), or the even one of n and n + 1 ("even", as in EoMT).
+    node.ROUNDING_TEST = "up"
 
 
 def _add_loader_keys(node: CfgNode) -> None:
@@ -71,7 +78,7 @@ def _add_solver_keys(node: CfgNode) -> None:
     # The backbone learns at BASE_LR times this,
     node.BACKBONE_MULTIPLIER = 0.1
     # and each of its blocks, from the last to the first, at this times the rate of the block after it, 0 < . <= 1; as
-    # many of the last ones as the second key says keep their rate. Embeddings are of the first block.
+    # many of the last ones as the second key says keep their rate. Embeddings are of the first block; docs/train.md.
     node.LAYER_DECAY = 1.0
     node.LAYER_DECAY_SPARED = 0
     # LR_SCHEDULER_NAME "TwoStageWarmupPolyLR": iterations in which all but the backbone warms up, and after that the

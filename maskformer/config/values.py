@@ -25,8 +25,9 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "1 or more",
         lambda value: 1 <= value < math.inf,
         """SOLVER.MAX_ITER SOLVER.CHECKPOINT_PERIOD SOLVER.NUM_DECAYS SOLVER.ACCUMULATION_STEPS SOLVER.MAX_BAD_STEPS
-        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE TEST.DETECTIONS_PER_IMAGE
-        TEST.PRECISE_BN.NUM_ITER MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
+        SOLVER.LR_REFERENCE_BATCH INPUT.MAX_SIZE_TRAIN INPUT.MAX_SIZE_TEST INPUT.IMAGE_SIZE INPUT.MAX_DRAWS
+        TEST.DETECTIONS_PER_IMAGE TEST.PRECISE_BN.NUM_ITER
+        MODEL.MASK_FORMER.TRAIN_NUM_POINTS MODEL.MASK_FORMER.OVERSAMPLE_RATIO
         MODEL.SEM_SEG_HEAD.NUM_CLASSES MODEL.SEM_SEG_HEAD.CONVS_DIM MODEL.SEM_SEG_HEAD.MASK_DIM
         MODEL.SEM_SEG_HEAD.COMMON_STRIDE MODEL.MASK_FORMER.NHEADS MODEL.MASK_FORMER.DIM_FEEDFORWARD
         MODEL.MASK_FORMER.DEC_LAYERS MODEL.MASK_FORMER.HIDDEN_DIM MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
@@ -42,7 +43,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """SOLVER.BASE_LR SOLVER.BASE_LR_END SOLVER.WEIGHT_DECAY SOLVER.WEIGHT_DECAY_NORM SOLVER.WEIGHT_DECAY_EMBED
         SOLVER.BACKBONE_MULTIPLIER SOLVER.WARMUP_ITERS SOLVER.WARMUP_FACTOR SOLVER.GAMMA SOLVER.POLY_LR_POWER
         SOLVER.SAVE_RETRY_SECONDS SOLVER.REFERENCE_WORLD_SIZE SOLVER.STEPS TEST.EVAL_PERIOD LOG.PICTURES
-        DATALOADER.NUM_WORKERS MODEL.EOMT.NUM_REGISTERS
+        SOLVER.LAYER_DECAY_SPARED DATALOADER.NUM_WORKERS MODEL.EOMT.NUM_REGISTERS
         DATALOADER.REPEAT_THRESHOLD INPUT.MIN_SIZE_TRAIN INPUT.MIN_SIZE_TEST
         MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS
         MODEL.SEM_SEG_HEAD.LOSS_WEIGHT MODEL.MASK_FORMER.ENC_LAYERS MODEL.MASK_FORMER.NO_OBJECT_WEIGHT
@@ -54,6 +55,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """SOLVER.CLIP_GRADIENTS.CLIP_VALUE SOLVER.CLIP_GRADIENTS.NORM_TYPE INPUT.CROP.SIZE MODEL.PIXEL_STD
         MODEL.SWIN.MLP_RATIO INPUT.CROP.SINGLE_CATEGORY_MAX_AREA""",
     ),
+    ("more than 0 and at most 1", lambda value: 0 < value <= 1, "SOLVER.LAYER_DECAY"),
     (
         "0 to 1",
         lambda value: 0 <= value <= 1,
@@ -66,15 +68,18 @@ _RANGES: list[tuple[str, _Check, str]] = [
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
         MODEL.TIMM.DROP_PATH_RATE SOLVER.MOMENTUM SOLVER.EMA.DECAY MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP""",
     ),
+    ("0 to 255", lambda value: 0 <= value <= 255, "INPUT.PADDING_VALUE"),
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
     ("at most 4000000000", lambda value: value <= 4e9, "SEED"),
 ]
 # The keys under SOLVER that each schedule reads, and not all do.
+_WARMUP = {"WARMUP_ITERS", "WARMUP_FACTOR", "WARMUP_METHOD"}
 _BY_SCHEDULE = {
-    "WarmupPolyLR": {"POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"},
-    "WarmupMultiStepLR": {"STEPS", "GAMMA", "RESCALE_INTERVAL"},
-    "WarmupCosineLR": {"BASE_LR_END", "RESCALE_INTERVAL"},
-    "WarmupStepWithFixedGammaLR": {"GAMMA", "NUM_DECAYS", "RESCALE_INTERVAL"},
+    "TwoStageWarmupPolyLR": {"WARMUP_STAGES", "POLY_LR_POWER"},
+    "WarmupPolyLR": {*_WARMUP, "POLY_LR_POWER", "POLY_LR_CONSTANT_ENDING"},
+    "WarmupMultiStepLR": {*_WARMUP, "STEPS", "GAMMA", "RESCALE_INTERVAL"},
+    "WarmupCosineLR": {*_WARMUP, "BASE_LR_END", "RESCALE_INTERVAL"},
+    "WarmupStepWithFixedGammaLR": {*_WARMUP, "GAMMA", "NUM_DECAYS", "RESCALE_INTERVAL"},
 }
 # Names that Detectron2 takes without a look, or refuses in its own words.
 _NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -84,6 +89,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
     "MODEL.TIMM.NORM": ("", "FrozenBN", "SyncBN"),
     "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.ROUNDING_TEST": ("up", "even"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
     "SOLVER.LR_SCALING": ("none", "linear", "sqrt"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
@@ -173,6 +179,18 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "a multiple of MODEL.EOMT.NUM_HEADS, and with MODEL.EOMT.ROTARY of four times that",
         lambda value, cfg: value % (cfg.MODEL.EOMT.NUM_HEADS * (4 if cfg.MODEL.EOMT.ROTARY else 1)) == 0,
     ),
+    (
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+        "a multiple of MODEL.EOMT.PATCH_SIZE, or -1, with META_ARCHITECTURE EoMT: images are divided into patches",
+        lambda value, cfg: (
+            cfg.MODEL.META_ARCHITECTURE != "EoMT" or value < 0 or (value > 0 and value % cfg.MODEL.EOMT.PATCH_SIZE == 0)
+        ),
+    ),
+    (
+        "MODEL.EOMT.DELTA_BASE",
+        "'' unless MODEL.EOMT.ROTARY is True: released differences are DINOv3's",
+        lambda value, cfg: not value or cfg.MODEL.EOMT.ROTARY,
+    ),
     ("MODEL.EOMT.NUM_BLOCKS", "at most MODEL.EOMT.DEPTH", lambda value, cfg: value <= cfg.MODEL.EOMT.DEPTH),
     ("INPUT.CROP.SIZE", "height and width", lambda value, _: len(value) == 2),
     (
@@ -206,6 +224,32 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         "SOLVER.BASE_LR_END",
         "at most SOLVER.BASE_LR",
         lambda value, cfg: value <= cfg.SOLVER.BASE_LR or cfg.SOLVER.LR_SCHEDULER_NAME != "WarmupCosineLR",
+    ),
+    (
+        "SOLVER.WARMUP_STAGES",
+        "two numbers of iterations, 0 or more",
+        lambda value, _: len(value) == 2 and _are_iterations(value),
+    ),
+    (
+        "SOLVER.WARMUP_STAGES",
+        "a sum below SOLVER.MAX_ITER with LR_SCHEDULER_NAME TwoStageWarmupPolyLR",
+        lambda value, cfg: sum(value) < cfg.SOLVER.MAX_ITER or cfg.SOLVER.LR_SCHEDULER_NAME != "TwoStageWarmupPolyLR",
+    ),
+    *(
+        (
+            key,
+            "[], or an iteration for each of MODEL.EOMT.NUM_BLOCKS blocks",
+            lambda value, cfg: len(value) in (0, cfg.MODEL.EOMT.NUM_BLOCKS) and _are_iterations(value),
+        )
+        for key in ("MODEL.EOMT.ANNEALING_STARTS", "MODEL.EOMT.ANNEALING_ENDS")
+    ),
+    (
+        "MODEL.EOMT.ANNEALING_ENDS",
+        "one iteration after each of MODEL.EOMT.ANNEALING_STARTS",
+        lambda value, cfg: (
+            len(value) == len(cfg.MODEL.EOMT.ANNEALING_STARTS)
+            and all(start < end for start, end in zip(cfg.MODEL.EOMT.ANNEALING_STARTS, value))
+        ),
     ),
     (
         "SOLVER.WEIGHT_DECAY_BIAS",
@@ -299,6 +343,8 @@ _UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
     ),
     ("SOLVER.OPTIMIZER", ("ADAMW",), "SOLVER.MOMENTUM SOLVER.NESTEROV"),
     ("SOLVER.LR_SCALING", ("none",), "SOLVER.LR_REFERENCE_BATCH"),
+    ("SOLVER.LAYER_DECAY", (1.0,), "SOLVER.LAYER_DECAY_SPARED"),
+    ("MODEL.EOMT.MASKED_ATTENTION", (False,), "MODEL.EOMT.ANNEALING_STARTS MODEL.EOMT.ANNEALING_ENDS"),
     *(
         (
             "SOLVER.LR_SCHEDULER_NAME",
@@ -338,7 +384,7 @@ _UNREAD_WHERE: list[tuple[str, Callable[[CfgNode], bool], str]] = [
     (
         "with an INPUT.DATASET_MAPPER_NAME that ends in _lsj",
         lambda cfg: cfg.INPUT.DATASET_MAPPER_NAME.endswith("_lsj"),
-        """INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.CROP INPUT.COLOR_AUG_SSD
+        """INPUT.MIN_SIZE_TRAIN INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN_SAMPLING INPUT.CROP
         INPUT.SIZE_DIVISIBILITY""",
     ),
     (
@@ -444,6 +490,10 @@ def _compares_pixels(model: CfgNode) -> bool:
     return node.MASK_LOSS == "dense" or (
         not is_eomt and (node.MASK_LOSS, node.TRANSFORMER_DECODER_NAME) == ("auto", _STANDARD)
     )
+
+
+def _are_iterations(values: Any) -> bool:
+    return all(isinstance(value, int) and value >= 0 for value in values)
 
 
 def _is_expected_result(row: Any) -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from maskformer.structures import InputError
 
+from .schedule import TWO_STAGES, WARMS_UP_SECOND
+
 NORM_MODULES = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,  # Detectron2's NaiveSyncBatchNorm is one of these
     nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LayerNorm,
@@ -64,18 +66,20 @@ def _scaled_learning_rate(solver: CfgNode) -> float:
 
 
 def parameter_groups(model: nn.Module, solver: CfgNode, *, base_lr: float) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into one group for each pair of learning rate and weight decay.
+    """Sort the trainable parameters into one group for all that learn and decay alike.
 
     Few groups matter: an optimiser updates a whole group in one sweep.
 
     Args:
         model: a parameter that several of its modules share is taken once.
-        solver: ``backbone`` learns at ``base_lr`` times BACKBONE_MULTIPLIER; WEIGHT_DECAY_NORM is of normalisation
-            layers, WEIGHT_DECAY_EMBED of ``nn.Embedding``, WEIGHT_DECAY of everything else.
-        base_lr: learning rate outside ``backbone``.
+        solver: those of ``model.backbone`` learn at ``base_lr`` times BACKBONE_MULTIPLIER, less where LAYER_DECAY says
+            so; WEIGHT_DECAY_NORM is of normalisation layers, WEIGHT_DECAY_EMBED of ``nn.Embedding``, WEIGHT_DECAY of
+            everything else.
+        base_lr: learning rate outside the backbone.
 
     Returns:
-        Dicts ``params``, ``lr``, ``weight_decay``, in the order of first appearance.
+        Dicts ``params``, ``lr``, ``weight_decay``, and whether they are a backbone's that is to warm up after the rest
+        (``WARMS_UP_SECOND``), in the order of first appearance.
     """
 
     def decay(module: nn.Module, parameter_name: str) -> float:
@@ -85,15 +89,69 @@ def parameter_groups(model: nn.Module, solver: CfgNode, *, base_lr: float) -> li
             return solver.WEIGHT_DECAY_EMBED
         return 0.0 if parameter_name in POSITION_TABLES else solver.WEIGHT_DECAY
 
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    backbone = getattr(model, "backbone", None)
+    factors = {} if backbone is None else _backbone_factors(backbone, solver)
+    has_stages = solver.LR_SCHEDULER_NAME == TWO_STAGES
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
-    for module_name, module in model.named_modules():
-        lr = base_lr * (solver.BACKBONE_MULTIPLIER if module_name.split(".")[0] == "backbone" else 1.0)
+    for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
-                groups.setdefault((lr, decay(module, name)), []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": amount} for (lr, amount), params in groups.items()]
+                lr = base_lr * factors.get(parameter, 1.0)
+                key = lr, decay(module, name), has_stages and parameter in factors
+                groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": params, "lr": lr, "weight_decay": amount, WARMS_UP_SECOND: is_second}
+        for (lr, amount, is_second), params in groups.items()
+    ]
+
+
+def _backbone_factors(backbone: nn.Module, solver: CfgNode) -> dict[nn.Parameter, float]:
+    """What multiplies the learning rate of each parameter: of block b of n, LAYER_DECAY^(n-1-b)."""
+    factors = dict.fromkeys(backbone.parameters(), solver.BACKBONE_MULTIPLIER)
+    body = getattr(backbone, "bottom_up", backbone)  # what a feature pyramid adds learns as its top
+    blocks = find_blocks(body)
+    if solver.LAYER_DECAY_SPARED >= len(blocks) > 0:
+        raise InputError(
+            f"SOLVER.LAYER_DECAY_SPARED is {solver.LAYER_DECAY_SPARED}, but the backbone, {type(body).__name__}, has "
+            f"{len(blocks)} blocks: expected less, or SOLVER.LAYER_DECAY 1.0."
+        )
+    numbers = {parameter: index for index, block in enumerate(blocks) for parameter in block.parameters()}
+    number = 0  # what stands before the first block is counted with it; what stands after one, with that
+    for parameter in body.parameters():
+        number = numbers.get(parameter, number)
+        is_spared = number >= len(blocks) - solver.LAYER_DECAY_SPARED
+        factors[parameter] *= 1.0 if is_spared else solver.LAYER_DECAY ** (len(blocks) - 1 - number)
+    return factors
+
+
+def find_blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The blocks of a backbone, from input to output, as its modules are built; of one without, its layers.
+
+    They are the members of its stacks (``Sequential``, ``ModuleList``, or modules of like parts), where a stack of
+    stacks is one of stages. A block has at least two weights (matrices, kernels), however it is built inside.
+
+    Args:
+        backbone: any; of parallel branches each is a block.
+    """
+    blocks = _find_blocks(backbone, levels=2)
+    return blocks or [module for module in backbone.modules() if _count_weights(module, recurse=False)]
+
+
+def _find_blocks(module: nn.Module, levels: int) -> list[nn.Module]:
+    """The members of stacks in a module, or of stacks in those, as ``levels`` has it."""
+    parts = [part for part in module.children() if _count_weights(part) > 1]
+    are_alike = len(parts) > 1 and len({type(part) for part in parts}) == 1
+    is_stack = isinstance(module, (nn.Sequential, nn.ModuleList)) or are_alike
+    if is_stack and levels == 0:
+        return []
+    found = [(part, _find_blocks(part, levels - is_stack)) for part in parts]
+    return [block for part, within in found for block in (within or [part] * is_stack)]
+
+
+def _count_weights(module: nn.Module, *, recurse: bool = True) -> int:
+    return sum(parameter.ndim > 1 for parameter in module.parameters(recurse))
 
 
 def _obey_configuration(optimizer: torch.optim.Optimizer) -> None:
@@ -117,8 +175,9 @@ def _obey_configuration(optimizer: torch.optim.Optimizer) -> None:
             raise InputError(
                 f"The run that is resumed has groups of {sizes[0]} parameters that learn and decay alike, here there "
                 f"are {sizes[1]}: set SOLVER.BASE_LR, BACKBONE_MULTIPLIER, WEIGHT_DECAY, WEIGHT_DECAY_NORM and "
-                "WEIGHT_DECAY_EMBED so that the same are equal, MODEL.BACKBONE.FREEZE_AT as there, or start anew "
-                "without --resume, with MODEL.WEIGHTS set to the checkpoint."
+                "WEIGHT_DECAY_EMBED so that the same are equal, LAYER_DECAY, LAYER_DECAY_SPARED, LR_SCHEDULER_NAME and "
+                "MODEL.BACKBONE.FREEZE_AT as there, or start anew without --resume, with MODEL.WEIGHTS set to the "
+                "checkpoint."
             )
 
     def restore(_: torch.optim.Optimizer) -> None:
@@ -130,22 +189,6 @@ def _obey_configuration(optimizer: torch.optim.Optimizer) -> None:
 
     optimizer.register_load_state_dict_pre_hook(check)
     optimizer.register_load_state_dict_post_hook(restore)
-
-
-def configured_schedule(scheduler: Any) -> dict[str, Any]:
-    """What a schedule has of the configuration; the rest is progress."""
-    state = scheduler.state_dict()
-    return {key: state[key] for key in state if key != "last_epoch" and not key.startswith("_")}
-
-
-def go_on_as_configured(scheduler: Any, configured: dict[str, Any]) -> None:
-    """After a checkpoint was loaded, go on from its iteration with what ``configured_schedule`` gave before."""
-    saved = scheduler.state_dict()
-    for key in (key for key in configured if saved[key] != configured[key]):
-        logger.info("The resumed run's %s changes from %s to %s, as configured.", key, saved[key], configured[key])
-    scheduler.load_state_dict(configured)
-    for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
-        group["lr"] = lr
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0) -> None:

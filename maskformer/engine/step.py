@@ -184,8 +184,8 @@ class StepTrainer(SimpleTrainer):
     def _count_masks(self, parts: list[Batch]) -> AbstractContextManager[Any]:
         if len(parts) == 1:
             return contextlib.nullcontext()
-        masks = sum(len(example["instances"]) for part in parts for example in part if "instances" in example)
-        return masks_per_batch(getattr(self._own_model(), "criterion", None), masks / len(parts))
+        masks = [len(example["instances"]) for part in parts for example in part if "instances" in example]
+        return masks_per_batch(getattr(self._own_model(), "criterion", None), masks, len(parts))
 
     def _update(self, *, is_overflow: bool) -> None:
         """Step the optimiser, unless float16 gradients overflowed: then the scaler halves its scale instead."""

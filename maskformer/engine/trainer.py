@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import hooks as detectron2_hooks
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluators
-from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage, has_event_storage
 from detectron2.utils.logger import setup_logger
@@ -34,15 +34,17 @@ from maskformer.runs.signals import REQUESTS, StopFlag, shield_workers
 from maskformer.structures import SCREEN, InputError
 
 from .accelerator import Accelerator, with_device
+from .hooks.annealing import build_annealing
 from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
-from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch
+from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch, LRScheduler
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.trackers import TRACKERS, Tracker, check_installed
 from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
-from .optimizer import build_optimizer, configured_schedule, go_on_as_configured
+from .optimizer import build_optimizer
 from .pictures import ValidationPictures
 from .run_report import RunReport, conclude, flatten, say_data_and_model, show_scores
 from .run_state import ResumableWriter, RunState
+from .schedule import build_lr_scheduler, configured_schedule, go_on_as_configured
 from .step import build_step_trainer
 from .test_time import RetryingModel, apply_test_time_options, check_test_classes, inference_options
 
@@ -105,7 +107,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Any:
-        """The schedule that SOLVER.LR_SCHEDULER_NAME names: WarmupPolyLR, or one of Detectron2's."""
+        """See ``maskformer.engine.schedule``."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
@@ -242,12 +244,15 @@ class Trainer(DefaultTrainer):
         hooks: list[HookBase | None] = [
             AcceleratorHook(self.accelerator, images_per_step=solver.IMS_PER_BATCH),
             LossWatch(self.optimizer, max_iter=solver.MAX_ITER),
+            build_annealing(self.cfg, self.checkpointer.model),
             self.average,
             BadImageReport(loader) if skips else None,
         ]
         for hook in super().build_hooks():
             if isinstance(hook, EvalHook):
                 hooks += self._save_and_evaluate()
+            elif isinstance(hook, detectron2_hooks.LRScheduler):
+                hooks.append(LRScheduler())
             elif not isinstance(hook, PeriodicCheckpointer):
                 hooks.append(hook)
         if self.cfg.LOG.TCAPPDLL_LINES and comm.is_main_process():

@@ -144,6 +144,7 @@ def _portable(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "auto", default_config().OUTPUT_DIR
+    cfg.MODEL.EOMT.DELTA_BASE = ""  # what is written is whole
     cfg.DATASETS.OWN = CfgNode()
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
     return cfg

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 
 from maskformer.structures import Classes, InputError
 
+from .hugging_face_eomt import describe_eomt, describe_eomt_sizes, read_eomt, read_eomt_sizes
 from .hugging_face_keys import (
     DETR,
     LEVELS,
@@ -23,8 +24,12 @@ from .hugging_face_keys import (
     THEIR_RESNETS,
     THEIR_SWINS,
     THEIRS_2,
-    Names,
     Values,
+    check,
+    describe,
+    name_model,
+    read,
+    require,
 )
 
 logger = logging.getLogger(__name__)
@@ -34,11 +39,6 @@ _RESNETS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in 0..1
 _MOST_BYTES = 10 * 2**20  # of a description
 _STAGES = ["stage1", "stage2", "stage3", "stage4"]
-
-
-def is_mask2former(cfg: CfgNode) -> bool:
-    """Whether a model is to Hugging Face a Mask2Former, and not a MaskFormer."""
-    return bool(cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == "MultiScaleMaskedTransformerDecoder")
 
 
 def describe_model(cfg: CfgNode, classes: Classes | None) -> Values:
@@ -51,27 +51,30 @@ def describe_model(cfg: CfgNode, classes: Classes | None) -> Values:
     Raises:
         InputError: Hugging Face has no such model.
     """
-    describe = _describe_mask2former if is_mask2former(cfg) else _describe_maskformer
-    content = describe(cfg)
-    backbones = {"build_resnet_backbone": _describe_resnet, "D2SwinTransformer": _describe_swin}
-    name = cfg.MODEL.BACKBONE.NAME
-    if name not in backbones:
-        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's models have only {', '.join(backbones)}.")
+    descriptions = {"MaskFormer": _describe_maskformer, "Mask2Former": _describe_mask2former, "EoMT": describe_eomt}
+    content = descriptions[name_model(cfg)](cfg)
     if classes is None:
         names = _made_up_names(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     else:  # names are keys there: of equal ones, the later get their number
         names = {i: f"{name} ({i})" if name in classes.names[:i] else name for i, name in enumerate(classes.names)}
     return {
         **content,
-        "backbone_config": backbones[name](cfg),
         "id2label": names,
         "label2id": {name: index for index, name in names.items()},
     }
 
 
+def _describe_backbone(cfg: CfgNode) -> Values:
+    backbones = {"build_resnet_backbone": _describe_resnet, "D2SwinTransformer": _describe_swin}
+    name = cfg.MODEL.BACKBONE.NAME
+    if name not in backbones:
+        raise InputError(f"MODEL.BACKBONE.NAME is {name!r}; Hugging Face's models have only {', '.join(backbones)}.")
+    return backbones[name](cfg)
+
+
 def _describe_maskformer(cfg: CfgNode) -> Values:
-    _require(cfg, OURS_1)
-    decoder = _describe(cfg, DETR)
+    require(cfg, OURS_1)
+    decoder = describe(cfg, DETR)
     return {
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "model_type": "maskformer",
@@ -84,28 +87,31 @@ def _describe_maskformer(cfg: CfgNode) -> Values:
             # Never built; without it some versions ask the hub for their default.
             "backbone_config": {"model_type": "resnet", "out_features": ["stage4"]},
         },
-        **_describe(cfg, MASKFORMER),
+        **describe(cfg, MASKFORMER),
+        "backbone_config": _describe_backbone(cfg),
     }
 
 
 def _describe_mask2former(cfg: CfgNode) -> Values:
-    _require(cfg, OURS_2)
+    require(cfg, OURS_2)
     return {
         "architectures": ["Mask2FormerForUniversalSegmentation"],
         "model_type": "mask2former",
-        **_describe(cfg, MASK2FORMER),
+        **describe(cfg, MASK2FORMER),
         **THEIRS_2,
+        "backbone_config": _describe_backbone(cfg),
     }
 
 
 def describe_preprocessing(cfg: CfgNode) -> Values:
     """What goes into ``preprocessor_config.json``."""
+    # Theirs stretches images to a multiple of the divisor, where ours pads them: 0 leaves the pixels as they are.
+    of_model = describe_eomt_sizes(cfg) if name_model(cfg) == "EoMT" else {"size_divisor": 0}
     return {
-        "image_processor_type": f"{'Mask2Former' if is_mask2former(cfg) else 'MaskFormer'}ImageProcessor",
+        "image_processor_type": f"{name_model(cfg).replace('EoMT', 'Eomt')}ImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": cfg.INPUT.MAX_SIZE_TEST},
-        # Theirs stretches images to a multiple of it, where ours pads them: 0 leaves the pixels as they are.
-        "size_divisor": 0,
+        **of_model,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -116,35 +122,13 @@ def describe_preprocessing(cfg: CfgNode) -> Values:
     }
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    value: Any = cfg
-    for part in key.split("."):
-        value = value[part]
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _describe(cfg: CfgNode, names: Names) -> Values:
-    return {name: _value(cfg, key) for name, (key, _) in names.items()}
-
-
-def _require(cfg: CfgNode, values: Values) -> None:
-    model = "Mask2Former" if is_mask2former(cfg) else "MaskFormer"
-    for key, needed in values.items():
-        value = _value(cfg, key)
-        if value != needed:
-            raise InputError(
-                f"{key} is {value!r}, but Hugging Face's {model} has only {needed!r}: such a model stays here "
-                "(--to detectron2)."
-            )
-
-
 def _describe_resnet(cfg: CfgNode) -> Values:
     node = cfg.MODEL.RESNETS
     width, is_basic = node.RES2_OUT_CHANNELS, node.DEPTH < 50
     if not is_basic:
         needed = {"STRIDE_IN_1X1": False, "NUM_GROUPS": 1, "WIDTH_PER_GROUP": width // 4}
-        _require(cfg, {f"MODEL.RESNETS.{key}": value for key, value in needed.items()})
-    _require(cfg, {"MODEL.RESNETS.STEM_TYPE": "basic", "MODEL.RESNETS.RES5_DILATION": 1})
+        require(cfg, {f"MODEL.RESNETS.{key}": value for key, value in needed.items()})
+    require(cfg, {"MODEL.RESNETS.STEM_TYPE": "basic", "MODEL.RESNETS.RES5_DILATION": 1})
     return {
         "model_type": "resnet",
         "layer_type": "basic" if is_basic else "bottleneck",
@@ -157,8 +141,8 @@ def _describe_resnet(cfg: CfgNode) -> Values:
 
 
 def _describe_swin(cfg: CfgNode) -> Values:
-    _require(cfg, {"MODEL.SWIN.APE": False, "MODEL.SWIN.PATCH_NORM": True, "MODEL.SWIN.QK_SCALE": None})
-    return {"model_type": "swin", **_describe(cfg, SWIN), "out_features": _STAGES, **THEIR_SWINS}
+    require(cfg, {"MODEL.SWIN.APE": False, "MODEL.SWIN.PATCH_NORM": True, "MODEL.SWIN.QK_SCALE": None})
+    return {"model_type": "swin", **describe(cfg, SWIN), "out_features": _STAGES, **THEIR_SWINS}
 
 
 def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
@@ -167,7 +151,8 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
     It gives semantic results: that file does not say which classes are things.
 
     Args:
-        config_file: of a ``MaskFormerForInstanceSegmentation`` or a ``Mask2FormerForUniversalSegmentation``.
+        config_file: of a ``MaskFormerForInstanceSegmentation``, or of a Mask2Former, an EoMT or an EoMT with DINOv3
+            ``ForUniversalSegmentation``.
         preprocessor_file: beside it; where it is missing, pictures are prepared as Hugging Face does by default.
 
     Returns:
@@ -177,27 +162,28 @@ def read_description(config_file: str, preprocessor_file: str) -> list[Any]:
         InputError: it is another model, or has a part that is not known here.
     """
     content = read_json(config_file)
-    models = {"maskformer": _read_maskformer, "mask2former": _read_mask2former}
+    models = {
+        "maskformer": _read_maskformer,
+        "mask2former": _read_mask2former,
+        "eomt": read_eomt,
+        "eomt_dinov3": read_eomt,
+    }
     try:
         if content.get("model_type") not in models:
             raise InputError(
                 f"{config_file} describes a model of the type {content.get('model_type')!r}; expected "
                 f"{' or '.join(map(repr, models))}."
             )
-        if content["model_type"] == "mask2former":
-            _check(content, THEIRS_2, config_file)
         keys = {
-            **models[content["model_type"]](content),
-            **_read_backbone(content, config_file),
-            "MODEL.BACKBONE.FREEZE_AT": 0,  # in training; Detectron2's default is 2
+            **models[content["model_type"]](content, config_file),
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(_labels(content)),
-            **_read_preprocessing(preprocessor_file),
+            **_read_preprocessing(preprocessor_file, is_eomt=content["model_type"].startswith("eomt")),
         }
     except InputError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise InputError(
-            f"{config_file} is no description of a MaskFormer or Mask2Former: {error!r} is missing or wrong."
+            f"{config_file} is no description of a MaskFormer, Mask2Former or EoMT: {error!r} is missing or wrong."
         ) from error
     return [part for key, value in keys.items() for part in (key, value)]
 
@@ -235,23 +221,14 @@ def read_json(path: str) -> Values:
     return content
 
 
-def _read(content: Values, names: Names) -> Values:
-    return {key: content.get(name, default) for name, (key, default) in names.items()}
+def _read_maskformer(content: Values, file: str) -> Values:
+    decoder = read(content["decoder_config"], DETR)
+    return {**OURS_1, **read(content, MASKFORMER), **decoder, **_read_backbone(content, file)}
 
 
-def _check(content: Values, needed: Values, file: str) -> None:
-    """Refuse what no model here has."""
-    for name, value in needed.items():
-        if content.get(name, value) != value:
-            raise InputError(f"{file} says {name} {content[name]!r}; models here have only {value!r}.")
-
-
-def _read_maskformer(content: Values) -> Values:
-    return {**OURS_1, **_read(content, MASKFORMER), **_read(content["decoder_config"], DETR)}
-
-
-def _read_mask2former(content: Values) -> Values:
-    return {**OURS_2, **_read(content, MASK2FORMER)}
+def _read_mask2former(content: Values, file: str) -> Values:
+    check(content, THEIRS_2, file)
+    return {**OURS_2, **read(content, MASK2FORMER), **_read_backbone(content, file)}
 
 
 def _read_backbone(content: Values, file: str) -> Values:
@@ -268,7 +245,8 @@ def _read_backbone(content: Values, file: str) -> Values:
         raise InputError(
             f"{file} has a backbone of the type {backbone.get('model_type')!r}; expected {' or '.join(readers)}."
         )
-    return readers[backbone["model_type"]](backbone, file)
+    # FREEZE_AT is of training; Detectron2's default is 2.
+    return {**readers[backbone["model_type"]](backbone, file), "MODEL.BACKBONE.FREEZE_AT": 0}
 
 
 def _resnet_keys(**keys: Any) -> Values:
@@ -281,7 +259,7 @@ def _resnet_keys(**keys: Any) -> Values:
 
 
 def _read_resnet(backbone: Values, file: str) -> Values:
-    _check(backbone, THEIR_RESNETS, file)
+    check(backbone, THEIR_RESNETS, file)
     is_basic = backbone.get("layer_type") == "basic"
     widths, blocks = backbone["hidden_sizes"], list(backbone["depths"])
     depths = [depth for depth, known in _RESNETS.items() if known == blocks and (depth < 50) == is_basic]
@@ -305,17 +283,17 @@ def _read_timm(backbone: Values, file: str) -> Values:
 
 
 def _read_swin(backbone: Values, file: str) -> Values:
-    _check(backbone, THEIR_SWINS, file)
+    check(backbone, THEIR_SWINS, file)
     return {
         "MODEL.BACKBONE.NAME": "D2SwinTransformer",
-        **_read(backbone, SWIN),
+        **read(backbone, SWIN),
         "MODEL.SWIN.APE": False,
         "MODEL.SWIN.PATCH_NORM": True,
         "MODEL.SWIN.OUT_FEATURES": LEVELS,
     }
 
 
-def _read_preprocessing(file: str) -> Values:
+def _read_preprocessing(file: str, *, is_eomt: bool) -> Values:
     content = read_json(file) if os.path.isfile(file) else {}
     size = content.get("size", {})
     if isinstance(size, int):  # of older versions
@@ -335,4 +313,5 @@ def _read_preprocessing(file: str) -> Values:
         "INPUT.MAX_SIZE_TEST": size.get("longest_edge", 1333),
         "MODEL.PIXEL_MEAN": [value / scale for value in mean],
         "MODEL.PIXEL_STD": [value / scale for value in std],
+        **(read_eomt_sizes(content) if is_eomt else {}),
     }

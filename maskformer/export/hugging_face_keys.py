@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from detectron2.config import CfgNode
+
+from maskformer.structures import InputError
+
 LEVELS = ["res2", "res3", "res4", "res5"]
 
 Values = dict[str, Any]
@@ -83,6 +87,28 @@ MASK2FORMER: Names = {
     "oversample_ratio": ("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 3.0),
     "importance_sample_ratio": ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 0.75),
 }
+EOMT: Names = {
+    "image_size": ("MODEL.EOMT.IMAGE_SIZE", 640),
+    "patch_size": ("MODEL.EOMT.PATCH_SIZE", 16),
+    "hidden_size": ("MODEL.EOMT.EMBED_DIM", 1024),
+    "num_hidden_layers": ("MODEL.EOMT.DEPTH", 24),
+    "num_attention_heads": ("MODEL.EOMT.NUM_HEADS", 16),
+    "num_register_tokens": ("MODEL.EOMT.NUM_REGISTERS", 4),
+    "num_blocks": ("MODEL.EOMT.NUM_BLOCKS", 4),
+    "num_queries": ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 200),
+    **{
+        name: MASK2FORMER[name]
+        for name in (
+            "no_object_weight",
+            "class_weight",
+            "mask_weight",
+            "dice_weight",
+            "train_num_points",
+            "oversample_ratio",
+            "importance_sample_ratio",
+        )
+    },
+}
 SWIN: Names = {
     "image_size": ("MODEL.SWIN.PRETRAIN_IMG_SIZE", 224),
     "patch_size": ("MODEL.SWIN.PATCH_SIZE", 4),
@@ -96,3 +122,46 @@ SWIN: Names = {
     "hidden_dropout_prob": ("MODEL.SWIN.DROP_RATE", 0.0),
     "attention_probs_dropout_prob": ("MODEL.SWIN.ATTN_DROP_RATE", 0.0),
 }
+
+
+def name_model(cfg: CfgNode) -> str:
+    """What a model is to Hugging Face: "EoMT", "Mask2Former", or else "MaskFormer"."""
+    if cfg.MODEL.META_ARCHITECTURE == "EoMT":
+        return "EoMT"
+    is_second = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME == "MultiScaleMaskedTransformerDecoder"
+    return "Mask2Former" if is_second else "MaskFormer"
+
+
+def describe(cfg: CfgNode, names: Names) -> Values:
+    """The values of a table, by Hugging Face's names."""
+    return {name: _value(cfg, key) for name, (key, _) in names.items()}
+
+
+def read(content: Values, names: Names) -> Values:
+    """The values of a table, by our keys."""
+    return {key: content.get(name, default) for name, (key, default) in names.items()}
+
+
+def require(cfg: CfgNode, values: Values) -> None:
+    """Refuse what no model there has."""
+    for key, needed in values.items():
+        value = _value(cfg, key)
+        if value != needed:
+            raise InputError(
+                f"{key} is {value!r}, but Hugging Face's {name_model(cfg)} has only {needed!r}: such a model stays "
+                "here (--to detectron2)."
+            )
+
+
+def check(content: Values, needed: Values, file: str) -> None:
+    """Refuse what no model here has."""
+    for name, value in needed.items():
+        if content.get(name, value) != value:
+            raise InputError(f"{file} says {name} {content[name]!r}; models here have only {value!r}.")
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
+    for part in key.split("."):
+        value = value[part]
+    return list(value) if isinstance(value, tuple) else value

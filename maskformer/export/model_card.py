@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 
 from maskformer.structures import Classes, printable
 
-from .hugging_face_config import is_mask2former
+from .hugging_face_keys import name_model
 
 _MOST_BYTES = 10 * 2**20  # of a file that a training left
 _USE = {
@@ -49,12 +49,16 @@ def write_card(cfg: CfgNode, classes: Classes | None, *, layout: str, licence: s
     head |= {"pipeline_tag": "image-segmentation", **({"license": licence} if licence else {})}
     command = _read(run_folder / "run.json").get("command")
     data = ", ".join(map(str, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))) or "not stated"
-    backbone = cfg.MODEL.BACKBONE.NAME
-    name, paper = ("Mask2Former", "2112.01527") if is_mask2former(cfg) else (cfg.MODEL.META_ARCHITECTURE, "2107.06278")
+    node, backbone = cfg.MODEL.EOMT, f"the backbone {cfg.MODEL.BACKBONE.NAME}"
+    name, paper = cfg.MODEL.META_ARCHITECTURE, "2107.06278"
+    if name_model(cfg) == "EoMT":
+        paper, backbone = "2503.19108", f"a vision transformer of {node.DEPTH} blocks and {node.EMBED_DIM} channels"
+    elif name_model(cfg) == "Mask2Former":
+        name, paper = "Mask2Former", "2112.01527"
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=True)}---",
         f"# {name}",
-        f"A {name} with the backbone {backbone} (method: arXiv {paper}), of "
+        f"{'An' if name == 'EoMT' else 'A'} {name} with {backbone} (method: arXiv {paper}), of "
         f"{cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES} classes.",
         "## Use\n\n" + _USE[layout].rstrip("\n"),
         "## Scores\n\n" + (_scores(run_folder) or "Not measured where the weights lay."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -32,6 +32,8 @@ class SetCriterion(nn.Module):
         mask_weight: of ``loss_mask``.
         dice_weight: of ``loss_dice``.
         masks: how masks are compared: pixel by pixel (focal), or at sampled points (binary cross-entropy).
+        most_masks: mask losses are divided by the number of targets, of which an image counts at most so many. EoMT:
+            the number of queries, so that matched pairs are counted; None, as MaskFormer and Mask2Former: all.
 
     Attributes:
         num_masks: what mask losses are divided by; None: the batch's own number. See ``masks_per_batch``.
@@ -51,10 +53,12 @@ class SetCriterion(nn.Module):
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
         masks: DenseMasks | PointMasks | None = None,
+        most_masks: int | None = None,
     ):
         super().__init__()
         self.num_classes = num_classes
         self.masks = masks or DenseMasks()
+        self.most_masks = most_masks
         self.num_masks: float | None = None
         self.matcher = matcher
         self.class_weight = class_weight
@@ -89,7 +93,7 @@ class SetCriterion(nn.Module):
             class_losses = self._class_losses(precise(predictions.class_logits), pairs, targets)
             masks = torch.cat([target.masks for target in targets])
             mask_losses, dice_losses = comparison.losses(precise(matched), masks, pairs)
-            num_masks = self._average_num_masks(len(masks), mask_losses.device)
+            num_masks = self._average_num_masks([len(target.labels) for target in targets], mask_losses.device)
         losses = {
             "loss_ce": self.class_weight * class_losses,
             "loss_mask": self.mask_weight * mask_losses / num_masks,
@@ -123,9 +127,14 @@ class SetCriterion(nn.Module):
             ]
         )
 
-    def _average_num_masks(self, num_masks: int, device: torch.device) -> Tensor:
+    def count_masks(self, masks_of_images: Iterable[int]) -> int:
+        """What mask losses are divided by, where images have so many targets: see ``most_masks``."""
+        return sum(number if self.most_masks is None else min(number, self.most_masks) for number in masks_of_images)
+
+    def _average_num_masks(self, masks_of_images: list[int], device: torch.device) -> Tensor:
         """The number of target masks a process, averaged over all processes and at least 1; a scalar tensor."""
-        average = torch.full((), float(num_masks if self.num_masks is None else self.num_masks), device=device)
+        num_masks = self.count_masks(masks_of_images) if self.num_masks is None else self.num_masks
+        average = torch.full((), float(num_masks), device=device)
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(average)
             average = average / comm.get_world_size()
@@ -133,20 +142,20 @@ class SetCriterion(nn.Module):
 
 
 @contextmanager
-def masks_per_batch(criterion: nn.Module | None, mean: float) -> Iterator[None]:
-    """In the ``with`` block, mask losses are divided by this number of masks, not by the batch's own.
+def masks_per_batch(criterion: nn.Module | None, masks_of_images: Iterable[int], num_parts: int) -> Iterator[None]:
+    """In the ``with`` block, mask losses are divided by the mean number of masks of parts, not by a batch's own.
 
-    For parts of a batch whose gradients are accumulated: with the mean over the parts, the sum of their losses is what
-    as many processes would give.
+    For parts of a batch whose gradients are accumulated: the sum of their losses is what as many processes would give.
 
     Args:
         criterion: a ``SetCriterion``; any other module, or None, knows no masks.
-        mean: masks a part, in this process.
+        masks_of_images: targets of each image of all parts, in this process.
+        num_parts: into how many the images are divided.
     """
     if not isinstance(criterion, SetCriterion):
         yield
         return
-    criterion.num_masks = mean
+    criterion.num_masks = criterion.count_masks(masks_of_images) / num_parts
     try:
         yield
     finally:

@@ -29,18 +29,20 @@ class PointMasks:
         num_points: P.
         oversample_ratio: so many times P are drawn, of which the uncertain ones are chosen.
         importance_ratio: the share of P that is chosen so, 0..1; the others are uniform.
+        last_layer_first: whose points are drawn first: Mask2Former's way; False: EoMT's, layer by layer.
     """
 
     num_points: int = 12544
     oversample_ratio: float = 3.0
     importance_ratio: float = 0.75
+    last_layer_first: bool = True
 
     def prepare(self, predictions: MaskPredictions, targets: list[Targets]) -> SampledMasks:
         """Draw the points of a step.
 
-        They are drawn in the order of the released models, so that a seed gives their losses: for the last layer, then
-        for the first, the second, ...: the points of costs, image by image; candidates of all matched pairs; uniform
-        points of all matched pairs.
+        They are drawn in the order of the released models, so that a seed gives their losses: for the last layer (with
+        ``last_layer_first``), then for the first, the second, ...: the points of costs, image by image; candidates of
+        all matched pairs; uniform points of all matched pairs.
 
         Args:
             predictions: L layers of B images.
@@ -56,7 +58,8 @@ class PointMasks:
             torch.empty(num_layers, num_pairs, num_candidates, 2, device=device),
             torch.empty(num_layers, num_pairs, num_uniform, 2, device=device),
         )
-        for layer in [num_layers - 1, *range(num_layers - 1)]:
+        layers = list(range(num_layers))
+        for layer in (layers[-1:] + layers[:-1]) if self.last_layer_first else layers:
             for image in range(len(targets)):
                 points.of_costs[layer, image] = torch.rand(1, self.num_points, 2, device=device)[0]
             points.candidates[layer] = torch.rand(num_pairs, num_candidates, 2, device=device)

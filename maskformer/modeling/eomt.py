@@ -79,9 +79,9 @@ class EoMTNetwork(nn.Module):
         Args:
             probabilities: as many as there are such blocks, the first block first, 0..1.
         """
-        if list(probabilities) != self._probabilities:
-            self._probabilities = list(probabilities)
-            self.attn_mask_probs.copy_(torch.tensor(self._probabilities))
+        self._probabilities = list(probabilities)
+        for index, probability in enumerate(probabilities):
+            self.attn_mask_probs[index] = probability  # a copy of all would wait for the device
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B,3,H,W) normalised images, H and W in whole patches -> (B,Q,K+1) class logits, (B,Q,h,w) mask logits."""
@@ -137,10 +137,10 @@ class EoMTNetwork(nn.Module):
     def _predict(self, tokens: Tensor, images: Tensor) -> _Prediction:
         """Read tokens, queries first."""
         num_queries, patch_size = self.q.num_embeddings, self.backbone.patch_size
-        normalised = self.backbone.norm(tokens)
-        queries, patches = normalised[:, :num_queries], normalised[:, num_queries + self.backbone.num_prefix_tokens :]
+        queries = self.backbone.norm(tokens[:, :num_queries])
+        patches = self.backbone.norm(tokens[:, num_queries + self.backbone.num_prefix_tokens :])
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-        pixel_embeddings = self.upscale(patches.mT.unflatten(2, grid))
+        pixel_embeddings = self.upscale(patches.unflatten(1, grid).permute(0, 3, 1, 2))
         return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class EoMTNetwork(nn.Module):
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
         if probability < 1:
-            is_open = torch.rand(inside.shape[:2], device=inside.device) > probability
+            is_open = torch.rand(*inside.shape[:2], device=inside.device) > probability
             inside = inside | is_open[..., None]
         others = self.q.num_embeddings + self.backbone.num_prefix_tokens
         return torch.cat([inside.new_ones(*inside.shape[:2], others), inside], dim=-1)

@@ -14,11 +14,12 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
-from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, read_weights
+from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, fit_to_model, read_weights
 from maskformer.config import load_config
 from maskformer.data.datasets.own import bands_of
 from maskformer.export.folder import write_folder, write_weights
@@ -68,17 +69,18 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     if not os.path.isfile(path):
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
     content = read_weights(path)
-    model = build_model(cfg) if cfg is not None else None
+    model: Any = None if cfg is None else build_model(cfg)
     conversion = convert_weights(content["model"], path, backbone=getattr(model, "backbone", None))
     report = [
         f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
         f"{conversion.renamed} of them renamed"
     ]
     classes = Classes.from_plain(content.get("classes"), path)
-    if cfg is not None and model is not None:
+    state = fit_to_model(conversion, model, path)
+    if cfg is not None:
         know_classes(model, cfg)
         Checkpointer(model).load(path)
-        expected, given = model.state_dict().keys(), conversion.state.keys()
+        expected, given = model.state_dict().keys(), state.keys()
         needed = [name for name, _ in model.named_parameters() if name not in given]
         if to == "hugging-face" and needed:
             raise InputError(
@@ -88,11 +90,11 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
             f"Missing, which the model has and the file has not: {_summary(expected - given)}",
             f"Unexpected, which the file has and the model has not: {_summary(given - expected)}",
         ]
-    if to == "detectron2" or cfg is None or model is None:
-        write_weights(out, conversion.state, classes)
+    if to == "detectron2" or cfg is None:
+        write_weights(out, state, classes)
     else:
         bands = bands_of((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN))
-        without_place = write_folder(out, conversion.state, cfg, model.classes, layout=to, bands=bands)
+        without_place = write_folder(out, state, cfg, model.classes, layout=to, bands=bands)
         report.append(f"Left out, which Hugging Face has no place for: {_summary(without_place)}")
         if model.classes is None:
             report.append(

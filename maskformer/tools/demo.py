@@ -49,7 +49,11 @@ from maskformer.structures import ESCAPING, InputError
 Scores = dict[str, dict[str, float | None]]  # percent, by kind of result and metric
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "shapes"
-MODELS = {"maskformer": "output/shapes", "mask2former": "output/shapes_mask2former"}  # and where their results go
+MODELS = {  # and where their results go
+    "maskformer": "output/shapes",
+    "mask2former": "output/shapes_mask2former",
+    "eomt": "output/shapes_eomt",
+}
 WEIGHTS = Path("model_final.pth")
 METRICS = Path("demo", "metrics.json")  # the scores on held-out images
 PAGE = Path("gallery", "index.html")  # written last

@@ -22,6 +22,7 @@ SWIN = "ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml"
 PER_PIXEL = "ade20k-150/per_pixel_baseline_R50_bs16_160k.yaml"
 MASK2FORMER = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 DEFORMABLE = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER"
+EOMT = "eomt/coco_panoptic_small_640.yaml"
 COCO = "coco-panoptic/maskformer_panoptic_R50_bs64_554k.yaml"
 
 
@@ -40,6 +41,12 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("SOLVER.WARMUP_ITERS", -1),
         ("SOLVER.WEIGHT_DECAY", -1e-4),
         ("SOLVER.BACKBONE_MULTIPLIER", -1.0),
+        ("SOLVER.LAYER_DECAY", 0.0),
+        ("SOLVER.LAYER_DECAY", 1.25),
+        ("SOLVER.LAYER_DECAY_SPARED", -1),
+        ("SOLVER.WARMUP_STAGES", "(500,)"),
+        ("SOLVER.WARMUP_STAGES", "(500, -1)"),
+        ("SOLVER.WARMUP_STAGES", "('a', 0.5)"),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -0.01),
         ("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.0),
         ("SOLVER.WARMUP_METHOD", "cosine"),
@@ -51,6 +58,9 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("INPUT.MIN_SIZE_TRAIN", "()"),
         ("INPUT.MAX_SIZE_TEST", 0),
         ("INPUT.FORMAT", "L"),
+        ("INPUT.PADDING_VALUE", 256),
+        ("INPUT.MAX_DRAWS", 0),
+        ("INPUT.ROUNDING_TEST", "down"),
         ("INPUT.CROP.SIZE", "(512,)"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
         ("MODEL.PIXEL_MEAN", "[]"),
@@ -97,7 +107,7 @@ def test_timm_needs_a_name_and_eomt_has_its_own_backbone():
         ("MODEL.META_ARCHITECTURE", "MaskFromer", "MaskFormer"),
         ("MODEL.BACKBONE.NAME", "swin", "D2SwinTransformer"),
         ("MODEL.SEM_SEG_HEAD.NAME", "Head", "PerPixelBaselineHead"),
-        ("SOLVER.LR_SCHEDULER_NAME", "Poly", "WarmupPolyLR"),
+        ("SOLVER.LR_SCHEDULER_NAME", "Poly", "TwoStageWarmupPolyLR"),
         ("MODEL.RESNETS.NORM", "Batch", "FrozenBN"),
         ("MODEL.SEM_SEG_HEAD.NORM", "Group", "GN"),
     ],
@@ -129,6 +139,8 @@ def test_unknown_feature_is_refused_with_those_of_the_backbone(names: list[str])
         (R50, "MODEL.MASK_FORMER.NHEADS 1 MODEL.MASK_FORMER.HIDDEN_DIM", 6),
         (MASK2FORMER, "MODEL.MASK_FORMER.DEC_LAYERS", 1),
         (MASK2FORMER, "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 0),
+        (EOMT, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 24),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value: int):
@@ -158,6 +170,8 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
         (R50, "SOLVER.BIAS_LR_FACTOR", 2.0),
         (R50, "SOLVER.STEPS", "(100,)"),
         (R50, "SOLVER.LR_REFERENCE_BATCH", 32),
+        (R50, "SOLVER.LAYER_DECAY_SPARED", 2),
+        (R50, "SOLVER.WARMUP_STAGES", "(10, 10)"),
         (COCO, "SOLVER.POLY_LR_POWER", 2.0),
         (R50, "TEST.PRECISE_BN.ENABLED", True),
         (R50, "TEST.KEYPOINT_OKS_SIGMAS", "[0.1]"),
@@ -169,7 +183,6 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
         (MASK2FORMER, "MODEL.MASK_FORMER.ENC_LAYERS", 1),
         (MASK2FORMER, "INPUT.MIN_SIZE_TRAIN", "(640,)"),
         (MASK2FORMER, "INPUT.CROP.ENABLED", True),
-        (MASK2FORMER, "INPUT.COLOR_AUG_SSD", True),
         (SWIN, "MODEL.RESNETS.DEPTH", 101),
         (SWIN, "MODEL.RESNETS.NORM", "BN"),
         (PER_PIXEL, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
@@ -181,6 +194,48 @@ def test_values_that_do_not_go_together_are_refused(recipe: str, key: str, value
 def test_key_without_effect_is_refused_with_the_reason(recipe: str, key: str, value: Any):
     with pytest.raises(InputError, match=rf"{key} is .*has no effect with|{key} is .*has no effect (in|where)"):
         load(recipe, key, value)
+
+
+EOMT = ("MODEL.META_ARCHITECTURE", "EoMT", "MODEL.EOMT.NUM_BLOCKS", 2)
+STAGES = ("SOLVER.LR_SCHEDULER_NAME", "TwoStageWarmupPolyLR")
+ANNEALED = ("MODEL.EOMT.ANNEALING_STARTS", "[1, 2]", "MODEL.EOMT.ANNEALING_ENDS", "[2, 3]")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((*STAGES, "SOLVER.MAX_ITER", 1500), r"WARMUP_STAGES is \(500, 1000\), expected .*below SOLVER\.MAX_ITER"),
+        ((*STAGES, "SOLVER.WARMUP_ITERS", 5), r"WARMUP_ITERS is 5.*no effect with .*TwoStageWarmupPolyLR"),
+        ((*STAGES, "SOLVER.POLY_LR_CONSTANT_ENDING", 0.5), r"CONSTANT_ENDING is 0\.5.*no effect"),
+        (("MODEL.EOMT.ANNEALING_STARTS", "[1, 2, 3]"), r"STARTS is \[1, 2, 3\], .*each of MODEL\.EOMT\.NUM_BLOCKS"),
+        (("MODEL.EOMT.ANNEALING_ENDS", "[1]"), r"ENDS is \[1\], .*each of MODEL\.EOMT\.NUM_BLOCKS"),
+        (("MODEL.EOMT.ANNEALING_STARTS", "[-1, 2]"), r"STARTS is \[-1, 2\]"),
+        (("MODEL.EOMT.ANNEALING_STARTS", "[1, 2]"), r"ENDS is \[\], .*each of MODEL\.EOMT\.ANNEALING_STARTS"),
+        (
+            ("MODEL.EOMT.ANNEALING_STARTS", "[1, 2]", "MODEL.EOMT.ANNEALING_ENDS", "[2, 2]"),
+            r"ENDS is \[2, 2\], .*after each of",
+        ),
+        (
+            (*ANNEALED, "MODEL.EOMT.MASKED_ATTENTION", False),
+            r"ANNEALING_STARTS is \[1, 2\].*no effect with MODEL\.EOMT\.MASKED_ATTENTION False",
+        ),
+    ],
+)
+def test_stages_and_annealing_are_checked_together_with_what_they_belong_to(options: tuple[Any, ...], message: str):
+    with pytest.raises(InputError, match=message):
+        load_config("", [str(option) for option in (*EOMT, *options)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*STAGES, "SOLVER.WARMUP_STAGES", "(500, 999)", "SOLVER.MAX_ITER", 1500),
+        ("SOLVER.LAYER_DECAY", 0.8, "SOLVER.LAYER_DECAY_SPARED", 2),
+        ("MODEL.EOMT.ANNEALING_STARTS", "[0, 5]", "MODEL.EOMT.ANNEALING_ENDS", "[3, 6]"),
+    ],
+)
+def test_stages_decay_and_annealing_are_accepted(options: tuple[Any, ...]):
+    load_config("", [str(option) for option in (*EOMT, *options)])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +261,7 @@ def test_key_of_sampled_points_is_refused_where_another_makes_it_void(condition:
         (MASK2FORMER, (f"{DEFORMABLE}_IN_FEATURES", "['res4', 'res5']", "INPUT.IMAGE_SIZE", 512)),
         (R50, ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", True)),
         (R50, ("MODEL.RESNETS.NORM", "BN", "TEST.PRECISE_BN.ENABLED", True)),
-        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512)),
+        (R50, ("INPUT.DATASET_MAPPER_NAME", "coco_panoptic_lsj", "INPUT.IMAGE_SIZE", 512, "INPUT.COLOR_AUG_SSD", True)),
         (R50, ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "1e999")),
         (R50, ("SOLVER.WEIGHT_DECAY_BIAS", 0.0001)),  # as older Detectron2 writes it into each config.yaml
         (R50, ("INPUT.MASK_FORMAT", "bitmask")),  # which Detectron2's DatasetMapper reads

@@ -265,7 +265,7 @@ def test_one_step_computes_on_the_device_alone_and_waits_for_it_twice(run, confi
 
 def test_models_have_the_losses_gradients_and_results_of_the_cpu(run):
     report = json.loads(run(EMULATION / "compare_models.py").splitlines()[-1])
-    assert len(report) == 7 * 2 * 2, "models, batches of 1 and 2, training and evaluation"
+    assert len(report) == 9 * 2 * 2, "models, batches of 1 and 2, training and evaluation"
     assert not {name: found for name, found in report.items() if isinstance(found, str) or not found < 1e-5}
 
 

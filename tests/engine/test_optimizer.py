@@ -3,18 +3,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from reference_cases import read_lists, recipe_config
+from detectron2.modeling import build_backbone, build_model
+from reference_cases import REFERENCE2, read_lists, recipe_config
 from torch import nn
 
 from maskformer.config import load_config
-from maskformer.engine.optimizer import build_optimizer, clip_full_model
+from maskformer.engine.optimizer import build_optimizer, clip_full_model, find_blocks
+from maskformer.modeling.backbones.vit import VisionTransformer
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,6 +100,98 @@ def assert_groups(recipe: str, expected: list[list[Any]]) -> None:
         assert actual[name] == pytest.approx(values, rel=1e-12), name
     assert len(optimizer.param_groups) == len({(lr, decay) for _, lr, decay in expected})
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("spared", ["0", "4"])
+def test_blocks_of_a_large_vision_transformer_learn_as_the_released_ones(spared: str):
+    backbone = VisionTransformer(image_size=(32, 32), dim=8, depth=24, num_heads=2)
+    model = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 2)})
+    cfg = config(BASE_LR=1e-4, BACKBONE_MULTIPLIER=1.0, LAYER_DECAY=0.8, LAYER_DECAY_SPARED=spared)
+    released = json.loads((REFERENCE2 / "eomt" / "schedules.json").read_text())["vit_large_blocks"][spared]
+    for name, (lr, _) in hyperparameters(build_optimizer(cfg, model), model).items():
+        if name.startswith("backbone.blocks."):
+            assert lr == released[int(name.split(".")[2])]
+        else:
+            assert lr == (1e-4 if "norm" in name or "head" in name else released[0]), name
+
+
+def block_rates(backbone: nn.Module, layers: str, **solver: object) -> list[float]:
+    """How often the rates of layers are halved."""
+    model = nn.ModuleDict({"backbone": backbone})
+    options = {"BASE_LR": 1.0, "BACKBONE_MULTIPLIER": 1.0, "LAYER_DECAY": 0.5, **solver}
+    rates = hyperparameters(build_optimizer(config(**options), model), model)
+    return [-math.log2(rates[f"backbone.{layer}.weight"][0]) for layer in layers.split()]
+
+
+def named_backbone(name: str, *options: str) -> nn.Module:
+    resnet = ("MODEL.RESNETS.OUT_FEATURES", "['res2', 'res3', 'res4', 'res5']", "MODEL.BACKBONE.FREEZE_AT", "0")
+    cfg = load_config("", ["MODEL.DEVICE", "meta", "MODEL.BACKBONE.NAME", name, *resnet, *options])
+    with torch.device("meta"):
+        return build_backbone(cfg)
+
+
+def test_layers_of_swin_are_its_blocks():
+    layers = "patch_embed.proj layers.0.blocks.0.norm1 layers.0.blocks.1.mlp.fc1 layers.0.downsample.reduction"
+    layers += " layers.1.blocks.0.attn.qkv layers.3.blocks.1.norm1 norm0 norm3"
+    assert block_rates(named_backbone("D2SwinTransformer"), layers) == [11, 11, 10, 10, 9, 0, 0, 0]
+
+
+def test_layers_of_a_resnet_are_its_blocks_whatever_stands_on_it():
+    layers, expected = "stem.conv1 res2.0.conv1 res2.1.conv2 res3.0.shortcut res5.2.conv3", [15, 15, 14, 12, 0]
+    assert block_rates(named_backbone("build_resnet_backbone"), layers) == expected
+    frozen = named_backbone("build_resnet_backbone", "MODEL.BACKBONE.FREEZE_AT", "2")
+    assert block_rates(frozen, "res3.0.shortcut res5.2.conv3") == [12, 0]  # what does not learn counts nevertheless
+    deeplab = named_backbone("build_resnet_deeplab_backbone", "MODEL.RESNETS.STEM_TYPE", "deeplab")
+    assert block_rates(deeplab, f"{layers} stem.conv3") == [*expected, 15]
+    features = "['res2', 'res3', 'res4', 'res5']"
+    pyramid = named_backbone("build_resnet_fpn_backbone", "MODEL.FPN.IN_FEATURES", features)
+    below = " ".join(f"bottom_up.{layer}" for layer in layers.split())
+    assert block_rates(pyramid, f"{below} fpn_lateral2 fpn_output5") == [*expected, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first", "last"),
+    [
+        ("convnext_tiny", 18, "stages_0.blocks.0", "stages_3.blocks.2"),
+        ("resnet18", 8, "layer1.0", "layer4.1"),
+        ("tf_efficientnet_lite0", 16, "blocks.0.0", "blocks.6.0"),
+        ("ghostnet_100", 12, "blocks_0.0", "blocks_7.0"),  # whose blocks have two like parts
+        ("regnety_004", 16, "s1", "s4.b6"),  # the one block of a stage is the stage
+        ("vit_tiny_patch16_224", 12, "model.blocks.0", "model.blocks.11"),
+        ("swin_tiny_patch4_window7_224", 12, "layers_0.blocks.0", "layers_3.blocks.1"),
+        ("densenet121", 58, "features_denseblock1.denselayer1", "features_denseblock4.denselayer16"),
+        ("vgg11_bn", 8, "features_0", "features_25"),  # no blocks: its layers
+    ],
+)
+def test_blocks_of_timm_models_are_found(name: str, count: int, first: str, last: str):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = timm.create_model(name, features_only=True)
+    names = {module: name for name, module in backbone.named_modules()}
+    found = [names[block] for block in find_blocks(backbone)]
+    assert (len(found), found[0], found[-1]) == (count, first, last)
+
+
+def test_multiplier_and_layer_decay_multiply():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    assert block_rates(layers, "0 2", BACKBONE_MULTIPLIER=0.25) == [3, 2]
+
+
+def test_more_spared_blocks_than_there_are_are_refused_with_their_number():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    assert block_rates(layers, "0 1 2", LAYER_DECAY_SPARED=2) == [2, 0, 0]
+    with pytest.raises(InputError, match=r"SOLVER.LAYER_DECAY_SPARED is 3, .*Sequential, has 3 blocks"):
+        block_rates(layers, "0", LAYER_DECAY_SPARED=3)
+
+
+def test_checkpoint_of_other_decayed_layers_is_refused_and_of_another_decay_obeyed():
+    model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))})
+    state = build_optimizer(config(LAYER_DECAY=0.5, BACKBONE_MULTIPLIER=1.0), model).state_dict()
+    other = build_optimizer(config(LAYER_DECAY=0.1, BACKBONE_MULTIPLIER=1.0), model)
+    other.load_state_dict(state)
+    assert [group["lr"] for group in other.param_groups] == pytest.approx([0.001, 0.01, 0.1])
+    with pytest.raises(InputError, match=r"LAYER_DECAY, LAYER_DECAY_SPARED"):
+        build_optimizer(config(LAYER_DECAY=0.5, LAYER_DECAY_SPARED=2), model).load_state_dict(state)
 
 
 def test_fused_update_is_the_plain_one():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from maskformer.losses import HungarianMatcher, SetCriterion, dice_loss, sigmoid_focal_loss
+from maskformer.losses import HungarianMatcher, SetCriterion, dice_loss, masks_per_batch, sigmoid_focal_loss
 from maskformer.structures import MaskPredictions, Targets
 
 
@@ -120,6 +120,21 @@ def test_more_targets_than_queries_counts_all_targets():
     losses, right = criterion()(predictions, targets), definition(predictions, targets, 0.1)
     for name, value in losses.items():
         torch.testing.assert_close(value, right[name].detach())
+
+
+def test_an_image_counts_at_most_as_many_masks_as_it_is_told():
+    # Of 3 + 1 targets 2 + 1 find a query; whatever is counted, the sum over pairs is the same.
+    problem = random_problem(num_queries=2, targets=(3, 1))
+    all_targets, matched = criterion()(*problem), criterion(most_masks=2)(*problem)
+    for name, value in matched.items():
+        torch.testing.assert_close(value, all_targets[name] * (1 if "ce" in name.split("_") else 4 / 3))
+
+
+def test_parts_of_a_batch_count_alike():
+    of_matched = criterion(most_masks=2)
+    with masks_per_batch(of_matched, [3, 1, 0, 2], num_parts=2):
+        assert of_matched.num_masks == (2 + 1 + 0 + 2) / 2
+    assert of_matched.num_masks is None
 
 
 def test_larger_padding_does_not_change_the_class_loss_or_the_match():

@@ -25,6 +25,9 @@ COMMON = {
     "MODEL.WEIGHTS": "",
     "MODEL.DEVICE": "cpu",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": CLASSES,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
+}
+DECODERS = {
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 64,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 16,
     "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
@@ -32,10 +35,10 @@ COMMON = {
     "MODEL.MASK_FORMER.DEC_LAYERS": 2,
     "MODEL.MASK_FORMER.NHEADS": 4,
     "MODEL.MASK_FORMER.DROPOUT": 0.0,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 6,
 }
-RESNET = {"MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+RESNET = {**DECODERS, "MODEL.RESNETS.DEPTH": 18, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
 SWIN = {
+    **DECODERS,
     "MODEL.BACKBONE.NAME": "D2SwinTransformer",
     "MODEL.SWIN.EMBED_DIM": 24,
     "MODEL.SWIN.DEPTHS": (2, 1, 1, 1),
@@ -55,6 +58,15 @@ MASK2FORMER = {
     "MODEL.MASK_FORMER.DEC_LAYERS": 4,  # one for each level
     "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
 }
+EOMT = {
+    "MODEL.META_ARCHITECTURE": "EoMT",
+    "MODEL.EOMT.IMAGE_SIZE": 96,
+    "MODEL.EOMT.EMBED_DIM": 32,
+    "MODEL.EOMT.DEPTH": 3,
+    "MODEL.EOMT.NUM_HEADS": 2,
+    "MODEL.EOMT.NUM_BLOCKS": 2,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 64,
+}
 SEGMENTS = {"MODEL.MASK_FORMER.TEST.PANOPTIC_ON": True, "MODEL.MASK_FORMER.TEST.INSTANCE_ON": True}
 PER_PIXEL = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor", "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselineHead"}
 PLUS = {**PER_PIXEL, "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead"}
@@ -67,6 +79,8 @@ MODELS = {
     },
     "Swin and TransformerEncoderPixelDecoder": {**SWIN, **ENCODED, **SEGMENTS},
     "Mask2Former": {**RESNET, **MASK2FORMER, **SEGMENTS},
+    "EoMT": {**EOMT, **SEGMENTS},
+    "EoMT with DINOv3's blocks": {**EOMT, **SEGMENTS, "MODEL.EOMT.ROTARY": True},
     "Swin and PerPixelBaseline": {**SWIN, **PER_PIXEL},
     "PerPixelBaselinePlus and TransformerEncoderPixelDecoder": {**RESNET, **PLUS, **ENCODED},
 }
@@ -79,6 +93,8 @@ def build(options: dict[str, Any]) -> nn.Module:
     for name, parameter in model.named_parameters():
         if name.endswith("sampling_offsets.bias"):  # from the middle of cells, where the gradient jumps
             parameter.data += 0.3
+    if "MODEL.EOMT.ROTARY" in options:
+        model.backbone.rescale = 1.0  # else the host draws a number, and shares its generator with points or not
     model.classes = Classes("this test", tuple(map(str, range(CLASSES))), things=frozenset({0, 1}))
     return model
 

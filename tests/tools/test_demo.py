@@ -29,6 +29,16 @@ KEYS = {
     "INPUT.CROP.ENABLED": False,
 }
 
+TINY_EOMT = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.EOMT.EMBED_DIM": 16,
+    "MODEL.EOMT.DEPTH": 3,
+    "MODEL.EOMT.NUM_HEADS": 2,
+    "MODEL.EOMT.ANNEALING_STARTS": "[0, 0, 1]",
+    "MODEL.EOMT.ANNEALING_ENDS": "[1, 2, 3]",
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS": 50,
+}
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -166,14 +176,18 @@ def test_other_settings_train_anew_and_keep_the_former_results(
     assert f"kept in {kept}" in capfd.readouterr().out
 
 
-def test_a_model_is_chosen_by_its_name_and_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    """And Mask2Former is trained, measured and drawn like the first generation."""
-    assert demo.parse([]).output_dir != demo.parse(["--model", "mask2former"]).output_dir
-    options = [str(word) for pair in {**TINY_MASK2FORMER, **KEYS}.items() for word in pair]
+@pytest.mark.parametrize(("model", "tiny"), [("mask2former", TINY_MASK2FORMER), ("eomt", TINY_EOMT)])
+def test_a_model_is_chosen_by_its_name_and_has_a_folder_of_its_own(model: str, tiny: dict, tmp_path: Path) -> None:
+    """And is trained, measured and drawn like the first generation."""
+    folders = {demo.parse(["--model", name]).output_dir for name in demo.MODELS}
+    assert demo.parse([]).output_dir in folders and len(folders) == 3
+    options = [str(word) for pair in {**tiny, **KEYS}.items() for word in pair]
     images = ["--train-images", "2", "--val-images", "1"]
-    words = ["--model", "mask2former", "--output-dir", str(tmp_path / "out"), *images, *options]
+    words = ["--model", model, "--output-dir", str(tmp_path / "out"), *images, *options]
     assert "PQ" in run(words, tmp_path / "datasets")
-    assert load(tmp_path / "out").cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME.startswith("MultiScaleMasked")
+    cfg = load(tmp_path / "out").cfg
+    chosen = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+    assert chosen == {"eomt": ("EoMT", "transformer_encoder")}.get(model, ("MaskFormer", "multi_scale_pixel_decoder"))
 
 
 def test_mistake_ends_in_one_line(arguments: Arguments, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,11 @@ from torch import nn
 from maskformer.structures import InputError
 
 from .backbones import DETECTRON2_RESNET, RESNET, SWIN
+from .eomt import EOMT, EOMT_DINOV3, HUGGING_FACE_EOMT, HUGGING_FACE_EOMT_DINOV3
 from .hugging_face import HUGGING_FACE, HUGGING_FACE_2
 from .layout import Layout, StateDict
 from .openmmlab import OPENMMLAB, OPENMMLAB_2
+from .vision_transformers import HUGGING_FACE_VIT, VIT_RELEASE
 
 _OLD_PIXEL_DECODER = re.compile(
     r"^((?:module\.)?sem_seg_head\.)(?=(?:adapter_\d|layer_\d|mask_features\.|input_proj\.|transformer\.))"
@@ -83,15 +85,16 @@ ORIGINAL_2 = Layout(
     never_holds=_INDEX,
 )
 BACKBONE = Layout(
-    "MaskFormer's backbone alone",
-    marks=(r"backbone\.(?:stem|patch_embed|network)\.",),
+    "a backbone alone, by this package's names",
+    marks=(r"(?:network\.encoder\.)?backbone\.(?:stem|patch_embed|network)\.",),
     convert=dict,
     backbone_only=True,
 )
-# The first that fits: what marks a Mask2Former comes with all that marks a MaskFormer.
+# The first that fits: what marks a Mask2Former comes with all that marks a MaskFormer, and DINOv3 with all of EoMT.
 LAYOUTS = (
     *(HUGGING_FACE_2, HUGGING_FACE, OPENMMLAB_2, OPENMMLAB, ORIGINAL_2, ORIGINAL),
-    *(BACKBONE, DETECTRON2_RESNET, RESNET, SWIN),
+    *(HUGGING_FACE_EOMT_DINOV3, HUGGING_FACE_EOMT, EOMT_DINOV3, EOMT),
+    *(BACKBONE, DETECTRON2_RESNET, RESNET, SWIN, HUGGING_FACE_VIT, VIT_RELEASE),
 )
 UNKNOWN = Layout("unknown", marks=(), convert=dict)
 
@@ -112,18 +115,20 @@ class Conversion:
 
 
 def strip_wrapper(state: StateDict) -> StateDict:
-    """Remove the ``module.`` that ``DistributedDataParallel`` puts before every name."""
+    """Remove the ``module.`` that ``DistributedDataParallel`` puts before every name, and ``torch.compile``'s mark."""
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     wrapped = all(name.startswith("module.") for name in state)
     return {name.removeprefix("module."): tensor for name, tensor in state.items()} if wrapped else state
 
 
-def name_by_order(state: StateDict, backbone: nn.Module, source: str) -> StateDict:
+def name_by_order(state: StateDict, backbone: nn.Module, source: str, *, prefix: str = "backbone.") -> StateDict:
     """Give a backbone's tensors, whose names are somebody else's, the right names by their order.
 
     Args:
         state: in the order of the file.
         backbone: what they are for: they get the names that its own files have.
         source: where they come from, for messages.
+        prefix: of the backbone's parameters in the model.
 
     Raises:
         InputError: there are more or fewer than in the backbone's files, or one has another shape.
@@ -131,7 +136,7 @@ def name_by_order(state: StateDict, backbone: nn.Module, source: str) -> StateDi
     shapes: dict[str, torch.Size] = (
         backbone.file_shapes()  # type: ignore[operator]
         if hasattr(backbone, "file_shapes")
-        else {f"backbone.{name}": tensor.shape for name, tensor in backbone.state_dict().items()}
+        else {f"{prefix}{name}": tensor.shape for name, tensor in backbone.state_dict().items()}
     )
     if len(shapes) != len(state):  # older files have no counters of batch norms
         shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}

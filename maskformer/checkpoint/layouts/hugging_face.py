@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from .backbones import convert_resnet
+from .eomt import to_hugging_face_eomt
 from .layout import Layout, NameMap, StateDict, drop, join_projections, split_projections
 
 _ENCODER = "model.pixel_level_module.encoder."
@@ -143,11 +144,13 @@ def to_hugging_face(state: StateDict) -> tuple[StateDict, list[str]]:
     """Bring our parameters to the names of Hugging Face's files.
 
     Args:
-        state: tensors by our names, of a MaskFormer or a Mask2Former.
+        state: tensors by our names, of a MaskFormer, a Mask2Former or an EoMT.
 
     Returns:
         The tensors by its names, and those of our names that it has no place for.
     """
+    if "network.q.weight" in state:
+        return to_hugging_face_eomt(state)
     is_second = _OUR_PREDICTOR + "decoder_norm.weight" in state
     if is_second:  # whose Swin makes it; that of their MaskFormer has it in its files
         state = drop(state, r"\.relative_position_index$")

@@ -25,6 +25,7 @@ class Layout:
         convert: their tensors by their names -> tensors by our names; what we have no name for keeps its own.
         backbone_only: such files hold no head.
         never_holds: a pattern for parameters and buffers of ours that such files never hold, and do without.
+        may_be_differences: what such files hold of the backbone may be its differences to a released one.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Layout:
     convert: Callable[[StateDict], StateDict]
     backbone_only: bool = False
     never_holds: str = NOTHING
+    may_be_differences: bool = False
 
     def fits(self, names: Iterable[str]) -> bool:
         """Whether parameters of these names are in this layout."""

@@ -23,13 +23,12 @@ from ..transforms.augmentations import (
     build_crop,
     build_flip,
     build_resize,
+    build_test_resize,
     crop_recipe,
     pad_to_multiple,
 )
 
 Record = dict[str, Any]  # a dataset's entry for one image, or an example made of it
-
-IMAGE_PADDING = 128  # grey; a padded pixel belongs to no segment
 
 
 class TrainingMapper:
@@ -45,6 +44,8 @@ class TrainingMapper:
         num_classes: K.
         ignore_label: the value of pixels without a class in semantic labels.
         size_divisibility: examples are padded bottom/right to a multiple of it, in pixels; below 1: no padding.
+        padding_value: grey of padded pixels, 0..255; they belong to no segment.
+        max_draws: at most so many examples are drawn of an image until one has a target.
     """
 
     recipe = staticmethod(crop_recipe)
@@ -58,10 +59,13 @@ class TrainingMapper:
         num_classes: int,
         ignore_label: int,
         size_divisibility: int,
+        padding_value: int = 128,
+        max_draws: int = 1,
     ):
         self.augmentations = augmentations
         self.image_format, self.num_classes = image_format, num_classes
         self.ignore_label, self.size_divisibility = ignore_label, size_divisibility
+        self.padding_value, self.max_draws = padding_value, max_draws
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -74,7 +78,8 @@ class TrainingMapper:
             raise ValueError(f"{cls.__name__} makes training examples only; InferenceMapper prepares evaluation.")
         ignore_label = _ignore_label(cfg)
         try:
-            shape_options = cls.shape_options(cfg, ignore_label)
+            options = cls.shape_options(cfg, ignore_label)
+            options |= {"padding_value": cfg.INPUT.PADDING_VALUE, "max_draws": cfg.INPUT.MAX_DRAWS}
         except AttributeError as error:  # CfgNode's, of the key's last part
             raise InputError(
                 f"The configuration has no {error}, which {cls.__name__} needs; expected one of "
@@ -84,7 +89,7 @@ class TrainingMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "ignore_label": ignore_label,
-            **shape_options,
+            **options,
         }
 
     @classmethod
@@ -95,10 +100,15 @@ class TrainingMapper:
         augmentations = cls.recipe(
             resize=build_resize(settings.MIN_SIZE_TRAIN, settings.MAX_SIZE_TRAIN, settings.MIN_SIZE_TRAIN_SAMPLING),
             crop=crop if settings.CROP.ENABLED else None,
-            colour_jitter=build_colour_jitter(settings.FORMAT) if settings.COLOR_AUG_SSD else None,
+            colour_jitter=cls.colour_jitter(settings),
             flip=build_flip(settings.RANDOM_FLIP),
         )
         return {"augmentations": augmentations, "size_divisibility": settings.SIZE_DIVISIBILITY}
+
+    @staticmethod
+    def colour_jitter(settings: CfgNode) -> T.Transform | None:
+        """What ``INPUT.COLOR_AUG_SSD`` and ``INPUT.FORMAT`` ask for."""
+        return build_colour_jitter(settings.FORMAT) if settings.COLOR_AUG_SSD else None
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the example of one image; the given entry is left as it is.
@@ -106,6 +116,14 @@ class TrainingMapper:
         Raises:
             InputError: a file cannot be read, or image and label do not fit each other or the configuration.
         """
+        for _ in range(self.max_draws - 1):
+            example = self.draw(dataset_dict)
+            if len(example["instances"]):
+                return example
+        return self.draw(dataset_dict)
+
+    def draw(self, dataset_dict: Record) -> Record:
+        """Make an example, augmented at random; see ``__call__``."""
         raise NotImplementedError
 
     def _read_label_map(self, record: Record, image: LabelledImage) -> np.ndarray:
@@ -127,7 +145,7 @@ class TrainingMapper:
         return pad_to_multiple(array, self.size_divisibility, value)
 
     def _example(self, record: Record, labelled: LabelledImage, labels: Tensor, masks: SegmentMasks) -> Record:
-        example = image_example(record, labelled, self._pad(labelled.image, IMAGE_PADDING))
+        example = image_example(record, labelled, self._pad(labelled.image, self.padding_value))
         example["instances"] = Instances(masks.image_size, gt_classes=labels, gt_masks=masks)
         return example
 
@@ -156,15 +174,20 @@ class InferenceMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT``."""
-        resize = ResizedCrop(build_resize([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST, "choice"))
-        return {"resize": resize, "image_format": cfg.INPUT.FORMAT}
+        """Read ``INPUT.FORMAT``, and what ``evaluation_resize`` reads."""
+        return {"resize": ResizedCrop(evaluation_resize(cfg)), "image_format": cfg.INPUT.FORMAT}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Make the network's input: ``image`` (3,H,W) uint8, original ``height`` and ``width``, and the names."""
         labelled = read_image(dataset_dict, self.image_format)
         self.resize(labelled)
         return image_example(dataset_dict, labelled, labelled.image)
+
+
+def evaluation_resize(cfg: CfgNode) -> T.Augmentation:
+    """What ``INPUT.MIN_SIZE_TEST`` (0: no resizing), ``MAX_SIZE_TEST`` and ``ROUNDING_TEST`` say of every image."""
+    settings = cfg.INPUT
+    return build_test_resize(settings.MIN_SIZE_TEST, settings.MAX_SIZE_TEST, settings.ROUNDING_TEST)
 
 
 def read_image(record: Record, image_format: str) -> LabelledImage:

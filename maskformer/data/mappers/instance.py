@@ -36,7 +36,7 @@ class MaskFormerInstanceDatasetMapper(TrainingMapper):
             )
         return arguments
 
-    def __call__(self, dataset_dict: Record) -> Record:
+    def draw(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``annotations``; see the base class."""
         annotations = self._required(dataset_dict, "annotations")
         annotations = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]

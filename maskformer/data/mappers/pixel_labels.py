@@ -17,7 +17,7 @@ from .targets import category_map, number_annotated_segments, panoptic_targets, 
 class MaskFormerSemanticDatasetMapper(TrainingMapper):
     """``mask_former_semantic``: one segment of each class that the crop shows."""
 
-    def __call__(self, dataset_dict: Record) -> Record:
+    def draw(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``sem_seg_file_name``; see the base class."""
         labelled = read_image(dataset_dict, self.image_format)
         labelled.sem_seg = self._read_label_map(dataset_dict, labelled)
@@ -36,7 +36,7 @@ class MaskFormerPanopticDatasetMapper(TrainingMapper):
     categories of the segments.
     """
 
-    def __call__(self, dataset_dict: Record) -> Record:
+    def draw(self, dataset_dict: Record) -> Record:
         """Make the example of an image with ``pan_seg_file_name`` and ``segments_info``; see the base class."""
         labelled = read_image(dataset_dict, self.image_format)
         segment_map, segments = self._read_segments(dataset_dict, labelled)

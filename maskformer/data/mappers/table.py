@@ -33,12 +33,19 @@ class LargeScaleJitter(TrainingMapper):
                 f"INPUT.MIN_SCALE is {settings.MIN_SCALE} and INPUT.MAX_SCALE {settings.MAX_SCALE}; expected positive "
                 "numbers, the first not above the second."
             )
-        flip = build_flip(settings.RANDOM_FLIP)
         augmentations = large_scale_jitter_recipe(
-            image_size=settings.IMAGE_SIZE, min_scale=settings.MIN_SCALE, max_scale=settings.MAX_SCALE, flip=flip
+            image_size=settings.IMAGE_SIZE,
+            min_scale=settings.MIN_SCALE,
+            max_scale=settings.MAX_SCALE,
+            colour_jitter=cls.colour_jitter(settings),
+            flip=build_flip(settings.RANDOM_FLIP),
         )
         # A scaled image that is smaller than the square is padded to it.
         return {"augmentations": augmentations, "size_divisibility": settings.IMAGE_SIZE}
+
+
+class SemanticLSJDatasetMapper(LargeScaleJitter, MaskFormerSemanticDatasetMapper):
+    """``mask_former_semantic_lsj``: the targets of ``mask_former_semantic`` with large-scale jitter."""
 
 
 class PanopticLSJDatasetMapper(LargeScaleJitter, MaskFormerPanopticDatasetMapper):
@@ -54,6 +61,7 @@ MAPPERS: dict[str, type[TrainingMapper]] = {
     "mask_former_panoptic": MaskFormerPanopticDatasetMapper,
     "mask_former_instance": MaskFormerInstanceDatasetMapper,
     "detr_panoptic": DETRPanopticDatasetMapper,
+    "mask_former_semantic_lsj": SemanticLSJDatasetMapper,
     "coco_panoptic_lsj": PanopticLSJDatasetMapper,
     "coco_instance_lsj": InstanceLSJDatasetMapper,
 }

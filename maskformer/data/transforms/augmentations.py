@@ -150,6 +150,26 @@ class ResizedCrop(T.Augmentation):
         return ResizedCropTransform(shape, new_size, window)
 
 
+class ResizeHalfToEven(T.Augmentation):
+    """Resizes as Detectron2's ``ResizeShortestEdge`` does, but a side of n + 1/2 pixels becomes the even neighbour.
+
+    Args:
+        short_edge: length of the shorter side, in pixels; 0: nothing is resized.
+        max_size: the longer side is at most this.
+    """
+
+    def __init__(self, short_edge: int, max_size: int):
+        self.short_edge, self.max_size = short_edge, max_size
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        """The resizing of an image (H,W,...)."""
+        height, width = image.shape[:2]
+        if self.short_edge == 0:
+            return T.NoOpTransform()
+        scale = min(self.short_edge / min(height, width), self.max_size / max(height, width))
+        return T.ResizeTransform(height, width, round(height * scale), round(width * scale))
+
+
 def _blank(size: tuple[int, int]) -> np.ndarray:
     """(H,W,3) uint8 zeros in one byte of memory, for augmentations that draw by the size alone."""
     return np.broadcast_to(np.uint8(0), (*size, 3))
@@ -234,12 +254,12 @@ def detr_recipe(*, resize: T.Augmentation, crop: Step, colour_jitter: Step, flip
 
 
 def large_scale_jitter_recipe(
-    *, image_size: int, min_scale: float, max_scale: float, flip: T.Augmentation | None
+    *, image_size: int, min_scale: float, max_scale: float, flip: Step, colour_jitter: Step = None
 ) -> T.AugmentationList:
-    """Flip, scale to fit a square of ``image_size`` pixels times a random factor, and cut it where that is larger."""
+    """Flip, scale to fit a square of ``image_size`` pixels times a random factor, cut where larger, jitter colours."""
     scale = T.ResizeScale(min_scale, max_scale, target_height=image_size, target_width=image_size)
     # Not padded: labels are, with other values than Detectron2's.
-    return _in_order(flip, ResizedCrop(scale, T.FixedSizeCrop((image_size, image_size), pad=False)))
+    return _in_order(flip, ResizedCrop(scale, T.FixedSizeCrop((image_size, image_size), pad=False)), colour_jitter)
 
 
 def _in_order(*steps: Step) -> T.AugmentationList:
@@ -255,6 +275,13 @@ def build_resize(short_edges: Sequence[int], max_size: int, sample_style: str) -
             "INPUT.MIN_SIZE_TRAIN_SAMPLING to choice."
         )
     return T.ResizeShortestEdge(short_edges, max_size, sample_style)
+
+
+def build_test_resize(short_edge: int, max_size: int, rounding: str) -> T.Augmentation:
+    """Build the resizing of the shortest edge, 0 for none; half a pixel is rounded "up" or to "even"."""
+    if rounding == "even":
+        return ResizeHalfToEven(short_edge, max_size)
+    return T.ResizeShortestEdge([short_edge], max_size, "choice")
 
 
 def build_crop(

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 
 from maskformer.data.loading.train_loader import TrainLoader
@@ -74,6 +74,20 @@ class AcceleratorHook(HookBase):
         """Say what the run needed at most."""
         peak = self.accelerator.memory().peak / MEGABYTE
         logger.info("Peak memory of this process on %s: %.0f MB", self.accelerator.device, peak)
+
+
+class LRScheduler(hooks.LRScheduler):
+    """Detectron2's, but the highest learning rate is reported.
+
+    That of the largest group, which Detectron2 reports, may be a block's at the bottom of the backbone, or not yet
+    warm. Checkpoints have the schedule's state under the name of this class, which is Detectron2's therefore.
+    """
+
+    def after_step(self) -> None:
+        """Report the rate of the step, and set those of the next."""
+        rate = max(group["lr"] for group in self.trainer.optimizer.param_groups)
+        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        self.scheduler.step()
 
 
 class LossWatch(HookBase):

@@ -96,7 +96,7 @@ def patch_rotation(
         for length in (rows, columns)
     )
     y, x = (place[:, None] * frequencies.to(dtype) for place in (y, x))  # (rows, head_dim / 4), (columns, ...)
-    angles = torch.cat([y[:, None].expand(-1, columns, -1), x.expand(rows, -1, -1)], dim=-1).flatten(0, 1).tile(2)
+    angles = torch.cat([y[:, None].expand(-1, columns, -1), x.expand(rows, -1, -1)] * 2, dim=-1).flatten(0, 1)
     return torch.stack([angles.cos(), angles.sin()])
 
 
@@ -263,9 +263,9 @@ class VisionTransformer(nn.Module):
         patches = patches.flatten(2).mT
         rotation = None
         if self.pos_embed is None:
-            # Places are log-uniform in their scale while training.
-            exponent = 2 * torch.rand(()).item() - 1 if self.training else 0.0
-            scale = self.rescale**exponent
+            scale = 1.0
+            if self.training and self.rescale != 1:
+                scale = self.rescale ** (2 * torch.rand(()).item() - 1)
             kinds = {"dtype": torch.promote_types(patches.dtype, torch.float32), "device": patches.device}
             rotation = patch_rotation(rows, columns, self._head_dim, scale=scale, **kinds)
         else:
@@ -283,7 +283,7 @@ def resample_positions(table: Tensor, size: Sequence[int], new_size: Sequence[in
         size: (rows, columns) that it is for.
         new_size: likewise.
     """
-    if tuple(size) == tuple(new_size):
+    if not torch.compiler.is_compiling() and tuple(size) == tuple(new_size):  # exported, it is for every size
         return table
     maps = table.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
     resized = F.interpolate(maps.float(), tuple(new_size), mode="bicubic", antialias=True, align_corners=False)

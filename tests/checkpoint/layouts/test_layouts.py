@@ -186,7 +186,7 @@ def test_every_parameter_of_openmmlabs_mask2former_finds_its_place(backbone: str
 def test_no_two_layouts_fit_the_same_names():
     for names in (R50, SWIN_TINY, swin_release(), as_timm(swin_release())):
         fitting = [layout.name for layout in LAYOUTS if layout.fits(names)]
-        assert len([name for name in fitting if name != "MaskFormer's backbone alone"]) == 1
+        assert len([name for name in fitting if name != "a backbone alone, by this package's names"]) == 1
 
 
 def test_unknown_layout_is_refused_with_some_names_and_the_layouts_known():

@@ -455,13 +455,53 @@ def test_example_takes_at_most_six_bytes_a_pixel_on_its_way_out_of_the_worker(
     assert len(pickle.dumps(example)) <= 6 * 64 * 80
 
 
+class Crops:
+    """Crops a picture of 2 x 3 to its columns, one after another."""
+
+    def __init__(self, *columns: int):
+        self.columns = list(columns)
+
+    def __call__(self, labelled: Any) -> Any:
+        crop = T.CropTransform(self.columns.pop(0), 0, 1, 2)
+        labelled.transform(crop)
+        return crop
+
+
+class TestDraws:
+    """A picture whose right column alone has a target."""
+
+    @pytest.fixture
+    def record(self, image_2x3: dict, write_png: Write) -> dict[str, Any]:
+        return {**image_2x3, "sem_seg_file_name": write_png("right.png", [[255, 255, 1], [255, 255, 1]])}
+
+    @pytest.mark.parametrize(
+        ("max_draws", "columns", "seen", "left"),
+        [
+            (1, (0, 2), [0, 3], [2]),
+            (2, (0, 2, 1), [2, 5], [1]),
+            (3, (2, 0), [2, 5], [0]),
+            (3, (0, 1, 0, 2), [0, 3], [2]),
+        ],
+    )
+    def test_example_without_a_target_is_drawn_anew_up_to_so_many_times(
+        self, record: dict, max_draws: int, columns: tuple, seen: list, left: list
+    ) -> None:
+        crops = Crops(*columns)
+        example = MaskFormerSemanticDatasetMapper(augmentations=crops, max_draws=max_draws, **PLAIN)(record)
+        assert example["image"][0, :, 0].tolist() == seen
+        assert len(example["instances"]) == (seen == [2, 5])
+        assert crops.columns == left
+
+
 class TestLargeScaleJitter:
     """An image of 120 x 160 with an example of 64 x 64: the square is 48 x 64 of content at scale 1."""
 
-    def build(self, make_config: Callable, register_dataset: Callable, name: str, scale: float) -> TrainingMapper:
+    def build(
+        self, make_config: Callable, register_dataset: Callable, name: str, scale: float, *more: Any
+    ) -> TrainingMapper:
         words = ("INPUT.DATASET_MAPPER_NAME", name, "DATASETS.TRAIN", (register_dataset("tiny_train", []),))
         sizes = ("INPUT.IMAGE_SIZE", 64, "INPUT.MIN_SCALE", scale, "INPUT.MAX_SCALE", scale)
-        cfg = make_config(*words, *sizes, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 48)
+        cfg = make_config(*words, *sizes, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 48, *more)
         return build_mapper(cfg, is_train=True)
 
     @pytest.mark.parametrize(("scale", "content"), [(1.0, (48, 64)), (0.5, (24, 32)), (2.0, (64, 64))])
@@ -479,6 +519,27 @@ class TestLargeScaleJitter:
         covered = example["instances"].gt_masks.tensor.any(0)
         assert not covered[outside].any()
         assert covered[:rows, :columns].float().mean() > 0.9
+
+    def test_semantic_example_is_padded_with_what_is_asked_for_and_ignored_there(
+        self, make_config: Callable, register_dataset: Callable, large_record: dict
+    ) -> None:
+        options = ("INPUT.PADDING_VALUE", 7)
+        mapper = self.build(make_config, register_dataset, "mask_former_semantic_lsj", 0.5, *options)
+        example = mapper(large_record)
+        assert example["image"].shape == (3, 64, 64) and example["sem_seg"].shape == (64, 64)
+        assert (example["image"][:, 24:] == 7).all() and (example["image"][:, :, 32:] == 7).all()
+        assert (example["sem_seg"][24:] == 255).all() and (example["sem_seg"][:24, :32] != 255).all()
+        assert torch.equal(example["instances"].gt_masks.tensor.any(0), example["sem_seg"] != 255)
+
+    @pytest.mark.parametrize("jitters", [False, True])
+    def test_colours_are_jittered_where_asked_for(
+        self, make_config: Callable, register_dataset: Callable, large_record: dict, jitters: bool
+    ) -> None:
+        options = ("INPUT.COLOR_AUG_SSD", jitters, "INPUT.RANDOM_FLIP", "none")
+        mapper = self.build(make_config, register_dataset, "mask_former_semantic_lsj", 1.0, *options)
+        images = [mapper(large_record)["image"] for _ in range(8)]
+        assert any(not torch.equal(image, images[0]) for image in images) == jitters
+        assert all((image[:, 48:] == 128).all() for image in images)  # padding is not jittered
 
     def test_scale_is_drawn_between_the_two(self, make_config: Callable, register_dataset: Callable) -> None:
         words = ("INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "DATASETS.TRAIN")

@@ -16,6 +16,7 @@ from maskformer.data.transforms.augmentations import (
     build_crop,
     build_flip,
     build_resize,
+    build_test_resize,
     crop_recipe,
     detr_recipe,
     large_scale_jitter_recipe,
@@ -280,3 +281,15 @@ def test_augmentation_that_looks_at_the_image_gets_the_resized_one() -> None:
     labelled = LabelledImage(Image.fromarray(image))
     T.AugmentationList([ResizedCrop(build_resize((8,), 100, "choice")), Brightest()])(labelled)
     assert labelled.image.shape == (1, 1, 3) and labelled.image[0, 0, 0] > 100
+
+
+def test_halves_of_pixels_are_rounded_up_or_to_even() -> None:
+    for size, up, even in (((64, 83), (96, 125), (96, 124)), ((64, 85), (96, 128), (96, 128))):
+        sizes = [build_test_resize(96, 1000, rounding).get_transform(np.zeros(size)) for rounding in ("up", "even")]
+        assert [(made.new_h, made.new_w) for made in sizes] == [up, even]
+
+
+def test_long_side_is_limited_and_nothing_is_resized_where_none_is_asked_for() -> None:
+    made = build_test_resize(64, 100, "even").get_transform(np.zeros((20, 50)))
+    assert (made.new_h, made.new_w) == (40, 100)
+    assert isinstance(build_test_resize(0, 100, "even").get_transform(np.zeros((20, 50))), T.NoOpTransform)
