@@ -66,7 +66,7 @@ _RANGES: list[tuple[str, _Check, str]] = [
         "0 or more and below 1",
         lambda value: 0 <= value < 1,
         """MODEL.MASK_FORMER.DROPOUT MODEL.SWIN.DROP_RATE MODEL.SWIN.ATTN_DROP_RATE MODEL.SWIN.DROP_PATH_RATE
-        SOLVER.MOMENTUM SOLVER.EMA.DECAY MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP""",
+        MODEL.TIMM.DROP_PATH_RATE SOLVER.MOMENTUM SOLVER.EMA.DECAY MODEL.MASK_FORMER.TEST.SLIDING_WINDOW_OVERLAP""",
     ),
     ("0 to 255", lambda value: 0 <= value <= 255, "INPUT.PADDING_VALUE"),
     ("-1 (nothing, as 0) to 5", lambda value: -1 <= value <= 5, "MODEL.BACKBONE.FREEZE_AT"),
@@ -87,6 +87,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.LR_SCHEDULER_NAME": tuple(_BY_SCHEDULE),
     "MODEL.RESNETS.NORM": _NORMS,
     "MODEL.SEM_SEG_HEAD.NORM": _NORMS,
+    "MODEL.TIMM.NORM": ("", "FrozenBN", "SyncBN"),
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.ROUNDING_TEST": ("up", "even"),
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
@@ -199,8 +200,26 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
             not (cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE.startswith("relative")) or max(value) <= 1
         ),
     ),
-    ("MODEL.PIXEL_MEAN", "three numbers", lambda value, _: len(value) == 3),
-    ("MODEL.PIXEL_STD", "three numbers", lambda value, _: len(value) == 3),
+    (
+        "MODEL.PIXEL_MEAN",
+        "a number for each channel of the images, three as they are read",
+        lambda value, _: len(value) > 0,
+    ),
+    (
+        "MODEL.PIXEL_STD",
+        "as many numbers as MODEL.PIXEL_MEAN",
+        lambda value, cfg: len(value) == len(cfg.MODEL.PIXEL_MEAN),
+    ),
+    (
+        "MODEL.BACKBONE.NAME",
+        "another: META_ARCHITECTURE EoMT has its own vision transformer (MODEL.EOMT), MaskFormer takes any backbone",
+        lambda value, cfg: value != _TIMM or cfg.MODEL.META_ARCHITECTURE != "EoMT",
+    ),
+    (
+        "MODEL.TIMM.NAME",
+        "the name of one of timm's models with MODEL.BACKBONE.NAME build_timm_backbone",
+        lambda value, cfg: bool(value) or cfg.MODEL.BACKBONE.NAME != _TIMM,
+    ),
     (
         "SOLVER.BASE_LR_END",
         "at most SOLVER.BASE_LR",
@@ -268,6 +287,7 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
 ]
 
 _OF_RES5 = ("BasePixelDecoder", "TransformerEncoderPixelDecoder")  # pixel decoders of the first generation
+_TIMM = "build_timm_backbone"
 _RESNETS = ("build_resnet_backbone", "build_resnet_fpn_backbone", "build_resnet_deeplab_backbone")
 # With one of these values of a key, nothing reads others (or those under them); in our architectures alone.
 _UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
@@ -307,8 +327,9 @@ _UNREAD_WITH: list[tuple[str, tuple[Any, ...], str]] = [
     ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", _OF_RES5, f"{_DEFORMABLE}_IN_FEATURES"),
     ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", (MASKED,), "MODEL.MASK_FORMER.ENC_LAYERS"),
     ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", (0,), "MODEL.MASK_FORMER.OVERSAMPLE_RATIO"),
-    ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN"),
-    ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN"),
+    ("MODEL.BACKBONE.NAME", ("D2SwinTransformer",), "MODEL.RESNETS MODEL.FPN MODEL.TIMM"),
+    ("MODEL.BACKBONE.NAME", (_TIMM,), "MODEL.RESNETS MODEL.FPN MODEL.SWIN"),
+    ("MODEL.BACKBONE.NAME", _RESNETS, "MODEL.SWIN MODEL.TIMM"),
     ("MODEL.BACKBONE.NAME", ("build_resnet_backbone", "build_resnet_deeplab_backbone"), "MODEL.FPN"),
     (
         "MODEL.BACKBONE.NAME",
