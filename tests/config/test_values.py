@@ -13,7 +13,8 @@ from detectron2.modeling import build_model
 from released import FIRST, SECOND
 
 from maskformer.config import default_config, load_config
-from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD_WHERE, _UNREAD_WITH, _WHOLE, _at
+from maskformer.config.unread import _RELEASED, _UNREAD_WHERE, _UNREAD_WITH
+from maskformer.config.values import _CHOICES, _RANGES, _WHOLE, at
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -302,4 +303,4 @@ def test_tables_name_keys_that_exist():
     cfg = default_config()
     keys = [key for *_, names in [*_RANGES, *_UNREAD_WHERE, *_UNREAD_WITH] for key in names.split()]
     for key in (*keys, *(key for key, *_ in _UNREAD_WITH), *_CHOICES, *_RELEASED, *(key for key, *_ in _WHOLE)):
-        _at(cfg, key)
+        at(cfg, key)
