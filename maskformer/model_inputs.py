@@ -40,7 +40,7 @@ def check_images(batch: Any, num_channels: int = 3) -> None:
         if fault is not None:
             raise InputError(
                 f"'image' of {_name(example)} {fault}; expected a tensor of ({num_channels}, rows, columns), "
-                "uint8 or floats of 0..255."
+                "uint8 or floats of 0..255: as many channels as MODEL.PIXEL_MEAN has numbers."
             )
 
 

@@ -26,7 +26,7 @@ def _read_second() -> dict[str, Recipe]:
 
 SECOND = _read_second()
 
-# Per step of 16 images, what is left of a last batch included.
+# Iterations of an epoch, with 16 images each.
 _STEPS = {"COCOPanoptic": 7391, "COCOInstance": 7391, "ADE20KPanoptic": 1263, "ADE20KSemantic": 1263}
 _STEPS["CityscapesSemantic"] = 186
 _SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "giant": (1536, 40, 24)}
@@ -143,3 +143,5 @@ def _translate(values: Recipe, task: str, data: str) -> Recipe:
 
 
 EOMT = _read_eomt()
+# Of the class of each panoptic dataset.
+EOMT_STUFF: dict[str, list[int]] = json.loads((_TESTS / "reference2/eomt_recipes.json").read_text())["stuff_classes"]

@@ -18,6 +18,8 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer
 from maskformer.config import add_maskformer_config, load_config
+from maskformer.data.datasets import register_all
+from maskformer.data.datasets.classes import resolve_classes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.tools.analyze import analyze
 
@@ -144,6 +146,14 @@ def test_every_released_recipe_has_its_file():
     assert trainable == {*RECIPES, *OURS, *released.EOMT}
 
 
+@pytest.mark.parametrize("dataset", ["ade20k", "coco"])
+def test_stuff_of_eomts_recipes_is_the_datasets(dataset: str):
+    register_all("no such folder")
+    cfg = load_config(str(CONFIGS / f"eomt/{dataset}_panoptic_large_640.yaml"))
+    (stuff,) = (ids for name, ids in released.EOMT_STUFF.items() if f".{dataset}_panoptic." in name)
+    assert set(range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)) - resolve_classes(cfg).things == set(stuff)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_file_is_plain_yaml(name: str):
     assert isinstance(yaml.safe_load((CONFIGS / name).read_text()), dict)
@@ -154,7 +164,7 @@ def test_leaf_states_only_differences_from_its_base(name: str):
     content = yaml.safe_load((CONFIGS / name).read_text())
     path = CONFIGS / name
     base, own = resolved((path.parent / content.pop("_BASE_")).resolve()), resolved(path)
-    repeated = {key for key in flatten(content) if base[key] == own[key]}
+    repeated = {key for key in flatten(content) if key in base and base[key] == own[key]}
     assert repeated <= {"MODEL.WEIGHTS"}  # "" is worth saying: trained from scratch
 
 

@@ -16,6 +16,7 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from maskformer.config import load_config
 from maskformer.engine import build_argument_parser
 from maskformer.tools import predict
 
@@ -85,6 +86,28 @@ def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str) -> Iterat
 
 def test_own_configuration_is_followed_by_its_three_commands():
     assert [words[1] for words in OWN_COMMANDS] == ["train_net.py", "train_net.py", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("number", "recipe", "metric"),
+    [
+        (1, "coco-instance/maskformer_instance_R50_bs64_554k.yaml", "segm/AP"),
+        (2, "ade20k-150-panoptic/maskformer_panoptic_R50_bs16_720k.yaml", "panoptic_seg/PQ"),
+    ],
+)
+def test_few_pictures_of_other_kinds_have_the_keys_of_their_recipes(
+    tmp_path: Path, number: int, recipe: str, metric: str
+):
+    configs = REPOSITORY / "configs"
+    block = re.search(rf"```yaml\n# \({number}\)\n(.*?)```", PAGE, re.DOTALL)[1]
+    (tmp_path / "few.yaml").write_text(f"_BASE_: {configs / 'base' / 'few_images.yaml'}\n{block}")
+    few, many = load_config(str(tmp_path / "few.yaml")), load_config(str(configs / recipe))
+    assert few.INPUT.DATASET_MAPPER_NAME == many.INPUT.DATASET_MAPPER_NAME
+    switches = ("SEMANTIC_ON", "PANOPTIC_ON", "INSTANCE_ON")
+    assert [few.MODEL.MASK_FORMER.TEST[key] for key in switches] == [
+        many.MODEL.MASK_FORMER.TEST[key] for key in switches
+    ]
+    assert metric == few.TEST.BEST_METRIC
 
 
 @pytest.mark.slow

@@ -32,12 +32,13 @@ from .layouts.detection import (
     convert_weights,
     explain_layouts,
     explained,
+    name_by_order,
     parts_of_another_generation,
     strip_wrapper,
 )
 from .layouts.layout import StateDict
 from .layouts.vision_transformers import VIT
-from .reading import LAST_CHECKPOINT, find_weights_file, read_weights, tagged_in
+from .reading import LAST_CHECKPOINT, find_weights_file, has_order, read_weights, tagged_in
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +325,8 @@ class Checkpointer(DetectionCheckpointer):
         Args:
             path: file, URL, or folder (see ``find_weights_file``); "" leaves the model as it is.
                 ``?matching_heuristics=True`` at its end matches parameters by the ends of their names, as Detectron2
-                does for backbone weights.
+                does for backbone weights; ``?matching_order=True`` takes a backbone's tensors in the order of the file,
+                whatever they are called there, if all their shapes agree.
             checkpointables: names; None for all.
 
         Returns:
@@ -339,7 +341,10 @@ class Checkpointer(DetectionCheckpointer):
         path = find_weights_file(path)
         url = urlparse(path)
         self._source = path
-        self._heuristics = parse_qs(url.query).get("matching_heuristics") == ["True"]
+        query = parse_qs(url.query)
+        self._heuristics, self._by_order = (
+            query.get(word) == ["True"] for word in ("matching_heuristics", "matching_order")
+        )
         plain_path = url._replace(query="").geturl()
         try:
             local_path = self.path_manager.get_local_path(plain_path)
@@ -355,6 +360,11 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if self._by_order and not has_order(filename):
+            raise InputError(
+                f"{filename} does not keep the order of its parameters (.safetensors sorts them anew), so that "
+                "?matching_order=True has no meaning: take it away, or set MODEL.WEIGHTS to a file of torch.save."
+            )
         content = read_weights(filename)
         self._held = frozenset(content)
         if self._heuristics:
@@ -409,7 +419,12 @@ class Checkpointer(DetectionCheckpointer):
 
     def _to_model_names(self, checkpoint: dict[str, Any], expected: StateDict) -> StateDict:
         may_match_endings = checkpoint.pop("matching_heuristics", False)
-        conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True)
+        backbone = getattr(self.model, "backbone", None)
+        if self._by_order and backbone is not None:
+            place = next(name for name, module in self.model.named_modules() if module is backbone)
+            state = strip_wrapper(checkpoint["model"])
+            checkpoint["model"] = name_by_order(state, backbone, self._source, prefix=f"{place}.")
+        conversion = convert_weights(checkpoint["model"], self._source, may_be_unknown=True, backbone=backbone)
         self._by_name_endings = may_match_endings and not conversion.state.keys() & expected.keys()
         self._backbone_only = self._by_name_endings or conversion.layout.backbone_only
         self._never_holds = conversion.layout.never_holds

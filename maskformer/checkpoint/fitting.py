@@ -28,6 +28,7 @@ _KEY = "MODEL.EOMT.DELTA_BASE"
 _TABLE, _PATCHES = VIT + "pos_embed", VIT + "patch_embed.proj.weight"
 _Q_BIAS = VIT + "blocks.0.attn.q_bias"  # of DINOv3's blocks alone
 _NORM = re.compile(re.escape(VIT) + r"(?:.*\.)?norm\d?\.weight")
+_MOST_PIXELS = 64 * 64  # of a patch: the matrix of its resize takes the square of it
 _LEAST_POSITIVE = 0.75  # the share of positive factors in the norms of a whole backbone; of a difference about half are
 
 
@@ -54,11 +55,12 @@ def fit_to_model(conversion: Conversion, model: nn.Module | None, source: str) -
     if VIT + "cls_token" in state.keys() & expected.keys():
         _check_kind(_Q_BIAS in state, _Q_BIAS in expected, source)
     for name, resample in ((_TABLE, _resample_table), (_PATCHES, resample_patches)):
-        if name not in state or name not in expected or state[name].shape == expected[name].shape:
+        seen, like = state.get(name), expected.get(name)
+        if seen is None or like is None or seen.shape == like.shape or seen.ndim != like.ndim:
             continue
-        resampled = resample(state[name], expected[name])
+        resampled = resample(seen, like)
         if resampled is not None:
-            shapes = tuple(state[name].shape), tuple(resampled.shape)
+            shapes = tuple(seen.shape), tuple(like.shape)
             logger.info("%s of %s is resampled, from shape %s to %s", name, source, *shapes)
             state = {**state, name: resampled}
     return state
@@ -74,8 +76,9 @@ def _check_kind(is_dinov3: bool, needs_dinov3: bool, source: str) -> None:
 
 def _resample_table(table: Tensor, like: Tensor) -> Tensor | None:
     """A table of a square grid for another square grid; None: they are not that."""
-    sides = math.isqrt(table.shape[1]), math.isqrt(like.shape[1])
-    if table.shape[2] != like.shape[2] or [side**2 for side in sides] != [table.shape[1], like.shape[1]]:
+    lengths = [table.shape[1], like.shape[1]]
+    sides = [math.isqrt(length) for length in lengths]
+    if not table.numel() or table.shape[2] != like.shape[2] or [side**2 for side in sides] != lengths:
         return None
     return resample_positions(table, (sides[0], sides[0]), (sides[1], sides[1]))
 
@@ -88,14 +91,14 @@ def resample_patches(kernels: Tensor, like: Tensor) -> Tensor | None:
         like: of the size that is wanted.
 
     Returns:
-        (D,3,h',w'); None: the channels are others.
+        (D,3,h',w'); None: the channels are others, or these are no kernels of patches.
 
     Source: FlexiViT (arXiv 2212.08013), section 3.4: with the resize of a patch x as a matrix B, the kernel w' that
     minimises the expected (<x,w> - <Bx,w'>)^2 is pinv(B^T) w. The resize is bicubic with antialiasing.
     """
-    if kernels.shape[:2] != like.shape[:2]:
-        return None
     height, width = kernels.shape[2:]
+    if kernels.shape[:2] != like.shape[:2] or not 0 < height * width <= _MOST_PIXELS:
+        return None
     pixels = torch.eye(height * width).view(-1, 1, height, width)
     resized = F.interpolate(pixels, tuple(like.shape[2:]), mode="bicubic", antialias=True)
     pseudo_inverse = torch.linalg.pinv(resized.flatten(1))  # (h'w', hw): the rows of B^T are resized pixels

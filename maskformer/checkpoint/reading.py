@@ -11,6 +11,7 @@ key, because a configuration file may come from where the weights do.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
@@ -40,6 +41,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin.index.json",
 )  # Hugging Face's
 LAST_CHECKPOINT = "last_checkpoint"  # the file that names the last of a training, for Detectron2 too
+_IN_PACKAGE = "package://"
 _MAX_INDEX_BYTES = 10 * 2**20
 
 
@@ -48,10 +50,14 @@ def find_weights_file(path: str) -> str:
 
     Args:
         path: what ``save_pretrained`` wrote, or a training: of that, its last checkpoint, which need not be its best.
+            "package://NAME/PATH" is the file PATH in the folder of NAME, an installed Python package, which is not
+            imported for it.
 
     Raises:
-        InputError: a folder holds no such file.
+        InputError: a folder holds no such file, or no such package is installed.
     """
+    if path.startswith(_IN_PACKAGE):
+        path = _find_in_package(path)
     if not os.path.isdir(path):
         return path
     for name in (*_FOLDER_FILES, tagged_in(path), "model_final.pth"):
@@ -63,6 +69,17 @@ def find_weights_file(path: str) -> str:
     )
 
 
+def _find_in_package(path: str) -> str:
+    name, _, inside = path.removeprefix(_IN_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"Weights {path} are in the Python package {name!r}, which is not installed here: install it, or set "
+            "MODEL.WEIGHTS to a file."
+        )
+    return os.path.join(spec.submodule_search_locations[0], inside)
+
+
 def tagged_in(folder: str) -> str | None:
     """The name in a folder's ``last_checkpoint``; None where there is none that can be a file's."""
     path = os.path.join(folder, LAST_CHECKPOINT)
@@ -72,6 +89,12 @@ def tagged_in(folder: str) -> str | None:
         content = file.read(1000).strip()
     name = os.path.basename(content.decode(errors="replace"))
     return name if name and name.isprintable() and "\ufffd" not in name else None
+
+
+def has_order(filename: str) -> bool:
+    """Whether a weights file keeps the order that its parameters were saved in; ``.safetensors`` sorts them anew."""
+    with open(filename, "rb") as file:
+        return file.read(9)[8:] != b"{" and not filename.endswith(_INDEX_END)
 
 
 def read_weights(filename: str) -> dict[str, Any]:

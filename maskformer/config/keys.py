@@ -21,6 +21,7 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.DATASETS.OWN = CfgNode(new_allowed=True)
     cfg.MODEL.MASK_FORMER = _mask_former_keys()
     cfg.MODEL.SWIN = _swin_keys()
+    cfg.MODEL.TIMM = _timm_keys()
     cfg.MODEL.EOMT = _eomt_keys()
     cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
@@ -194,6 +195,17 @@ def _swin_keys() -> CfgNode:
     node.PATCH_NORM = True  # normalise embedded patches
     node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # which stages' outputs are features
     node.USE_CHECKPOINT = False  # in training, compute activations twice instead of keeping them: less memory
+    return node
+
+
+def _timm_keys() -> CfgNode:
+    node = CfgNode()  # of MODEL.BACKBONE.NAME build_timm_backbone
+    node.NAME = ""  # a model of timm, such as "convnext_tiny"; `timm.list_models()` gives all
+    node.OUT_FEATURES = ["res2", "res3", "res4", "res5"]  # which features, by stride: res2 is 1/4, res5 1/32
+    # "": its norms are trained as they are; "FrozenBN": its batch norms keep what the weights bring, statistics and
+    # parameters; "SyncBN": those take their statistics over all processes.
+    node.NORM = ""
+    node.DROP_PATH_RATE = 0.0  # probability of leaving out the last block in training, 0..1; linear from 0 at the first
     return node
 
 

@@ -18,7 +18,8 @@ from maskformer.structures import InputError, OwnDataset
 
 from .keys import default_config
 from .own_datasets import absolute_paths, complete_classes, read_own_datasets
-from .values import MASKED, check_unread, check_values
+from .unread import check_unread
+from .values import MASKED, check_values
 
 _MOST_BY_HAND = 200  # keys of one file; a run writes all there are
 

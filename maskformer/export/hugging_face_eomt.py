@@ -72,7 +72,9 @@ def read_eomt(content: Values, file: str) -> Values:
         needed |= _DINOV2
         numbers["MODEL.EOMT.SWIGLU"] = content.get("use_swiglu_ffn", False)
     check(content, needed, file)
-    return {"MODEL.META_ARCHITECTURE": "EoMT", "MODEL.EOMT.ROTARY": is_dinov3, **numbers}
+    thresholds = dict.fromkeys(("OBJECT_MASK_THRESHOLD", "OVERLAP_THRESHOLD"), 0.8)  # of panoptic results, as released
+    thresholds = {f"MODEL.MASK_FORMER.TEST.{key}": value for key, value in thresholds.items()}
+    return {"MODEL.META_ARCHITECTURE": "EoMT", "MODEL.EOMT.ROTARY": is_dinov3, **numbers, **thresholds}
 
 
 def describe_eomt_sizes(cfg: CfgNode) -> Values:
@@ -91,7 +93,7 @@ def read_eomt_sizes(content: Values) -> Values:
     size = content.get("size", {"shortest_edge": _SIDE, "longest_edge": _SIDE})
     side = size["shortest_edge"]
     longest = size.get("longest_edge") or (_NO_LIMIT if content.get("do_split_image") else side)
-    sizes = {"INPUT.MIN_SIZE_TEST": side, "INPUT.MAX_SIZE_TEST": longest}
+    sizes = {"INPUT.MIN_SIZE_TEST": side, "INPUT.MAX_SIZE_TEST": longest, "INPUT.ROUNDING_TEST": "even"}
     if not content.get("do_split_image"):
         return {**sizes, "MODEL.MASK_FORMER.SIZE_DIVISIBILITY": longest}
     window = {"SLIDING_WINDOW": (side, side), "SLIDING_WINDOW_OVERLAP": 0.0}

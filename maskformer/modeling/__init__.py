@@ -5,6 +5,7 @@ Importing registers backbones, heads, pixel and query decoders.
 
 from .backbones import (
     D2SwinTransformer,
+    TimmBackbone,
     build_backbone_by_name,
     build_resnet_deeplab_backbone,
     fold_frozen_norms,
@@ -42,6 +43,7 @@ __all__ = [
     "PixelDecoder",
     "QueryDecoder",
     "StandardTransformerDecoder",
+    "TimmBackbone",
     "TransformerEncoderPixelDecoder",
     "build_backbone_by_name",
     "build_eomt_network",

@@ -69,13 +69,13 @@ def convert(source: str, out: Path, *, to: str, cfg: CfgNode | None) -> list[str
     if not os.path.isfile(path):
         raise InputError(f"Weights file {path} does not exist; SOURCE is a file or a folder with weights.")
     content = read_weights(path)
-    conversion = convert_weights(content["model"], path)
+    model: Any = None if cfg is None else build_model(cfg)
+    conversion = convert_weights(content["model"], path, backbone=getattr(model, "backbone", None))
     report = [
         f"Loaded {path}: {conversion.layout.name}, {len(conversion.state)} tensors by our names, "
         f"{conversion.renamed} of them renamed"
     ]
     classes = Classes.from_plain(content.get("classes"), path)
-    model: Any = None if cfg is None else build_model(cfg)
     state = fit_to_model(conversion, model, path)
     if cfg is not None:
         know_classes(model, cfg)

@@ -15,6 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from maskformer.checkpoint import Checkpointer, CheckpointWriteError, rename_old_layout
+from maskformer.checkpoint.layouts.detection import name_by_order
 from maskformer.files import save_checkpoint
 from maskformer.structures import Classes, InputError
 
@@ -242,6 +243,61 @@ def test_query_in_the_path_asks_for_matching_by_name_endings(tmp_path: Path):
     model = Toy()
     Checkpointer(model).load(f"{tmp_path / 'backbone.pth'}?matching_heuristics=True")
     assert_all_are(model.backbone, 1.0)
+
+
+def test_query_in_the_path_asks_for_matching_by_order(tmp_path: Path):
+    content = {"a": torch.full((3, 2), 1.0), "b": torch.full((3,), 2.0)}
+    torch.save(content, tmp_path / "backbone.pth")
+    model = Toy()
+    Checkpointer(model).load(f"{tmp_path / 'backbone.pth'}?matching_order=True")
+    stem = model.backbone["stem"]
+    assert (stem.weight == 1).all() and (stem.bias == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"a": (3,), "b": (3, 2)}, r"a \(3,\) stands where .* backbone\.stem\.weight \(3, 2\)"),
+        ({"a": (3, 2)}, "holds 1 tensors, but .* 2"),
+        ({"a": (3, 2), "b": (3,), "c": ()}, "holds 3 tensors, but .* 2"),
+    ],
+)
+def test_tensors_in_another_order_or_number_are_refused(tmp_path: Path, shapes: dict[str, tuple[int, ...]], said: str):
+    torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "backbone.pth")
+    model = Toy()
+    before = state_of(model, 0.0) | model.state_dict()
+    with pytest.raises(InputError, match=rf"backbone\.pth.*{said}"):
+        Checkpointer(model).load(f"{tmp_path / 'backbone.pth'}?matching_order=True")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_file_that_sorts_its_tensors_has_no_order(tmp_path: Path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file({"b": torch.ones(3, 2), "a": torch.ones(3)}, tmp_path / "misnamed.bin")
+    with pytest.raises(InputError, match=r"misnamed\.bin.*order"):
+        Checkpointer(Toy()).load(f"{tmp_path / 'misnamed.bin'}?matching_order=True")
+
+
+def test_older_files_have_no_counters_of_batch_norms():
+    backbone = nn.Sequential(nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3))
+    values = [value for name, value in backbone.state_dict().items() if "num_batches" not in name]
+    found = name_by_order({str(place): value for place, value in enumerate(values)}, backbone, "old.pth")
+    assert list(found) == [f"backbone.{name}" for name in backbone.state_dict() if "num_batches" not in name]
+
+
+def test_backbone_with_files_of_its_own_converts_all_but_whole_models(tmp_path: Path):
+    class Converting(nn.ModuleDict):
+        def convert_weights(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {f"stem.{name}": value for name, value in state.items()}
+
+    model = Toy()
+    model.backbone = Converting({"stem": nn.Linear(2, 3)})
+    torch.save({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, tmp_path / "theirs.pth")
+    Checkpointer(model).load(str(tmp_path / "theirs.pth"))
+    assert_all_are(model.backbone, 1.0)
+    torch.save(state_of(model, 2.0), tmp_path / "whole.pth")
+    Checkpointer(model).load(str(tmp_path / "whole.pth"))
+    assert_all_are(model, 2.0)
 
 
 def test_saved_checkpoint_restores_model_and_optimiser(tmp_path: Path):

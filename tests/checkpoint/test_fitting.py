@@ -219,7 +219,10 @@ def test_weights_of_another_size_are_resampled_and_that_is_said(tmp_path: Path, 
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("pos_embed", (1, 15, 24)), ("pos_embed", (1, 25, 12)), ("patch_embed.proj.weight", (24, 1, 16, 16))],
+    [
+        *(("pos_embed", shape) for shape in ((1, 15, 24), (1, 25, 12), (1, 0, 24), (24,))),
+        *(("patch_embed.proj.weight", (24, *rest)) for rest in ((1, 14, 14), (3, 0, 14), (3, 100, 100), (3,))),
+    ],
 )
 def test_what_is_no_other_size_is_another_shape(tmp_path: Path, name: str, shape: tuple[int, ...]):
     model = build()

@@ -121,6 +121,23 @@ def test_folder_of_hugging_face_is_its_weights_file(tmp_path: Path):
     assert find_weights_file("model.pth") == "model.pth"
 
 
+def test_file_in_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    package = tmp_path / "weights_package"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = find_weights_file("package://weights_package/models/a.pth?matching_order=True")
+    assert found == f"{package / 'models' / 'a.pth'}?matching_order=True"
+
+
+@pytest.mark.parametrize(
+    "path", ["no_such_package/a.pth", "weights.models/a.pth", "json.decoder/a.pth", "../a.pth", ""]
+)
+def test_file_in_a_package_that_is_none_is_one_sentence(path: str):
+    with pytest.raises(InputError, match=r"package://.*not installed"):
+        find_weights_file(f"package://{path}")
+
+
 @pytest.mark.parametrize("name", ["cut.pkl", "cut.pth", "cut.safetensors", "empty.pth"])
 def test_truncated_file_is_one_sentence(tmp_path: Path, name: str):
     state = {"weight": torch.zeros(1000)}

@@ -13,7 +13,8 @@ from detectron2.modeling import build_model
 from released import FIRST, SECOND
 
 from maskformer.config import default_config, load_config
-from maskformer.config.values import _CHOICES, _RANGES, _RELEASED, _UNREAD_WHERE, _UNREAD_WITH, _WHOLE, _at
+from maskformer.config.unread import _RELEASED, _UNREAD_WHERE, _UNREAD_WITH
+from maskformer.config.values import _CHOICES, _RANGES, _WHOLE, at
 from maskformer.structures import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,7 +64,10 @@ def load(recipe: str, *options: Any) -> CfgNode:
         ("INPUT.ROUNDING_TEST", "down"),
         ("INPUT.CROP.SIZE", "(512,)"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]"),
-        ("MODEL.PIXEL_MEAN", "[1.0]"),
+        ("MODEL.PIXEL_MEAN", "[]"),
+        ("MODEL.PIXEL_STD", "[1.0]"),
+        ("MODEL.TIMM.NORM", "GN"),
+        ("MODEL.TIMM.DROP_PATH_RATE", 1.0),
         ("MODEL.BACKBONE.FREEZE_AT", 6),
         ("MODEL.BACKBONE.FREEZE_AT", -2),
         ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
@@ -85,6 +89,16 @@ def load(recipe: str, *options: Any) -> CfgNode:
 def test_impossible_value_is_refused_by_key(key: str, value: Any):
     with pytest.raises(InputError, match=rf"^{key} is .*expected"):
         load(R50, key, value)
+
+
+def test_timm_needs_a_name_and_eomt_has_its_own_backbone():
+    timm = ("MODEL.BACKBONE.NAME", "build_timm_backbone")
+    with pytest.raises(InputError, match=r"^MODEL\.TIMM\.NAME is ''"):
+        load(R50, *timm)
+    with pytest.raises(InputError, match=r"^MODEL\.BACKBONE\.NAME is 'build_timm_backbone'.*EoMT"):
+        load(R50, *timm, "MODEL.TIMM.NAME", "resnet18", "MODEL.META_ARCHITECTURE", "EoMT")
+    with pytest.raises(InputError, match=r"^MODEL\.TIMM\.NAME is 'resnet18'.* no effect .*build_resnet_backbone"):
+        load(R50, "MODEL.TIMM.NAME", "resnet18")
 
 
 @pytest.mark.parametrize(
@@ -289,4 +303,4 @@ def test_tables_name_keys_that_exist():
     cfg = default_config()
     keys = [key for *_, names in [*_RANGES, *_UNREAD_WHERE, *_UNREAD_WITH] for key in names.split()]
     for key in (*keys, *(key for key, *_ in _UNREAD_WITH), *_CHOICES, *_RELEASED, *(key for key, *_ in _WHOLE)):
-        _at(cfg, key)
+        at(cfg, key)

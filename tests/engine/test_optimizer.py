@@ -107,7 +107,7 @@ def test_blocks_of_a_large_vision_transformer_learn_as_the_released_ones(spared:
     backbone = VisionTransformer(image_size=(32, 32), dim=8, depth=24, num_heads=2)
     model = nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 2)})
     cfg = config(BASE_LR=1e-4, BACKBONE_MULTIPLIER=1.0, LAYER_DECAY=0.8, LAYER_DECAY_SPARED=spared)
-    released = json.loads((REFERENCE2 / "eomt_solver" / "schedules.json").read_text())["vit_large_blocks"][spared]
+    released = json.loads((REFERENCE2 / "eomt" / "schedules.json").read_text())["vit_large_blocks"][spared]
     for name, (lr, _) in hyperparameters(build_optimizer(cfg, model), model).items():
         if name.startswith("backbone.blocks."):
             assert lr == released[int(name.split(".")[2])]

@@ -184,32 +184,6 @@ def test_seeded_losses_are_hugging_faces(numbers):
         torch.testing.assert_close(value, weights[key.rstrip("_0123456789")] * expected[key], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["panoptic_64", "more_targets_than_queries"])
-def test_losses_of_eomt_are_the_released_ones(case):
-    folder = REFERENCE2 / "eomt_solver"
-    arrays = np.load(folder / f"{case}.npz")
-    right = json.loads((folder / "losses.json").read_text())[case]
-    targets = [
-        Targets(
-            torch.as_tensor(arrays[f"gt_classes{i}"]), torch.as_tensor(np.unpackbits(arrays[f"gt_masks{i}"], -1) > 0)
-        )
-        for i in range(2)
-    ]
-    logits = [
-        torch.stack([torch.as_tensor(arrays[f"{kind}_logits{i}"]) for i in range(3)]) for kind in ("class", "mask")
-    ]
-    weights = {"class_weight": 2.0, "mask_weight": 5.0, "dice_weight": 5.0}
-    masks = PointMasks(112, last_layer_first=False)
-    criterion = SetCriterion(5, matcher=HungarianMatcher(**weights), masks=masks, most_masks=6, **weights)
-    with handed_out([arrays[f"draw{i}"] for i in range(12)]):
-        losses = criterion(MaskPredictions(*logits), targets)
-    for ours, theirs, weight in (("ce", "cross_entropy", 2), ("mask", "mask", 5), ("dice", "dice", 5)):
-        for suffix, block in (("_0", "_block_-2"), ("_1", "_block_-1"), ("", "")):
-            expected = weight * right["unweighted"][f"loss_{theirs}{block}"]
-            assert losses[f"loss_{ours}{suffix}"].item() == pytest.approx(expected, rel=1e-8)
-    assert sum(losses.values()).item() == pytest.approx(right["total_weighted"], rel=1e-8)
-
-
 def test_many_points_approach_whole_masks():
     predictions, targets = draw_predictions(layers=1, dtype=torch.float32), draw_targets(2, 3)
     many = PointMasks(num_points=200_000, importance_ratio=0.0).prepare(predictions, targets)

@@ -163,7 +163,7 @@ def test_masked_attention_gives_their_predictions_at_every_block(
     extras = {"pos_embed_rescale": None} if kind == "eomt_dinov3" else {}  # random, in another way
     peer = draw(build_peer(kind, **extras), masking).train()
     ours = build_ours(peer, kind).train()
-    ours.network.backbone.eval()  # likewise
+    ours.network.backbone.rescale = 1.0  # likewise
     ours.network.set_masking(masking)
     recorded = record_predictions(peer, monkeypatch)
     pixels = torch.randn(2, 3, 96, 96)
@@ -191,14 +191,15 @@ def build_ours(peer: nn.Module, kind: str) -> nn.Module:
     return ours.eval()
 
 
-@pytest.mark.parametrize("numbers", [(3, 1), (0, 2)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [(kind, numbers) for kind in KINDS for numbers in ((3, 1), (0, 2))] + [("eomt", (9, 4))]
+)
 def test_losses_and_gradients_of_a_seeded_step_are_theirs(kind: str, numbers: tuple[int, int]):
     torch.manual_seed(4)
     extras = {"pos_embed_rescale": None} if kind == "eomt_dinov3" else {}
     peer = draw(build_peer(kind, **extras), [1.0, 0.5]).train()
     ours = build_ours(peer, kind).train()
-    ours.network.backbone.eval()
+    ours.network.backbone.rescale = 1.0
     ours.network.set_masking([1.0, 0.5])
     pixels = torch.randn(2, 3, 96, 96)
     targets = [Targets(torch.randint(0, 5, (n,)), torch.rand(n, 96, 96) > 0.6) for n in numbers]
@@ -211,7 +212,9 @@ def test_losses_and_gradients_of_a_seeded_step_are_theirs(kind: str, numbers: tu
     torch.manual_seed(5)
     losses = ours.criterion(ours.network.predict_layers(pixels), targets)
     assert len(losses) == 9
-    total = sum(losses.values())
+    # More targets than queries: they divide by the targets, we by the matched pairs, as the original does.
+    share = sum(min(number, 8) for number in numbers) / sum(numbers)
+    total = sum(loss * (1 if name.startswith("loss_ce") else share) for name, loss in losses.items())
     torch.testing.assert_close(total, expected.squeeze(), rtol=1e-5, atol=0)
     expected.backward()
     total.backward()
@@ -255,7 +258,8 @@ def test_windows_and_padding_are_read_and_written(tmp_path: Path, processor: dic
     written.save_pretrained(tmp_path)
     cfg = find_model(tmp_path)
     seen = {**cfg.INPUT, **cfg.MODEL.MASK_FORMER, **cfg.MODEL.MASK_FORMER.TEST}
-    assert {key: seen[key] for key in keys} == keys
+    expected = {**keys, "ROUNDING_TEST": "even", "OBJECT_MASK_THRESHOLD": 0.8}  # as the recipes have it
+    assert {key: seen[key] for key in expected} == expected
     described = EomtImageProcessor(**describe_preprocessing(cfg))
     assert (described.do_split_image, described.do_pad) == (written.do_split_image, not written.do_split_image)
     assert described.size == written.size
@@ -331,4 +335,5 @@ def test_differences_in_their_layout_are_told_and_added(tmp_path: Path):
     predictor = load(tmp_path / "differences", device="cpu", MODEL__EOMT__DELTA_BASE=str(tmp_path / "dinov3"))
     assert_same_answers(whole, predictor.model)
     predictor.save_pretrained(tmp_path / "ours")  # whole: it needs no backbone beside it
+    assert find_model(tmp_path / "ours").MODEL.EOMT.DELTA_BASE == ""
     assert_same_answers(whole, load(tmp_path / "ours", device="cpu").model)

@@ -6,6 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
 
 from maskformer.structures import InputError
 
@@ -82,7 +86,7 @@ ORIGINAL_2 = Layout(
 )
 BACKBONE = Layout(
     "a backbone alone, by this package's names",
-    marks=(r"(?:network\.encoder\.)?backbone\.(?:stem|patch_embed)\.",),
+    marks=(r"(?:network\.encoder\.)?backbone\.(?:stem|patch_embed|network)\.",),
     convert=dict,
     backbone_only=True,
 )
@@ -117,24 +121,74 @@ def strip_wrapper(state: StateDict) -> StateDict:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()} if wrapped else state
 
 
-def convert_weights(state: StateDict, source: str, *, may_be_unknown: bool = False) -> Conversion:
+def name_by_order(state: StateDict, backbone: nn.Module, source: str, *, prefix: str = "backbone.") -> StateDict:
+    """Give a backbone's tensors, whose names are somebody else's, the right names by their order.
+
+    Args:
+        state: in the order of the file.
+        backbone: what they are for: they get the names that its own files have.
+        source: where they come from, for messages.
+        prefix: of the backbone's parameters in the model.
+
+    Raises:
+        InputError: there are more or fewer than in the backbone's files, or one has another shape.
+    """
+    shapes: dict[str, torch.Size] = (
+        backbone.file_shapes()  # type: ignore[operator]
+        if hasattr(backbone, "file_shapes")
+        else {f"{prefix}{name}": tensor.shape for name, tensor in backbone.state_dict().items()}
+    )
+    if len(shapes) != len(state):  # older files have no counters of batch norms
+        shapes = {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
+    if len(shapes) != len(state):
+        raise InputError(
+            f"{source} holds {len(state)} tensors, but files of this backbone {len(shapes)}: they cannot be matched by "
+            "their order. Take ?matching_order=True away, or set MODEL.WEIGHTS to another file."
+        )
+    for (theirs, tensor), (ours, shape) in zip(state.items(), shapes.items()):
+        if tensor.shape != shape:
+            raise InputError(
+                f"In the order of {source}, {theirs} {tuple(tensor.shape)} stands where this backbone's files have "
+                f"{ours} {tuple(shape)}: take ?matching_order=True away, or set MODEL.WEIGHTS to another file."
+            )
+    return dict(zip(shapes, state.values()))
+
+
+def convert_weights(
+    state: StateDict, source: str, *, may_be_unknown: bool = False, backbone: nn.Module | None = None
+) -> Conversion:
     """Bring weights of any known layout to our names.
 
     Args:
         state: tensors by name.
         source: where they come from, for messages.
         may_be_unknown: whether weights in none of ``LAYOUTS`` are left as they are, with ``UNKNOWN`` as their layout.
+        backbone: of the model that they are for. One that has files of its own has a method ``convert_weights``, which
+            brings their tensors to the names of its state dict; it gets all that are of no whole model.
 
     Raises:
         InputError: they are in none of the layouts known, or of a variant of one that does not fit.
     """
     state = strip_wrapper(state)
     layout = next((layout for layout in LAYOUTS if layout.fits(state)), UNKNOWN)
+    is_whole = layout in LAYOUTS and (not layout.backbone_only or layout is BACKBONE)
+    if hasattr(backbone, "convert_weights") and not is_whole:
+        layout = _layout_of_backbone(backbone, source)
     if layout is UNKNOWN and not may_be_unknown:
         raise InputError(f"The layout of {source} is not known. {explain_layouts(list(state))}")
     with explained(source):
         converted = layout.convert(state)
     return Conversion(layout, converted, renamed=len(converted.keys() - state.keys()))
+
+
+def _layout_of_backbone(backbone: Any, source: str) -> Layout:
+    def convert(state: StateDict) -> StateDict:
+        try:
+            return {f"backbone.{name}": tensor for name, tensor in backbone.convert_weights(state).items()}
+        except InputError as error:
+            raise InputError(f"Weights {source} do not fit the model's backbone: {error}") from error
+
+    return Layout(f"{type(backbone).__name__}'s own files", marks=(), convert=convert, backbone_only=True)
 
 
 @contextmanager

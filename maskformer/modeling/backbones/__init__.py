@@ -1,7 +1,8 @@
 """Backbones: images -> features; chosen by ``MODEL.BACKBONE.NAME``.
 
-Swin is ours. ResNets are Detectron2's: ``build_resnet_backbone``, and ``build_resnet_deeplab_backbone`` with a stem of
-three convolutions ("101c"), which its deeplab project registers when it is imported, as here.
+Swin is ours, and any model of timm comes by its name: ``build_timm_backbone``. ResNets are Detectron2's:
+``build_resnet_backbone``, and ``build_resnet_deeplab_backbone`` with a stem of three convolutions ("101c"), which its
+deeplab project registers when it is imported, as here.
 """
 
 from detectron2.config import CfgNode
@@ -12,8 +13,15 @@ from maskformer.structures import check_choice
 
 from .resnet import fold_frozen_norms
 from .swin import D2SwinTransformer
+from .timm import TimmBackbone
 
-__all__ = ["D2SwinTransformer", "build_backbone_by_name", "build_resnet_deeplab_backbone", "fold_frozen_norms"]
+__all__ = [
+    "D2SwinTransformer",
+    "TimmBackbone",
+    "build_backbone_by_name",
+    "build_resnet_deeplab_backbone",
+    "fold_frozen_norms",
+]
 
 
 def build_backbone_by_name(cfg: CfgNode) -> Backbone:

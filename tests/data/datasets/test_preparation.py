@@ -331,3 +331,34 @@ def test_panoptic_model_is_measured_on_the_prepared_instances(
     assert results["segm"]["AP"] == pytest.approx(100) and results["panoptic_seg"]["PQ"] == pytest.approx(100)
     assert len(DatasetCatalog.get("ade20k_instance_val")[0]["annotations"]) == 12
     register_ade20k("datasets")
+
+
+def save_picture(values: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(values, np.uint8)).save(path)
+
+
+def test_everyday_pictures_come_from_what_is_there(tmp_path: Path, prepare: Callable):
+    picture = np.zeros((1, 4, 3), np.uint8)
+    segments = [{"id": 5, "category_id": 1}, {"id": 256, "category_id": 187}, {"id": 7, "category_id": 44}]
+    categories = [{"id": 1, "name": "person"}, {"id": 187, "name": "sky-other-merged"}, {"id": 44, "name": "bottle"}]
+    for split, ade in (("train", "training"), ("val", "validation")):
+        coco = tmp_path / "coco"
+        save_picture(picture, coco / f"{split}2017" / "1.jpg")
+        save_picture([[[5, 0, 0], [0, 1, 0], [7, 0, 0], [0, 0, 0]]], coco / f"panoptic_{split}2017" / "1.png")
+        entry = {"file_name": "1.png", "segments_info": segments}
+        (coco / "annotations").mkdir(exist_ok=True)
+        write_json(
+            {"categories": categories, "annotations": [entry]}, coco / "annotations" / f"panoptic_{split}2017.json"
+        )
+        save_picture(picture, tmp_path / ADE / "images" / ade / "2.jpg")
+        save_picture([[0, 3, 7, 150]], tmp_path / ADE / "annotations" / ade / "2.png")  # none, sky, road, flag
+    prepare("prepare_everyday.py", tmp_path)
+    found = {path.name: pixels(path).tolist() for path in (tmp_path / "everyday" / "train" / "labels").iterdir()}
+    assert found == {"1.png": [[0, 7, 255, 255]], "2.png": [[255, 7, 5, 255]]}
+    assert len(list((tmp_path / "everyday" / "val" / "images").iterdir())) == 2
+
+
+def test_everyday_pictures_that_are_nowhere_are_one_sentence(tmp_path: Path, prepare: Callable):
+    with pytest.raises(SystemExit, match=str(tmp_path)):
+        prepare("prepare_everyday.py", tmp_path)
