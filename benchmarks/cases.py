@@ -17,6 +17,7 @@ _CITYSCAPES = "cityscapes-19-panoptic/maskformer_panoptic_R50_bs16_90k.yaml"
 _MAPILLARY = "mapillary-vistas-65/maskformer_R50_bs16_300k.yaml"
 _ADE20K_FULL = "ade20k-full-847/maskformer_R50_bs16_200k.yaml"
 _SECOND_SWIN_T = "mask2former/ade20k/semantic-segmentation/swin/maskformer2_swin_tiny_bs16_160k.yaml"
+_EOMT_S = "eomt/coco_panoptic_small_640.yaml"
 _SECOND_COCO_R50 = "mask2former/coco/panoptic-segmentation/maskformer2_R50_bs16_50ep.yaml"
 
 OURS, DEFINITION, HUGGING_FACE, PLAIN = "maskformer", "definition", "hugging face", "plain"
@@ -126,6 +127,32 @@ def _second_generation(quick: bool) -> list[Case]:
                 for name in (OURS, DEFINITION)
             ),
             (Target(SECONDS, 0.6, DEFINITION),),
+        ),
+    ]
+
+
+def _eomt(quick: bool) -> list[Case]:
+    step = {"recipe": _EOMT_S, "precision": "float32", "size": (640, 640), "queries": 200, "classes": 133}
+    image = {"recipe": _EOMT_S, "task": "panoptic", "size": _QUICK_SIZE if quick else (640, 640), "tiny": quick}
+    set_ups = {OURS: "set_up_ours", HUGGING_FACE: "set_up_hugging_face_eomt"}
+
+    def inference(name: str, limit: float, **options: Any) -> Case:
+        contenders = tuple(
+            Contender(contender, f"{_WORKLOADS}inference:{function}", {**image, **options})
+            for contender, function in set_ups.items()
+        )
+        return Case(
+            f"EoMT: panoptic inference ViT-S {name}", "eomt", contenders, (Target(SECONDS, limit, HUGGING_FACE),)
+        )
+
+    return [
+        inference("640 x 640, 20 segments", 0.9),
+        inference("640 x 640, 20 segments, BF16", 0.5, half=True),
+        Case(
+            "EoMT: training step ViT-S 640 x 640, 10 masks",
+            "eomt",
+            (_step(OURS, "set_up_ours", quick, **step), _step(HUGGING_FACE, "set_up_hugging_face", quick, **step)),
+            (Target(SECONDS, 0.8, HUGGING_FACE), Target(MEMORY, 0.6, HUGGING_FACE)),
         ),
     ]
 
@@ -414,6 +441,7 @@ def _scaling(quick: bool) -> list[Case]:
 GROUPS: tuple[Callable[[bool], list[Case]], ...] = (
     _training,
     _second_generation,
+    _eomt,
     _large_batch,
     _losses,
     _optimizer,

@@ -175,7 +175,7 @@ def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) ->
         for word in (f"{test}{name.upper()}_ON", str(name == result))
     ] + [f"{test}SEM_SEG_LABELS", str(task == "labels")]
     thresholds = [word for name, value in PANOPTIC.items() for word in (f"{test}{name.upper()}", str(value))]
-    without_encoder = [] if recipe.startswith("mask2former/") else NO_ENCODER
+    without_encoder = [] if recipe.startswith(("mask2former/", "eomt/")) else NO_ENCODER
     options = [*without_encoder, *switches, *(thresholds if task == "panoptic" else [])]
     return load_recipe(recipe, device, tiny=tiny, options=options)
 
@@ -186,18 +186,33 @@ def keep_queries(class_predictor: nn.Module, queries: int, classes: int, kept: i
     class_predictor.register_forward_hook(lambda _module, _inputs, logits: logits + shift)
 
 
-def _build(kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: bool) -> tuple[CfgNode, nn.Module]:
+def _build(
+    kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: bool, half: bool = False
+) -> tuple[CfgNode, nn.Module]:
     """Ours or Hugging Face's model of a recipe, in evaluation mode, that finds ``kept`` objects."""
     cfg = load_inference_config(recipe, task, device, tiny=tiny)
     model: Any = (build_ours if kind == "maskformer" else build_hugging_face)(cfg).eval()
-    predictor = model.sem_seg_head.predictor.class_embed if kind == "maskformer" else model.class_predictor
+    is_eomt = recipe.startswith("eomt/")
+    if kind == "maskformer":
+        predictor = model.network.class_head if is_eomt else model.sem_seg_head.predictor.class_embed
+    else:
+        predictor = model.class_predictor
+        if is_eomt:
+            model.attn_mask_probs.zero_()  # as in released weights: a new model masks attention in evaluation too
     queries, classes = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     keep_queries(predictor, queries, classes, kept, device)
-    return cfg, model
+    return cfg, model.bfloat16() if half else model
 
 
 def set_up_ours(
-    *, recipe: str, task: str, size: Sequence[int], kept: int = 20, device: str = "cpu", tiny: bool = False
+    *,
+    recipe: str,
+    task: str,
+    size: Sequence[int],
+    kept: int = 20,
+    device: str = "cpu",
+    tiny: bool = False,
+    half: bool = False,
 ) -> Unit:
     """From an image to its results; ``train_net.py --eval-only`` asks for "labels" where it is semantic.
 
@@ -208,8 +223,9 @@ def set_up_ours(
         kept: queries that find something.
         device: see ``Accelerator``.
         tiny: make the network small.
+        half: in bfloat16, weights and all.
     """
-    _, model = _build("maskformer", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny)
+    _, model = _build("maskformer", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny, half=half)
     batch = [{"image": draw_image((size[0], size[1]), SEED), "height": size[0], "width": size[1]}]
 
     @torch.inference_mode()
@@ -261,6 +277,25 @@ def set_up_plain(
     def unit() -> None:
         outputs = model(**inputs)
         process(outputs.class_queries_logits[0], outputs.masks_queries_logits[0], geometry)
+
+    return unit
+
+
+def set_up_hugging_face_eomt(
+    *, recipe: str, size: Sequence[int], device: str = "cpu", tiny: bool = False, half: bool = False, **options: Any
+) -> Unit:
+    """Hugging Face's network and panoptic post-processing, at full resolution; arguments as above."""
+    cfg, model = _build("hugging face", recipe=recipe, kept=20, device=device, tiny=tiny, half=half, **options)
+    pixels = normalise([draw_image((size[0], size[1]), SEED)], cfg).to(model.dtype)
+    edges = {"shortest_edge": size[0], "longest_edge": size[1]}
+    process = import_transformers().EomtImageProcessor(size=edges).post_process_panoptic_segmentation
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    names = dict(zip(("threshold", "overlap_mask_area_threshold"), PANOPTIC.values(), strict=True))
+    stuff = list(range(classes // 2, classes))
+
+    @torch.inference_mode()
+    def unit() -> None:
+        process(model(pixels), target_sizes=[tuple(size)], stuff_classes=stuff, **names)
 
     return unit
 

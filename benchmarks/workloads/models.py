@@ -26,6 +26,10 @@ TINY = [
     *("MODEL.SEM_SEG_HEAD.MASK_DIM", "16", "MODEL.MASK_FORMER.HIDDEN_DIM", "32", "MODEL.MASK_FORMER.NHEADS", "2"),
     *("MODEL.MASK_FORMER.DIM_FEEDFORWARD", "32", "MODEL.MASK_FORMER.DEC_LAYERS", "2"),
 ]
+TINY_EOMT = [
+    *("MODEL.EOMT.IMAGE_SIZE", "64", "MODEL.EOMT.EMBED_DIM", "24", "MODEL.EOMT.NUM_HEADS", "2"),
+    *("MODEL.EOMT.DEPTH", "4", "MODEL.MASK_FORMER.SIZE_DIVISIBILITY", "64"),
+]
 TINY_POINTS = ["MODEL.MASK_FORMER.TRAIN_NUM_POINTS", "64"]
 TINY_RESNET = [
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.RESNETS.STEM_OUT_CHANNELS", "8"),
@@ -50,10 +54,15 @@ def load_recipe(recipe: str, device: str, *, tiny: bool = False, options: Sequen
     """
     if not CONFIGS.is_dir():
         raise InputError(f"The benchmark reads the recipes in {CONFIGS}, which is not there: run it from a clone.")
-    points = TINY_POINTS if recipe.startswith("mask2former/") else []
-    small = [*TINY, *points, *(TINY_SWIN if "swin" in recipe else TINY_RESNET)] if tiny else []
-    words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *small, *options]
+    words = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", device, *(_small(recipe) if tiny else ()), *options]
     return load_config(str(CONFIGS / recipe), words)
+
+
+def _small(recipe: str) -> list[str]:
+    if recipe.startswith("eomt/"):
+        return [*TINY_EOMT, *TINY_POINTS]
+    points = TINY_POINTS if recipe.startswith("mask2former/") else []
+    return [*TINY, *points, *(TINY_SWIN if "swin" in recipe else TINY_RESNET)]
 
 
 def build_ours(cfg: CfgNode) -> nn.Module:
@@ -85,11 +94,11 @@ def build_hugging_face(cfg: CfgNode, *, every_layer: bool = False) -> nn.Module:
     """
     transformers = import_transformers()
     description = {**describe_model(cfg, None), "return_dict": True}
-    is_second = description["model_type"] == "mask2former"  # which predicts from every layer in any case
-    description["use_auxiliary_loss"] = every_layer or is_second
+    is_later = description["model_type"] != "maskformer"  # which predicts from every layer in any case
+    description["use_auxiliary_loss"] = every_layer or is_later
     architecture = getattr(transformers, description["architectures"][0])
     model = architecture(architecture.config_class.from_dict(description)).to(cfg.MODEL.DEVICE)
-    if every_layer and not is_second:
+    if every_layer and not is_later:
         _drop_decoder_input(model, cfg.MODEL.MASK_FORMER.DEC_LAYERS)
     return model
 

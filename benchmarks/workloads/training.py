@@ -56,10 +56,11 @@ class PlainCriterion(nn.Module):
 
 
 def load_step_config(
-    *, recipe: str, device: str, precision: str = "float32", queries: int = 100, classes: int = 150, tiny: bool = False
+    *, recipe: str, device: str, precision: str = "", queries: int = 100, classes: int = 150, tiny: bool = False
 ) -> CfgNode:
-    """The configuration of a step; ``precision`` is "float32", "bfloat16" or "float16"."""
-    mixed = ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.PRECISION", precision] if precision != "float32" else []
+    """The configuration of a step; ``precision`` is "float32", "bfloat16", "float16" or "", the recipe's."""
+    mixed = ["SOLVER.AMP.ENABLED", str(precision != "float32")] if precision else []
+    mixed += ["SOLVER.AMP.PRECISION", precision] if precision not in ("", "float32") else []
     sizes = ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", str(queries), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(classes)]
     return load_recipe(recipe, device, tiny=tiny, options=[*sizes, *mixed])
 
@@ -107,11 +108,15 @@ def set_up_hugging_face(
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
     inputs = peer_inputs(cfg, draw(cfg, size, batch, masks))
+    if cfg.MODEL.META_ARCHITECTURE == "EoMT":
+        del inputs["pixel_mask"]
+    else:
+        inputs["output_hidden_states"] = True
 
     def step() -> None:
         optimizer.zero_grad()
         with accelerator.autocast(half_precision):
-            loss = model(**inputs, output_hidden_states=True).loss
+            loss = model(**inputs).loss
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(parameters, cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE)

@@ -98,18 +98,20 @@ class EoMTNetwork(nn.Module):
             that alone. A gradient goes through ``MaskPredictions.masks_of_pairs``, not through ``mask_logits``.
         """
         tokens, rotation = self._encode(images)
-        predictions = []
+        predictions, mask_logits = [], []
         for block, probability in zip(self.backbone.blocks[-self.num_blocks :], self._probabilities):
             allowed = None
             if self.training and self.masked_attention:
                 predictions.append(self._predict(tokens, images))
-                allowed = self._may_attend(predictions[-1].mask_logits(), images, probability)
+                mask_logits.append(predictions[-1].mask_logits())
+                allowed = self._may_attend(mask_logits[-1], images, probability)
             tokens = block(tokens, rotation, allowed)
         predictions.append(self._predict(tokens, images))
+        mask_logits.append(predictions[-1].mask_logits())
         class_logits, mask_embeddings, pixel_embeddings = zip(*predictions)
         return MaskPredictions(
             class_logits=torch.stack(class_logits),
-            mask_logits=torch.stack([prediction.mask_logits() for prediction in predictions]),
+            mask_logits=torch.stack(mask_logits),
             mask_embeddings=torch.stack(mask_embeddings),
             pixel_embeddings=pixel_embeddings,
         )
@@ -185,8 +187,16 @@ class ScaleBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B,D,rows,columns) -> (B,D,2 rows,2 columns)."""
-        features = self.conv2(F.gelu(self.conv1(features)))
+        features = self.conv2(F.gelu(self._double(features)))
         return self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def _double(self, features: Tensor) -> Tensor:
+        """What ``conv1`` gives: its kernel is as large as its stride, so a pixel's four are a product of it alone."""
+        kernels = self.conv1.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 D, D)
+        assert self.conv1.bias is not None
+        products = F.linear(features.permute(0, 2, 3, 1), kernels, torch.cat([self.conv1.bias] * 4))
+        rows_apart = products.unflatten(3, (2, 2, -1)).transpose(2, 3)  # (B, rows, 2, columns, 2, D)
+        return rows_apart.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
 
 
 def build_eomt_network(cfg: CfgNode) -> EoMTNetwork:

@@ -9,6 +9,8 @@ import torch
 from reference_cases import handed_out
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from maskformer.config import load_config
 from maskformer.modeling import EoMTNetwork
@@ -75,6 +77,31 @@ def test_a_query_does_not_see_patches_outside_its_mask_and_all_else_sees_everyth
     moved = (block(tokens, None, allowed) - block(changed, None, allowed)).abs().amax(-1)[0]
     assert moved[2] == 0
     assert (moved[[0, 1, *range(3, tokens.shape[1])]] > 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_attention_is_fused_and_its_mask_is_not_copied_for_each_head(dtype: torch.dtype):
+    network = build().to(dtype)
+    calls: list[tuple[str, list[Tensor]]] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "scaled_dot_product" in str(func):
+                calls.append((str(func), [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]))
+            return func(*args, **(kwargs or {}))
+
+    with Recorder():
+        predictions = network.predict_layers(pictures().to(dtype))
+        predictions.class_logits.sum().backward()
+    forward = [tensors for name, tensors in calls if "backward" not in name]
+    assert len(forward) == 5 and not [name for name, _ in calls if "_math" in name]
+    assert len(calls) == 10, "their gradients are fused as well"
+    masks = [tensors[3] for tensors in forward if len(tensors) > 3]
+    assert len(masks) == 2, "of the first rows alone"
+    assert all(
+        mask.shape[2] == QUERIES and mask.untyped_storage().nbytes() <= 2 * QUERIES * 24 * mask.element_size()
+        for mask in masks
+    )
 
 
 @torch.no_grad()
