@@ -63,6 +63,7 @@ SHARED_KEYS = {
     "MODEL.MASK_FORMER.TEST.INSTANCE_ON": "the evaluators measure what the model gives",
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": "each of two pixel decoders has an encoder of its own",
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": "query decoders and EoMT have queries",
+    "MODEL.TIMM.NORM": "a warning about batch norm names the keys of all norms",
     "MODEL.SEM_SEG_HEAD.MASK_DIM": "pixel and mask embeddings are multiplied, so they have one width",
 }
 

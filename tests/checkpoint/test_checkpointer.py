@@ -273,7 +273,7 @@ def test_tensors_in_another_order_or_number_are_refused(tmp_path: Path, shapes: 
 
 def test_file_that_sorts_its_tensors_has_no_order(tmp_path: Path):
     safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.save_file({"b": torch.ones(3, 2), "a": torch.ones(3)}, tmp_path / "misnamed.bin")
+    safetensors.save_file({"a": torch.ones(3, 2), "b": torch.ones(3)}, tmp_path / "misnamed.bin")  # it would fit
     with pytest.raises(InputError, match=r"misnamed\.bin.*order"):
         Checkpointer(Toy()).load(f"{tmp_path / 'misnamed.bin'}?matching_order=True")
 

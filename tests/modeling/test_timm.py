@@ -180,13 +180,14 @@ def test_drop_path_leaves_blocks_out_in_training_alone():
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_mambaout", "test_vit"])
 @torch.no_grad()
-def test_file_of_timm_gives_timms_features(tmp_path: Path, name: str):
+def test_file_of_timm_gives_timms_features(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture):
     features = ["res4"] if name == "test_vit" else list(THREE)
     peer = whole_model(name)
     save_file(peer.state_dict(), tmp_path / "model.safetensors")
     keys = {"MODEL__TIMM__OUT_FEATURES": features, "MODEL__SEM_SEG_HEAD__IN_FEATURES": features}
     model = tiny_model(name, **keys, MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE="res4").eval()
     Checkpointer(model).load(str(tmp_path / "model.safetensors"))
+    assert not [record for record in caplog.records if record.name.startswith("timm") and record.levelname == "WARNING"]
     images = torch.randn(1, 3, peer.pretrained_cfg["input_size"][1], peer.pretrained_cfg["input_size"][2])
     expected = peer.forward_intermediates(images, intermediates_only=True)
     same_grid = [output for output in expected if output.shape[-2:] == model.backbone(images)["res4"].shape[-2:]]

@@ -136,7 +136,10 @@ def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
     if comm.get_world_size() == 1 or not names:
         return
     parts = [part for part, node in cfg.MODEL.items() if isinstance(node, CfgNode) and node.get("NORM") == "BN"]
-    synchronised = "naiveSyncBN" if cfg.MODEL.DEVICE == "cpu" else "SyncBN"  # PyTorch's own is for accelerators alone
+    if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone" and any(name.startswith("backbone.") for name in names):
+        parts.append("TIMM")  # whose NORM "" leaves batch norms as they are
+    own = cfg.MODEL.DEVICE == "cpu" and "TIMM" not in parts  # PyTorch's, all that timm has, is for accelerators alone
+    synchronised = "naiveSyncBN" if own else "SyncBN"
     logger.warning(
         "Batch norm in %d layers (%s, ...) sees the images of its process alone, so that losses and scores of %d "
         "processes differ from those of one. To normalise over the images of all, set %s to %s.",

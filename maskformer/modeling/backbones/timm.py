@@ -111,7 +111,7 @@ class TimmBackbone(Backbone):
         below, right = (self._stride * _cells(length, self._stride) - length for length in (height, width))
         outputs = channels_first(self.network, self.network(F.pad(images, (0, right, 0, below))))
         features = {}
-        for name, output in zip(self._out_features, outputs):
+        for name, output in zip(self._out_features, outputs, strict=True):
             stride = self._out_feature_strides[name]
             if self._off_grid:
                 grid = [_cells(length, self._stride) * self._stride // stride for length in (height, width)]
