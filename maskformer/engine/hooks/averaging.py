@@ -20,6 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from maskformer.checkpoint.checkpointer import model_content
 from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
+from maskformer.structures import InputError
 
 from ..non_finite import running_statistics
 
@@ -128,6 +129,20 @@ def share_state(model: nn.Module) -> None:
         tensor.copy_(value)
 
 
+def refuse_synchronised_norms_on_cpus(cfg: CfgNode, model: nn.Module) -> None:
+    """Raise an ``InputError`` where several processes would need PyTorch's SyncBN on CPUs, which it is not made for."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    if comm.get_world_size() == 1 or cfg.MODEL.DEVICE != "cpu" or not names:
+        return
+    parts = [part for part, node in cfg.MODEL.items() if isinstance(node, CfgNode) and node.get("NORM") == "SyncBN"]
+    others = {"TIMM": "'' or FrozenBN"}
+    changes = [f"MODEL.{part}.NORM to {others.get(part, 'naiveSyncBN')}" for part in parts]
+    raise InputError(
+        f"{len(names)} layers ({names[0]}, ...) are PyTorch's SyncBN, which several processes have on accelerators "
+        f"alone, and MODEL.DEVICE is cpu: set {' and '.join(changes) or 'them to naiveSyncBN'}, or train in one process."
+    )
+
+
 def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
     """Say in the log that several processes train otherwise than one, where batch norm sees the images of one alone."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # nn.SyncBatchNorm and frozen ones are none of these
@@ -138,8 +153,9 @@ def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
     parts = [part for part, node in cfg.MODEL.items() if isinstance(node, CfgNode) and node.get("NORM") == "BN"]
     if cfg.MODEL.BACKBONE.NAME == "build_timm_backbone" and any(name.startswith("backbone.") for name in names):
         parts.append("TIMM")  # whose NORM "" leaves batch norms as they are
-    own = cfg.MODEL.DEVICE == "cpu" and "TIMM" not in parts  # PyTorch's, all that timm has, is for accelerators alone
-    synchronised = "naiveSyncBN" if own else "SyncBN"
+    synchronised = "SyncBN"
+    if cfg.MODEL.DEVICE == "cpu":  # PyTorch's, all that timm has, is for accelerators alone
+        synchronised = "SyncBN on an accelerator" if "TIMM" in parts else "naiveSyncBN"
     logger.warning(
         "Batch norm in %d layers (%s, ...) sees the images of its process alone, so that losses and scores of %d "
         "processes differ from those of one. To normalise over the images of all, set %s to %s.",
