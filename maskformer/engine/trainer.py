@@ -35,18 +35,14 @@ from maskformer.structures import SCREEN, InputError
 
 from .accelerator import Accelerator, with_device
 from .hooks.annealing import build_annealing
-from .hooks.averaging import (
-    WeightAverage,
-    explain_batch_norm,
-    refuse_synchronised_norms_on_cpus,
-    share_state,
-)
+from .hooks.averaging import WeightAverage, explain_batch_norm, share_state
 from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWatch, LRScheduler
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.trackers import TRACKERS, Tracker, check_installed
 from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
 from .optimizer import build_optimizer
 from .pictures import ValidationPictures
+from .processes import check_for_several_processes
 from .run_report import RunReport, conclude, flatten, say_data_and_model, show_scores
 from .run_state import ResumableWriter, RunState
 from .schedule import build_lr_scheduler, configured_schedule, go_on_as_configured
@@ -79,7 +75,7 @@ class Trainer(DefaultTrainer):
         apply_test_time_options(cfg, model)  # what the last step needs is checked before the first
         check_evaluation(cfg, self.build_test_loader, self.build_evaluator)
         if comm.get_world_size() > 1:
-            refuse_synchronised_norms_on_cpus(cfg, model)
+            check_for_several_processes(cfg, model)
             explain_batch_norm(cfg, model)
             model = DistributedDataParallel(model, broadcast_buffers=False)
         self._trainer = build_step_trainer(cfg, model, data_loader, optimizer)

@@ -80,11 +80,18 @@ def read_eomt(content: Values, file: str) -> Values:
 def describe_eomt_sizes(cfg: CfgNode) -> Values:
     """What their preprocessor is to do with pictures: to cut windows along the long side, or to pad to a square."""
     cuts = bool(cfg.MODEL.MASK_FORMER.TEST.SLIDING_WINDOW)
-    longest = None if cuts else cfg.INPUT.MAX_SIZE_TEST
+    side = cfg.INPUT.MIN_SIZE_TEST
+    if not cuts and side != cfg.INPUT.MAX_SIZE_TEST:
+        side = cfg.MODEL.EOMT.IMAGE_SIZE
+        logger.warning(
+            "INPUT.MIN_SIZE_TEST is %d and MAX_SIZE_TEST %d, but there pictures are padded to a square: its side is "
+            "written as %d, MODEL.EOMT.IMAGE_SIZE",
+            cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, side,
+        )  # fmt: skip
     return {
         "do_split_image": cuts,
         "do_pad": not cuts,
-        "size": {"shortest_edge": cfg.INPUT.MIN_SIZE_TEST, "longest_edge": longest},
+        "size": {"shortest_edge": side, "longest_edge": None if cuts else side},
     }
 
 

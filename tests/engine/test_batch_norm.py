@@ -17,9 +17,8 @@ from maskformer.config import load_config
 from maskformer.demo.shapes import generate_shapes
 from maskformer.engine import Trainer, build_argument_parser
 from maskformer.engine.accelerator import Accelerator
-from maskformer.engine.hooks.averaging import explain_batch_norm, refuse_synchronised_norms_on_cpus, share_state
+from maskformer.engine.hooks.averaging import explain_batch_norm, share_state
 from maskformer.runs.launch import run_in_processes
-from maskformer.structures import InputError
 
 sys.path.extend([str(Path(__file__).parents[1] / name) for name in ("engine", "runs", "..")])  # for processes, too
 from test_launch import REPOSITORY, arguments
@@ -161,24 +160,3 @@ def test_batch_norm_of_each_process_is_said_once(
     caplog.clear()
     explain_batch_norm(cfg, model.eval())
     assert not caplog.records, "statistics that stay"
-
-
-@pytest.mark.parametrize(
-    ("options", "change"),
-    [
-        (["MODEL.RESNETS.NORM", "SyncBN"], "MODEL.RESNETS.NORM to naiveSyncBN"),
-        (["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "resnet18", "MODEL.TIMM.NORM", "SyncBN"],
-         "MODEL.TIMM.NORM to '' or FrozenBN"),
-    ],
-)  # fmt: skip
-def test_synchronised_norms_are_refused_on_cpus(options: list[str], change: str, monkeypatch: pytest.MonkeyPatch):
-    cfg = load_config("", options)
-    cfg.MODEL.DEVICE = "cpu"
-    model = nn.ModuleDict({"layer": nn.SyncBatchNorm(2)})
-    refuse_synchronised_norms_on_cpus(cfg, model)  # one process needs no synchronisation
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    with pytest.raises(InputError) as caught:
-        refuse_synchronised_norms_on_cpus(cfg, model)
-    assert change in str(caught.value) and "layer" in str(caught.value)
-    cfg.MODEL.DEVICE = "cuda"
-    refuse_synchronised_norms_on_cpus(cfg, model)

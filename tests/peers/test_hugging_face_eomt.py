@@ -15,9 +15,11 @@ import torch
 from detectron2.modeling import build_model
 from peer_models import shake
 from safetensors import safe_open
+from tiny_model import EOMT_CONFIG
 from torch import Tensor, nn
 
 from maskformer.checkpoint import convert_weights
+from maskformer.config import load_config
 from maskformer.export.folder import find_model, write_weights
 from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.predictor import load
@@ -264,6 +266,13 @@ def test_windows_and_padding_are_read_and_written(tmp_path: Path, processor: dic
     assert (described.do_split_image, described.do_pad) == (written.do_split_image, not written.do_split_image)
     assert described.size == written.size
     np.testing.assert_allclose(described.image_std, written.image_std)
+
+
+def test_pictures_that_fit_no_square_are_written_as_the_models_square(caplog):
+    options = ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "1333", "MODEL.EOMT.IMAGE_SIZE", "96"]
+    described = describe_preprocessing(load_config(EOMT_CONFIG, options))
+    assert described["size"] == {"shortest_edge": 96, "longest_edge": 96} and described["do_pad"]
+    assert "1333" in caplog.text and "MODEL.EOMT.IMAGE_SIZE" in caplog.text
 
 
 # What has no counterpart

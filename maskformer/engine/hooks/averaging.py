@@ -20,7 +20,6 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from maskformer.checkpoint.checkpointer import model_content
 from maskformer.files import save_checkpoint
 from maskformer.runs.output_folder import tell
-from maskformer.structures import InputError
 
 from ..non_finite import running_statistics
 
@@ -127,20 +126,6 @@ def share_state(model: nn.Module) -> None:
             distributed.all_reduce(difference)
             value += difference / comm.get_world_size()
         tensor.copy_(value)
-
-
-def refuse_synchronised_norms_on_cpus(cfg: CfgNode, model: nn.Module) -> None:
-    """Raise an ``InputError`` where several processes would need PyTorch's SyncBN on CPUs, which it is not made for."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.SyncBatchNorm)]
-    if comm.get_world_size() == 1 or cfg.MODEL.DEVICE != "cpu" or not names:
-        return
-    parts = [part for part, node in cfg.MODEL.items() if isinstance(node, CfgNode) and node.get("NORM") == "SyncBN"]
-    others = {"TIMM": "'' or FrozenBN"}
-    changes = [f"MODEL.{part}.NORM to {others.get(part, 'naiveSyncBN')}" for part in parts]
-    raise InputError(
-        f"{len(names)} layers ({names[0]}, ...) are PyTorch's SyncBN, which several processes have on accelerators "
-        f"alone, and MODEL.DEVICE is cpu: set {' and '.join(changes) or 'them to naiveSyncBN'}, or train in one process."
-    )
 
 
 def explain_batch_norm(cfg: CfgNode, model: nn.Module) -> None:
