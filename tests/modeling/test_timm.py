@@ -284,3 +284,10 @@ def test_images_of_four_channels_go_through_the_model():
     assert model(draw_batch(channels=4))[0]["sem_seg"].shape == (9, 40, 52)
     with pytest.raises(InputError, match=r"\(4, rows, columns\).*MODEL\.PIXEL_MEAN"):
         model(draw_batch(channels=3))
+
+
+def test_a_deeper_models_file_is_told_by_its_own_layers():
+    state = timm.create_model("resnet34", pretrained=False).state_dict()
+    with pytest.raises(InputError) as caught:
+        TimmBackbone(name="resnet18").convert_weights(state)
+    assert "layer1.2.conv1.weight" in str(caught.value) and "fc." not in str(caught.value)

@@ -142,7 +142,8 @@ def convert_weights(
             values = {key: values[key] for key in own}
         network = _load(name, {**options, "features_only": True}, {**source, "state_dict": values})
     except Exception as error:  # whatever a foreign file leads timm's converters to
-        raise InputError(_explain_misfit(name, state, expected, error)) from error
+        needed = {key: expected[key] for key in expected if key not in any_classes}
+        raise InputError(_explain_misfit(name, state, needed, error)) from error
     found = network.state_dict()
     return {key: found[key] for key in own_names}
 
@@ -174,6 +175,8 @@ def _explain_misfit(name: str, state: Mapping[str, Tensor], expected: Mapping[st
         what = f"{other} has shape {tuple(state[other].shape)}, expected {tuple(expected[other].shape)}"
     elif missing:
         what = f"{len(missing)} of {len(expected)} tensors are missing, first {missing[0]}"
+    elif more := [known for known in state if known not in expected]:
+        what = f"{len(more)} tensors are not the model's, first {more[0]}"
     else:
         what = str(error)[:200]
     return f"{what}, for MODEL.TIMM.NAME is {name}. Set it to the file's model, or MODEL.WEIGHTS to another file."
