@@ -286,7 +286,7 @@ def set_up_hugging_face_eomt(
 ) -> Unit:
     """Hugging Face's network and panoptic post-processing, at full resolution; arguments as above."""
     cfg, model = _build("hugging face", recipe=recipe, kept=20, device=device, tiny=tiny, half=half, **options)
-    pixels = normalise([draw_image((size[0], size[1]), SEED)], cfg).to(model.dtype)
+    pixels = normalise([draw_image((size[0], size[1]), SEED)], cfg).to(next(model.parameters()).dtype)
     edges = {"shortest_edge": size[0], "longest_edge": size[1]}
     process = import_transformers().EomtImageProcessor(size=edges).post_process_panoptic_segmentation
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

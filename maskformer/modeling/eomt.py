@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from maskformer.structures import MaskPredictions
 
-from .backbones.vit import VisionTransformer
+from .backbones.vit import VisionTransformer, recompute
 
 
 class EoMTNetwork(nn.Module):
@@ -142,7 +142,9 @@ class EoMTNetwork(nn.Module):
         queries = self.backbone.norm(tokens[:, :num_queries])
         patches = self.backbone.norm(tokens[:, num_queries + self.backbone.num_prefix_tokens :])
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-        pixel_embeddings = self.upscale(patches.unflatten(1, grid).permute(0, 3, 1, 2))
+        patches = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+        # Upscaled, each output has sixteen times as much to keep for gradients as it is made of.
+        pixel_embeddings = recompute(self.upscale, patches) if self.training else self.upscale(patches)
         return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
 
     @torch.no_grad()

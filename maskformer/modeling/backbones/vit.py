@@ -7,11 +7,12 @@ Names of sub-modules are timm's for DINOv2, which the released weights have.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 _ROTATION_BASE = 100.0  # of DINOv3
 
@@ -118,10 +119,18 @@ class FeedForward(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map (...,D) to the same."""
         hidden = self.fc1(tokens)
+        return recompute(self._activate, hidden) if self.training else self._activate(hidden)
+
+    def _activate(self, hidden: Tensor) -> Tensor:
         if not self.gated:
             return self.fc2(F.gelu(hidden))
         gate, passed = hidden.chunk(2, dim=-1)
         return self.fc2(F.silu(gate) * passed)
+
+
+def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, of which a backward pass keeps ``x`` alone and computes the rest again; it may draw nothing."""
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
 class LayerScale(nn.Module):
