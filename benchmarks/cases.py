@@ -110,7 +110,7 @@ def _second_generation(quick: bool) -> list[Case]:
         Case(
             "Mask2Former: training step Swin-T 512 x 512, 10 masks",
             "mask2former",
-            _all_steps(quick, recipe=_SECOND_SWIN_T),
+            _all_steps(quick, recipe=_SECOND_SWIN_T, precision="float32"),
             (Target(SECONDS, 0.75, HUGGING_FACE), Target(MEMORY, 0.6, HUGGING_FACE)),
         ),
         Case(

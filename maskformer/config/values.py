@@ -159,14 +159,14 @@ _WHOLE: list[tuple[str, str, Callable[[Any, CfgNode], bool]]] = [
         lambda value, cfg: value > 1 or cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME != MASKED,
     ),
     (
+        "MODEL.EOMT.PATCH_SIZE",
+        "a power of 2, 8 or more, for masks have stride 4",
+        lambda value, _: value >= 8 and value & (value - 1) == 0,
+    ),
+    (
         "MODEL.EOMT.IMAGE_SIZE",
         "a multiple of MODEL.EOMT.PATCH_SIZE",
         lambda value, cfg: value % cfg.MODEL.EOMT.PATCH_SIZE == 0,
-    ),
-    (
-        "MODEL.EOMT.PATCH_SIZE",
-        "8 or more, a power of 2: masks have a quarter of the image's rows, or half of a patch's",
-        lambda value, _: value >= 8 and value & (value - 1) == 0,
     ),
     (
         "MODEL.EOMT.EMBED_DIM",

@@ -153,7 +153,7 @@ class EoMTNetwork(nn.Module):
         patch_size = self.backbone.patch_size
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
-        if probability < 1:
+        if probability < 1:  # each query of each image is masked, or opened, by itself
             is_open = torch.rand(*inside.shape[:2], device=inside.device) > probability
             inside = inside | is_open[..., None]
         others = self.q.num_embeddings + self.backbone.num_prefix_tokens
