@@ -108,8 +108,8 @@ def _inside(parent: str, counts: Counter[str]) -> int:
 def _by_module(network: nn.Module, flops: FlopCounterMode) -> Iterator[tuple[Counter[str], Counter[str]]]:
     """Floating-point operations, and bytes that autograd keeps, by the innermost module at work.
 
-    By its name, wherever it is called: the pixel decoder's last convolution is called by the query decoder. A storage
-    counts once.
+    By its name, wherever it is called: the pixel decoder's last convolution is called by the head. A storage counts
+    once.
     """
     products: Counter[str] = Counter()
     saved: Counter[str] = Counter()

@@ -43,12 +43,12 @@ def test_counts_are_those_worked_by_hand():
 
 
 def test_work_counts_for_the_module_that_does_it_whoever_calls_it():
-    """The query decoder calls the pixel decoder's last convolution."""
+    """The head calls the pixel decoder's last convolution, and multiplies 100 masks of 16 x 16 out of 256 channels."""
     cfg = load_config(str(CONFIGS / "ade20k-150" / "maskformer_R50_bs16_160k.yaml"))
     work = {cost.name.replace("sem_seg_head.", "."): cost.multiply_adds for cost in analyze(cfg, (64, 64), depth=3)}
     assert work[".pixel_decoder.mask_features"] == 256 * 256 * 9 * 16 * 16
     assert work[".pixel_decoder"] > work[".pixel_decoder.mask_features"] + work[".pixel_decoder.layer_4"]
-    assert work[""] - work["backbone"] == work[".pixel_decoder"] + work[".predictor"]
+    assert work[""] - work["backbone"] == work[".pixel_decoder"] + work[".predictor"] + 100 * 256 * 16 * 16
 
 
 def test_samples_of_deformable_attention_are_counted():
