@@ -141,7 +141,7 @@ def _free_axes(program: torch.export.ExportedProgram) -> dict[int, str]:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Attention chooses no kernel, for which it would have to know sizes; hints to writers of exporters are not shown."""
+    """Attention chooses no kernel, for which it would need sizes; hints for writers of exporters are not shown."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
