@@ -157,6 +157,30 @@ def _eomt(quick: bool) -> list[Case]:
     ]
 
 
+def _ways(quick: bool) -> list[Case]:
+    """One model run in all ways that there are on a CPU: which is the fastest is what docs/export.md recommends."""
+
+    def case(name: str, **image: Any) -> Case:
+        options = {**image, "tiny": quick, "size": _QUICK_SIZE if quick else image["size"]}
+        keys = {OURS: [], "compiled": ["MODEL.COMPILE", "default"]}
+        eager = [
+            Contender(way, f"{_WORKLOADS}inference:set_up_ours", {**options, "keys": words})
+            for way, words in keys.items()
+        ]
+        files = [
+            Contender(runtime, f"{_WORKLOADS}inference:set_up_file", {**options, "runtime": runtime})
+            for runtime in ("onnxruntime", "openvino")
+        ]
+        return Case(f"ways: {name}", "ways", (*eager, *files))
+
+    return [
+        case("R50 512 x 683 labels", recipe=_R50, task="labels", size=(512, 683)),
+        case("Swin-T 512 x 683 labels", recipe=_SWIN_T, task="labels", size=(512, 683)),
+        case("Mask2Former R50 512 x 683 panoptic", recipe=_SECOND_COCO_R50, task="panoptic", size=(512, 683)),
+        case("EoMT-S 640 x 640 panoptic", recipe=_EOMT_S, task="panoptic", size=(640, 640)),
+    ]
+
+
 def _large_batch(quick: bool) -> list[Case]:
     """The batch that the recipes train with; steps are short where these run, so there are more rounds."""
 
@@ -442,6 +466,7 @@ GROUPS: tuple[Callable[[bool], list[Case]], ...] = (
     _training,
     _second_generation,
     _eomt,
+    _ways,
     _large_batch,
     _losses,
     _optimizer,

@@ -7,7 +7,10 @@ post-processing, whose maps have a quarter of the image's resolution unless it i
 
 from __future__ import annotations
 
+import importlib
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +18,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from benchmarks import definitions
+from maskformer.export.program import INPUT_NAME, export_program, write
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference, semantic_labels
+from maskformer.predictor import CHANNEL_ORDERS
 
 from .models import (
     build_hugging_face,
@@ -165,7 +170,7 @@ NO_ENCODER = [
 ]
 
 
-def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) -> CfgNode:
+def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool, keys: Sequence[str] = ()) -> CfgNode:
     """A recipe, without a pixel decoder's encoder, whose model gives the results of one task alone."""
     test = "MODEL.MASK_FORMER.TEST."
     result = "semantic" if task == "labels" else task
@@ -176,7 +181,7 @@ def load_inference_config(recipe: str, task: str, device: str, *, tiny: bool) ->
     ] + [f"{test}SEM_SEG_LABELS", str(task == "labels")]
     thresholds = [word for name, value in PANOPTIC.items() for word in (f"{test}{name.upper()}", str(value))]
     without_encoder = [] if recipe.startswith(("mask2former/", "eomt/")) else NO_ENCODER
-    options = [*without_encoder, *switches, *(thresholds if task == "panoptic" else [])]
+    options = [*without_encoder, *switches, *(thresholds if task == "panoptic" else []), *keys]
     return load_recipe(recipe, device, tiny=tiny, options=options)
 
 
@@ -187,10 +192,18 @@ def keep_queries(class_predictor: nn.Module, queries: int, classes: int, kept: i
 
 
 def _build(
-    kind: str, *, recipe: str, task: str, kept: int, device: str, tiny: bool, half: bool = False
+    kind: str,
+    *,
+    recipe: str,
+    task: str,
+    kept: int,
+    device: str,
+    tiny: bool,
+    half: bool = False,
+    keys: Sequence[str] = (),
 ) -> tuple[CfgNode, nn.Module]:
     """Ours or Hugging Face's model of a recipe, in evaluation mode, that finds ``kept`` objects."""
-    cfg = load_inference_config(recipe, task, device, tiny=tiny)
+    cfg = load_inference_config(recipe, task, device, tiny=tiny, keys=keys)
     model: Any = (build_ours if kind == "maskformer" else build_hugging_face)(cfg).eval()
     is_eomt = recipe.startswith("eomt/")
     if kind == "maskformer":
@@ -213,6 +226,7 @@ def set_up_ours(
     device: str = "cpu",
     tiny: bool = False,
     half: bool = False,
+    keys: Sequence[str] = (),
 ) -> Unit:
     """From an image to its results; ``train_net.py --eval-only`` asks for "labels" where it is semantic.
 
@@ -224,8 +238,10 @@ def set_up_ours(
         device: see ``Accelerator``.
         tiny: make the network small.
         half: in bfloat16, weights and all.
+        keys: KEY VALUE KEY VALUE ..., of the configuration.
     """
-    _, model = _build("maskformer", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny, half=half)
+    options: dict[str, Any] = {"kept": kept, "device": device, "tiny": tiny, "half": half, "keys": keys}
+    _, model = _build("maskformer", recipe=recipe, task=task, **options)
     batch = [{"image": draw_image((size[0], size[1]), SEED), "height": size[0], "width": size[1]}]
 
     @torch.inference_mode()
@@ -233,6 +249,31 @@ def set_up_ours(
         model(batch)
 
     return unit
+
+
+def set_up_file(
+    *, runtime: str, recipe: str, task: str, size: Sequence[int], kept: int = 20, tiny: bool = False
+) -> Unit:
+    """The exported model, for images of one size; other arguments as above.
+
+    Args:
+        runtime: "onnxruntime" or "openvino".
+    """
+    cfg, model = _build("maskformer", recipe=recipe, task=task, kept=kept, device="cpu", tiny=tiny)
+    height, width = size
+    exported_task = "semantic" if task == "labels" else task
+    program = export_program(model, exported_task, size=(height, width), channel_order=CHANNEL_ORDERS[cfg.INPUT.FORMAT])
+    pixels = draw_image((height, width), SEED)[None].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        write(program, path)
+        if runtime == "openvino":
+            compiled = importlib.import_module("openvino").Core().compile_model(path, "CPU")
+            return lambda: compiled(pixels)
+        options = importlib.import_module("onnxruntime").SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = importlib.import_module("onnxruntime").InferenceSession(path, options)
+    return lambda: session.run(None, {INPUT_NAME: pixels})
 
 
 def set_up_definition(
@@ -301,11 +342,19 @@ def set_up_hugging_face_eomt(
 
 
 def set_up_hugging_face(
-    *, recipe: str, task: str, size: Sequence[int], kept: int = 20, device: str = "cpu", tiny: bool = False
+    *,
+    recipe: str,
+    task: str,
+    size: Sequence[int],
+    kept: int = 20,
+    device: str = "cpu",
+    tiny: bool = False,
+    half: bool = False,
 ) -> Unit:
     """Hugging Face's network and post-processing, the latter at its own, lower resolution; arguments as above."""
-    cfg, model = _build("hugging face", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny)
+    cfg, model = _build("hugging face", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny, half=half)
     inputs = _peer_inputs(cfg, size, device)
+    inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
     processor = import_transformers().MaskFormerImageProcessor()
     options: dict[str, Any] = {}
     if task == "panoptic":
@@ -314,7 +363,7 @@ def set_up_hugging_face(
             "threshold": PANOPTIC["object_mask_threshold"],
             "label_ids_to_fuse": set(range(classes // 2, classes)),
         }
-    process = getattr(processor, f"post_process_{task}_segmentation")
+    process = getattr(processor, f"post_process_{'semantic' if task == 'labels' else task}_segmentation")
 
     @torch.inference_mode()
     def unit() -> None:

@@ -15,6 +15,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from maskformer.config import load_config
+from maskformer.engine.network import run_as_configured
 from maskformer.export.hugging_face_config import describe_model
 from maskformer.structures import InputError, SegmentMasks
 
@@ -66,9 +67,14 @@ def _small(recipe: str) -> list[str]:
 
 
 def build_ours(cfg: CfgNode) -> nn.Module:
-    """The model of a configuration, with random weights, without the log that building it writes."""
+    """The model of a configuration, with random weights, without the log that building it writes.
+
+    Its network runs as ``MODEL.COMPILE`` and ``MODEL.PRECISION`` say.
+    """
     logging.getLogger("fvcore").setLevel(logging.WARNING)
-    return build_model(cfg)
+    model = build_model(cfg)
+    run_as_configured(cfg, model)
+    return model
 
 
 def import_transformers() -> ModuleType:

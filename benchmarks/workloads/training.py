@@ -56,13 +56,20 @@ class PlainCriterion(nn.Module):
 
 
 def load_step_config(
-    *, recipe: str, device: str, precision: str = "", queries: int = 100, classes: int = 150, tiny: bool = False
+    *,
+    recipe: str,
+    device: str,
+    precision: str = "",
+    queries: int = 100,
+    classes: int = 150,
+    tiny: bool = False,
+    keys: Sequence[str] = (),
 ) -> CfgNode:
     """The configuration of a step; ``precision`` is "float32", "bfloat16", "float16" or "", the recipe's."""
     mixed = ["SOLVER.AMP.ENABLED", str(precision != "float32")] if precision else []
     mixed += ["SOLVER.AMP.PRECISION", precision] if precision not in ("", "float32") else []
     sizes = ["MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", str(queries), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(classes)]
-    return load_recipe(recipe, device, tiny=tiny, options=[*sizes, *mixed])
+    return load_recipe(recipe, device, tiny=tiny, options=[*sizes, *mixed, *keys])
 
 
 def set_up_ours(
