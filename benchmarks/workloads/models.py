@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from maskformer.config import load_config
-from maskformer.export.hugging_face_config import describe_model
+from maskformer.exporting.hugging_face_config import describe_model
 from maskformer.structures import InputError, SegmentMasks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
