@@ -80,7 +80,7 @@ def export(
         calibration: for int8, a folder of pictures like those that the model will see; a hundred suffice.
         picture: that the file is proven on; by default a photograph that comes with Matplotlib.
         licence: of the weights, such as "apache-2.0"; "": the file says that nobody stated it.
-        **keys: as for ``load``.
+        **keys: as for ``load``; the model is exported from the CPU.
 
     Raises:
         InputError: a mistake in the arguments, the file cannot be written, or it does not give what the model gives:
@@ -88,7 +88,7 @@ def export(
     """
     output = Path(output).expanduser()
     check_options(output, size=size, precision=precision, calibration=calibration)
-    predictor = load(source, weights, **{"device": "cpu", **keys})
+    predictor = load(source, weights, device="cpu", **keys)
     return export_predictor(
         predictor,
         output,

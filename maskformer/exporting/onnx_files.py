@@ -108,8 +108,9 @@ def _feeds(name: str, pictures: Iterable[np.ndarray]) -> Any:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the lines that quantisation writes to the root logger for every tensor."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

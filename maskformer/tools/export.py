@@ -60,8 +60,8 @@ def export(args: argparse.Namespace) -> None:
     if len(args.opts) % 2:
         raise InputError(f"{' '.join(args.opts)} is no list of KEY VALUE pairs: a value is missing.")
     check_options(output, size=size, precision=args.precision, calibration=args.calibration)
-    keys = {"MODEL.DEVICE": "cpu", **dict(zip(args.opts[::2], args.opts[1::2]))}
-    predictor = load(args.config_file, args.weights, device=keys.pop("MODEL.DEVICE"), **keys)
+    keys = {**dict(zip(args.opts[::2], args.opts[1::2])), "MODEL.DEVICE": "cpu"}
+    predictor = load(args.config_file, args.weights, **keys)
     export_predictor(
         predictor,
         output,
