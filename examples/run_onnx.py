@@ -1,4 +1,7 @@
-"""Run a file of `python -m maskformer.tools.export` without PyTorch: python run_onnx.py model.onnx photo.jpg out.png"""
+"""Run a file of `python -m maskformer.tools.export` without PyTorch.
+
+    python run_onnx.py model.onnx photo.jpg drawn.png
+"""
 
 import json
 import sys
@@ -12,7 +15,7 @@ session = onnxruntime.InferenceSession(model)
 about = json.loads(session.get_modelmeta().custom_metadata_map["maskformer"])
 image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
 
-# Resize as the model was tested: the shorter side to one length unless the longer exceeds another; or into a fixed size.
+# Resize as the model was tested: the shorter side to one length, the longer to at most another; or into a fixed size.
 need, size = about["input"], np.array(image.size[::-1])
 if need["size"]:
     scale = min(need["size"] / size)

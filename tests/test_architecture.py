@@ -47,13 +47,14 @@ ALLOWED = {
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": {"reports", *BELOW_ENGINE},
-    "exporting": {"structures", "files", "config", "checkpoint"},
+    # its command loads a model as the Python door does, which writes folders of models
+    "exporting": {"engine", "predictor", "reports", *BELOW_ENGINE},
     "reports": {"structures", "files", "data"},
     "results": {"structures", "reports"},
     "predictor": {"engine", "reports", "results", "exporting", *BELOW_ENGINE},
     "demo": {"engine", "predictor", "reports", *BELOW_ENGINE},
     "tools": {"engine", "predictor", "results", "reports", "demo", "exporting", "__init__", *BELOW_ENGINE},
-    "__init__": {"engine", "predictor", *BELOW_ENGINE},
+    "__init__": {"engine", "predictor", "exporting", *BELOW_ENGINE},
 }
 
 # Keys with a reason to have more than one reader.

@@ -28,13 +28,12 @@ from . import program as programs
 from .folder import whole
 from .graph import choose_task
 from .metadata import KEY, describe_export
-from .onnx_files import describe, quantise, tidy
+from .onnx_files import quantise, tidy
 from .proof import LIMITS, Comparison, compare, find_runners, views_of
 
 Size = tuple[int, int]
 _LONGEST_PROVEN = 640  # pixels of the shorter side of the picture that the file is proven on
 _MOST_CALIBRATING = 100  # pictures
-_MOST_BYTES = 2**31  # of an ONNX file, which is one message of Protocol Buffers
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PRECISIONS = tuple(LIMITS)
 
@@ -156,7 +155,6 @@ def export_predictor(
     cfg, model = predictor.cfg, innermost(predictor.model)
     assert cfg is not None
     task, order = choose_task(model, task), CHANNEL_ORDERS[cfg.INPUT.FORMAT]
-    _check_bytes(model, output, precision)
     description = describe_export(
         cfg,
         predictor.classes,
@@ -174,41 +172,28 @@ def export_predictor(
         tell("Test-time augmentation and windows are not part of an exported model: it sees a picture once, whole")
     tell(f"Tracing: {task}, {precision}, {'any size and batch' if size is None else f'{size[0]} x {size[1]} pixels'}")
     traced = _with_half_network(model) if precision == "float16" else model
-    program = programs.export_program(traced, task=task, size=size, channel_order=order)
+    program = programs.export_program(traced, task, size=size, channel_order=order)
     json_file = output.with_suffix(".json")
     with whole(json_file) as json_path, whole(output) as path:
         json_path.write_text(json_text(description, indent=1) + "\n", encoding="utf-8")
-        if output.suffix == ".onnx":
-            tell("Writing ONNX")
-            programs.write(program, path)
-            logits = tidy(path)
-            if calibrating:
-                tell(f"Calibrating int8 with {len(calibrating)} pictures of {calibration}")
-                quantise(path, _calibrating(calibrating, predictor, size))
-            describe(path, description)
-        else:
-            logits = []
+        if output.suffix == ".pt2":
             _forget_places(program)
-            torch.export.save(program, path, extra_files={f"{KEY}.json": json_text(description)})
+        metadata = {KEY: json_text(description)}
+        tell(f"Writing {output.suffix}")
+        programs.write(program, path, metadata)
+        logits = tidy(path) if output.suffix == ".onnx" else []
+        if calibrating:
+            tell(f"Calibrating int8 with {len(calibrating)} pictures of {calibration}")
+            quantise(path, _calibrating(calibrating, predictor, size), metadata)
         tell(f"Running it beside the model: {'the photograph of Matplotlib' if picture is None else picture}")
         proof = []
-        for comparison in compare(model, task, find_runners(path, task, logits), views, order):
+        for comparison in compare(model, task, find_runners(path, logits), views, order):
             tell(str(comparison))
             comparison.check(LIMITS[precision], precision)
             proof.append(comparison)
     megabytes = output.stat().st_size / 1e6
     tell(f"Written: {output} ({megabytes:.1f} MB) and {json_file}")
     return Exported(output, json_file, tuple(proof))
-
-
-def _check_bytes(model: nn.Module, output: Path, precision: str) -> None:
-    count = sum(parameter.numel() for parameter in model.parameters())
-    size = count * (2 if precision == "float16" else 4)  # int8 is made of float32
-    if output.suffix == ".onnx" and size >= _MOST_BYTES:
-        raise InputError(
-            f"The model has {size / 1e9:.1f} GB of weights in {precision}; an ONNX file holds less than "
-            f"{_MOST_BYTES / 1e9:.1f}: write a .pt2 file, or a smaller model."
-        )
 
 
 def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarray:

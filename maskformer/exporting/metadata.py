@@ -9,28 +9,29 @@ from detectron2.config import CfgNode
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, ClassTable
 from maskformer.structures import Classes
 
+from .graph import OUTPUTS
 from .hugging_face_keys import name_model
 
-KEY = "maskformer"  # in an ONNX file's metadata_props; in a .pt2 file's extra files with ".json" behind it
+KEY = "maskformer"  # of the JSON in an ONNX file's metadata_props, and in a .pt2 file's extra files
 
-# Task -> name, shape, type and meaning of each output. N: instances; Q: queries; K: classes; h, w: the mask grid.
-OUTPUTS = {
-    "semantic": (("labels", "B,height,width", "int32", "class of each pixel"),),
+# Shape, type and meaning of the outputs of each task. N: instances; Q: queries; K: classes; h, w: the mask grid.
+_MEANINGS = {
+    "semantic": (("B,height,width", "int32", "class of each pixel"),),
     "panoptic": (
-        ("segment_map", "B,height,width", "int32", "0: no segment, else one more than the segment's row"),
-        ("segment_classes", "B,Q", "int32", "class of each segment; -1: a row without a segment"),
-        ("segment_scores", "B,Q", "float32", "class probability of each segment"),
+        ("B,height,width", "int32", "0: no segment, else one more than the segment's row"),
+        ("B,Q", "int32", "class of each segment; -1: a row without a segment"),
+        ("B,Q", "float32", "class probability of each segment"),
     ),
     "instance": (
-        ("scores", "B,N", "float32", "score of each instance, best first"),
-        ("labels", "B,N", "int32", "class of each instance; -1: a row without an instance"),
-        ("masks", "B,N,height,width", "bool", "mask of each instance"),
+        ("B,N", "float32", "score of each instance, best first"),
+        ("B,N", "int32", "class of each instance; -1: a row without an instance"),
+        ("B,N,height,width", "bool", "mask of each instance"),
     ),
     "queries": (
-        ("class_logits", "B,Q,K+1", "float32", "logits of each query's class; the last is 'no object'"),
-        ("mask_logits", "B,Q,h,w", "float32", "logits of each query's mask on a grid over the padded picture"),
+        ("B,Q,K+1", "float32", "logits of each query's class; the last is 'no object'"),
+        ("B,Q,h,w", "float32", "logits of each query's mask, on a grid over the padded picture"),
     ),
-}  # fmt: skip
+}
 
 
 def describe_export(
@@ -49,7 +50,7 @@ def describe_export(
     Args:
         cfg: of the model.
         classes: the model's; None: not known, so they are numbered, and their colours are made up.
-        task: one of ``OUTPUTS``.
+        task: one of ``graph.OUTPUTS``.
         size: (height, width) that pictures must have; None: any.
         precision: "float32", "float16" or "int8".
         opset: of ONNX; None: it is a program of PyTorch's.
@@ -65,10 +66,17 @@ def describe_export(
         "opset": opset,
         "licence_of_weights": licence or "not stated",
         "input": _describe_input(cfg, size),
-        "outputs": [dict(zip(("name", "shape", "type", "meaning"), output)) for output in OUTPUTS[task]],
+        "outputs": _describe_outputs(task),
         "classes": _describe_classes(classes, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES),
         "thresholds": _describe_thresholds(cfg, task),
     }
+
+
+def _describe_outputs(task: str) -> list[dict[str, str]]:
+    return [
+        {"name": name, "shape": shape, "type": kind, "meaning": meaning}
+        for name, (shape, kind, meaning) in zip(OUTPUTS[task], _MEANINGS[task], strict=True)
+    ]
 
 
 def _describe_input(cfg: CfgNode, size: tuple[int, int] | None) -> dict[str, Any]:

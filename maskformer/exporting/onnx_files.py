@@ -1,19 +1,17 @@
-"""What is done to an ONNX file after it was written: names, quantisation, metadata."""
+"""What is done to an ONNX file after it was written: names, quantisation."""
 
 from __future__ import annotations
 
 import ast
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from maskformer.files import folder_beside, json_text
-
-from .metadata import KEY
+from maskformer.files import folder_beside
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where PyTorch says which module a node was in
 _FLOATS = (1, 10)  # ONNX's float32 and float16
@@ -53,17 +51,7 @@ def _is_in_network(node: Any) -> bool:
     return ast.literal_eval(scopes)[1:2] == ["network"]
 
 
-def describe(path: Path, description: dict[str, Any]) -> None:
-    """Write what other programs must know into a file's metadata."""
-    import onnx
-
-    model = onnx.load(path)
-    model.producer_name, model.producer_version = "maskformer", description["maskformer_version"]
-    onnx.helper.set_model_props(model, {KEY: json_text(description)})
-    onnx.save(model, path)
-
-
-def quantise(path: Path, pictures: Iterable[np.ndarray]) -> None:
+def quantise(path: Path, pictures: Iterable[np.ndarray], metadata: Mapping[str, str]) -> None:
     """Have a file compute convolutions in int8, with a scale for each channel of weights.
 
     Attention and what makes results of logits stay float32: docs/export.md has what that costs and saves.
@@ -71,6 +59,7 @@ def quantise(path: Path, pictures: Iterable[np.ndarray]) -> None:
     Args:
         path: of a file in float32, which is replaced.
         pictures: (B,3,height,width) uint8 each, which show what values activations have.
+        metadata: texts that the file holds by name.
     """
     import onnx
     from onnxruntime import quantization
@@ -89,6 +78,9 @@ def quantise(path: Path, pictures: Iterable[np.ndarray]) -> None:
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
 
 
 def _feeds(name: str, pictures: Iterable[np.ndarray]) -> Any:

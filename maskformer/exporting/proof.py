@@ -18,8 +18,6 @@ from maskformer.engine.test_time import inference_options
 from maskformer.meta_arch import MaskClassifier
 from maskformer.structures import InputError
 
-from .metadata import OUTPUTS
-
 # A part of the picture as fractions (left, top, right, bottom), and its scale where sizes are free. The sides of the
 # smaller ones are made odd, so that they are no multiple of what networks pad to; the last are two pictures at once.
 VIEWS = (((0.0, 0.0, 1.0, 1.0), 1.0), ((0.0, 0.0, 0.75, 1.0), 0.75), ((0.25, 0.25, 1.0, 1.0), 0.5))
@@ -143,13 +141,8 @@ def run_with_openvino(path: Path, logits: Sequence[str]) -> Runner:
     return run
 
 
-def run_with_pytorch(path: Path, names: Sequence[str]) -> Runner:
-    """Run a ``.pt2`` file; logits are what its part "network" gives.
-
-    Args:
-        path: of the file.
-        names: of the outputs.
-    """
+def run_with_pytorch(path: Path) -> Runner:
+    """Run a ``.pt2`` file; logits are what its part "network" gives."""
     program = torch.export.unflatten(torch.export.load(path))
     seen: list[Tensor] = []
 
@@ -161,8 +154,7 @@ def run_with_pytorch(path: Path, names: Sequence[str]) -> Runner:
     @torch.no_grad()
     def run(pictures: np.ndarray) -> tuple[Outputs, list[np.ndarray]]:
         outputs = program(torch.from_numpy(pictures))
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        return {name: output.numpy() for name, output in zip(names, outputs)}, [each.float().numpy() for each in seen]
+        return {name: output.numpy() for name, output in outputs.items()}, [each.float().numpy() for each in seen]
 
     return run
 
@@ -249,7 +241,7 @@ def share_of_other_labels(task: str, actual: Outputs, expected: Outputs) -> floa
     """The share of pixels where two results of a task differ.
 
     Args:
-        task: one of ``metadata.OUTPUTS``.
+        task: one of ``graph.OUTPUTS``.
         actual: outputs of one picture.
         expected: likewise.
 
@@ -265,12 +257,16 @@ def share_of_other_labels(task: str, actual: Outputs, expected: Outputs) -> floa
     maps = [result["segment_map"].ravel().astype(np.int64) for result in (actual, expected)]
     classes = [np.append(-1, result["segment_classes"]) for result in (actual, expected)]
     pairs, counts = np.unique(np.stack(maps), axis=1, return_counts=True)
-    best = [{}, {}]  # of each segment of one result, the one of the other that it shares most pixels with
+    best: list[dict[int, int]] = [
+        {},
+        {},
+    ]  # of each segment of one result, the one of the other that it shares most pixels with
     for column in np.argsort(counts):
         for side in (0, 1):
             best[side][pairs[side, column]] = pairs[1 - side, column]
     same = [
-        best[0][one] == other and best[1][other] == one and classes[0][one] == classes[1][other] for one, other in pairs.T
+        best[0][one] == other and best[1][other] == one and classes[0][one] == classes[1][other]
+        for one, other in pairs.T
     ]
     return float(1 - counts[same].sum() / counts.sum())
 
@@ -288,16 +284,15 @@ def _share_of_instances(actual: Outputs, expected: Outputs) -> float:
     return float((apart[rows, columns].sum() + alone) / max(total, 1))
 
 
-def find_runners(path: Path, task: str, logits: Sequence[str]) -> dict[str, Runner]:
+def find_runners(path: Path, logits: Sequence[str]) -> dict[str, Runner]:
     """All that can run a file here.
 
     Args:
         path: ``.onnx`` or ``.pt2``.
-        task: of the file.
         logits: see ``run_with_onnxruntime``.
     """
     if path.suffix == ".pt2":
-        return {"PyTorch": run_with_pytorch(path, [name for name, *_ in OUTPUTS[task]])}
+        return {"PyTorch": run_with_pytorch(path)}
     runners = {"onnxruntime": run_with_onnxruntime(path, logits)}
     if importlib.util.find_spec("openvino") is not None:
         runners["OpenVINO"] = run_with_openvino(path, logits)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskformer.exporting.commands import PRECISIONS, check_options, export_predictor
-from maskformer.exporting.metadata import OUTPUTS
+from maskformer.exporting.graph import OUTPUTS
 from maskformer.predictor import load
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
 from maskformer.runs.screen import keep_warnings_off_screen
