@@ -1,6 +1,8 @@
-"""Run a file of `python -m maskformer.tools.export` without PyTorch.
+"""Run a file that `python -m maskformer.tools.export` wrote, without PyTorch.
 
     python run_onnx.py model.onnx photo.jpg drawn.png
+
+What is found is printed and drawn.
 """
 
 import json

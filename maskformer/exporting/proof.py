@@ -274,8 +274,10 @@ def share_of_other_labels(task: str, actual: Outputs, expected: Outputs) -> floa
 def _share_of_instances(actual: Outputs, expected: Outputs) -> float:
     kept = actual["labels"] >= 0
     labels, own_labels = actual["labels"][kept], expected["labels"]
-    masks, own_masks = (each.reshape(len(each), -1).astype(np.float32) for each in (actual["masks"], expected["masks"]))
-    masks = masks[kept]
+    masks, own_masks = (
+        each.reshape(len(each), np.prod(each.shape[1:])).astype(np.float32)
+        for each in (actual["masks"][kept], expected["masks"])
+    )
     areas, own_areas = masks.sum(1)[:, None], own_masks.sum(1)
     total = areas.sum() + own_areas.sum()
     apart = np.where(labels[:, None] == own_labels, areas + own_areas - 2 * masks @ own_masks.T, areas + own_areas)
