@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -36,6 +35,51 @@ _LONGEST_PROVEN = 640  # pixels of the shorter side of the picture that the file
 _MOST_CALIBRATING = 100  # pictures
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PRECISIONS = tuple(LIMITS)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how.
+
+    Attributes:
+        task: "panoptic", "instance", "semantic", or "queries" for class and mask logits; None: the first of these that
+            the model has switched on.
+        size: (height, width) that pictures must have; None: pictures, and batches, of any size.
+        precision: "float32"; "float16", of the network's weights and products; or "int8", of ONNX's convolutions.
+        calibration: for int8, a folder of pictures like those that the model will see; a hundred suffice.
+        picture: that the file is proven on; None: a photograph that comes with Matplotlib.
+        licence: of the weights, such as "apache-2.0"; "": the file says that nobody stated it.
+    """
+
+    task: str | None = None
+    size: Size | None = None
+    precision: str = "float32"
+    calibration: str | Path | None = None
+    picture: str | Path | None = None
+    licence: str = ""
+
+    def check(self, output: Path) -> None:
+        """Raise an ``InputError`` for what is wrong whatever the model is."""
+        if output.suffix not in programs.SUFFIXES:
+            raise InputError(f"The output is {output}; expected a name that ends in {' or '.join(programs.SUFFIXES)}.")
+        if output.is_dir():
+            raise InputError(f"The output {output} is a folder; expected the name of a file.")
+        check_choice(self.precision, PRECISIONS, "precision")
+        sides = self.size if isinstance(self.size, (tuple, list)) else (self.size,)
+        if self.size is not None and (len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides)):
+            raise InputError(f"size is {self.size!r}; expected (height, width), integers from 1.")
+        if self.precision != "int8" and self.calibration is not None:
+            raise InputError(f"calibration is for int8, but precision is {self.precision!r}: leave one of them out.")
+        if self.precision == "int8" and output.suffix != ".onnx":
+            raise InputError(f"precision is 'int8', which {output.suffix} files do not have: write an .onnx file.")
+        if self.precision == "int8" and self.calibration is None:
+            raise InputError(
+                "precision is 'int8', which needs pictures that show the range of values: name a folder of some that "
+                "are like those that the model will see (calibration)."
+            )
+        missing = [name for name in _PACKAGES if output.suffix == ".onnx" and importlib.util.find_spec(name) is None]
+        if missing:
+            raise InputError(f"ONNX files need {', '.join(missing)}: pip install 'maskformer[export]'.")
 
 
 @dataclass(frozen=True)
@@ -72,13 +116,12 @@ def export(
         source: as for ``load``.
         output: ``.onnx``, or ``.pt2`` for a program of ``torch.export``; a JSON of the same name is written beside it.
         weights: as for ``load``.
-        task: "panoptic", "instance", "semantic", or "queries" for class and mask logits; by default the first of these
-            that the model has switched on.
-        size: (height, width) that pictures must have; None: pictures, and batches, of any size.
-        precision: "float32"; "float16", of the network's weights and products; or "int8", of ONNX's convolutions.
-        calibration: for int8, a folder of pictures like those that the model will see; a hundred suffice.
-        picture: that the file is proven on; by default a photograph that comes with Matplotlib.
-        licence: of the weights, such as "apache-2.0"; "": the file says that nobody stated it.
+        task: see ``ExportOptions``, and so for the following.
+        size: likewise.
+        precision: likewise.
+        calibration: likewise.
+        picture: likewise.
+        licence: likewise.
         **keys: as for ``load``; the model is exported from the CPU.
 
     Raises:
@@ -86,114 +129,61 @@ def export(
             then no file is written, and an earlier one stays as it was.
     """
     output = Path(output).expanduser()
-    check_options(output, size=size, precision=precision, calibration=calibration)
-    predictor = load(source, weights, device="cpu", **keys)
-    return export_predictor(
-        predictor,
-        output,
-        task=task,
-        size=size,
-        precision=precision,
-        calibration=calibration,
-        picture=picture,
-        licence=licence,
-    )
+    options = ExportOptions(task, size, precision, calibration, picture, licence)
+    options.check(output)
+    return write_export(load(source, weights, device="cpu", **keys), output, options)
 
 
-def check_options(
-    output: Path, *, size: Size | None = None, precision: str = "float32", calibration: str | Path | None = None
-) -> None:
-    """Raise an ``InputError`` for what is wrong whatever the model is; arguments as for ``export``."""
-    if output.suffix not in programs.SUFFIXES:
-        raise InputError(f"The output is {output}; expected a name that ends in {' or '.join(programs.SUFFIXES)}.")
-    if output.is_dir():
-        raise InputError(f"The output {output} is a folder; expected the name of a file.")
-    check_choice(precision, PRECISIONS, "precision")
-    sides = size if isinstance(size, (tuple, list)) else (size,)
-    if size is not None and (len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides)):
-        raise InputError(f"size is {size!r}; expected (height, width), integers from 1.")
-    if precision == "int8":
-        if output.suffix != ".onnx":
-            raise InputError(f"precision is 'int8', which {output.suffix} files do not have: write an .onnx file.")
-        if calibration is None:
-            raise InputError(
-                "precision is 'int8', which needs pictures that show the range of values: name a folder of some that "
-                "are like those that the model will see (calibration)."
-            )
-    elif calibration is not None:
-        raise InputError(f"calibration is for int8, but precision is {precision!r}: leave one of them out.")
-    missing = [name for name in _PACKAGES if output.suffix == ".onnx" and importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"ONNX files need {', '.join(missing)}: pip install 'maskformer[export]'.")
-
-
-def export_predictor(
-    predictor: Predictor,
-    output: Path,
-    *,
-    task: str | None,
-    size: Size | None,
-    precision: str,
-    calibration: str | Path | None,
-    picture: str | Path | None,
-    licence: str,
-    tell: Callable[[str], None] = SCREEN.info,
+def write_export(
+    predictor: Predictor, output: Path, options: ExportOptions, tell: Callable[[str], None] = SCREEN.info
 ) -> Exported:
     """What ``export`` does with a model that is loaded.
 
     Args:
-        predictor: with a configuration.
-        output: as for ``export``, and so are the others.
-        task: likewise.
-        size: likewise.
-        precision: likewise.
-        calibration: likewise.
-        picture: likewise.
-        licence: likewise.
-        tell: is given a line of progress.
+        predictor: on the CPU, with a configuration.
+        output: as for ``export``.
+        options: checked.
+        tell: is given a line of progress at a time.
     """
     cfg, model = predictor.cfg, innermost(predictor.model)
     assert cfg is not None
-    task, order = choose_task(model, task), CHANNEL_ORDERS[cfg.INPUT.FORMAT]
+    order, precision = CHANNEL_ORDERS[cfg.INPUT.FORMAT], options.precision
+    task = choose_task(model, options.task)
+    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
+    views = views_of(_read_picture(options.picture, predictor), shorter, options.size)
+    calibrating = [] if options.calibration is None else _find_pictures(options.calibration)
     description = describe_export(
         cfg,
         predictor.classes,
         task=task,
-        size=size,
+        size=options.size,
         precision=precision,
         opset=programs.OPSET if output.suffix == ".onnx" else None,
-        licence=licence,
-        version=_version(),
+        licence=options.licence,
     )
-    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
-    views = views_of(_read_picture(picture, predictor), shorter, size)
-    calibrating = [] if calibration is None else _find_pictures(calibration)
     if predictor.model is not model:
-        tell("Test-time augmentation and windows are not part of an exported model: it sees a picture once, whole")
-    tell(f"Tracing: {task}, {precision}, {'any size and batch' if size is None else f'{size[0]} x {size[1]} pixels'}")
-    traced = _with_half_network(model) if precision == "float16" else model
-    program = programs.export_program(traced, task, size=size, channel_order=order)
-    json_file = output.with_suffix(".json")
-    with whole(json_file) as json_path, whole(output) as path:
-        json_path.write_text(json_text(description, indent=1) + "\n", encoding="utf-8")
-        if output.suffix == ".pt2":
-            _forget_places(program)
-        metadata = {KEY: json_text(description)}
+        tell("Test-time augmentation and windows are not part of the file: it sees a picture once, whole")
+    with whole(output.with_suffix(".json")) as json_file, whole(output) as file:
+        json_file.write_text(json_text(description, indent=1) + "\n", encoding="utf-8")
+        tell(f"Tracing the model: {task}, {precision}")
+        traced = _with_half_network(model) if precision == "float16" else model
+        program = programs.export_program(traced, task, size=options.size, channel_order=order)
         tell(f"Writing {output.suffix}")
-        programs.write(program, path, metadata)
-        logits = tidy(path) if output.suffix == ".onnx" else []
+        metadata = {KEY: json_text(description)}
+        _forget_places(program)
+        programs.write(program, file, metadata)
+        logits = tidy(file) if output.suffix == ".onnx" else []
         if calibrating:
-            tell(f"Calibrating int8 with {len(calibrating)} pictures of {calibration}")
-            quantise(path, _calibrating(calibrating, predictor, size), metadata)
-        tell(f"Running it beside the model: {'the photograph of Matplotlib' if picture is None else picture}")
+            tell(f"Calibrating int8 with {len(calibrating)} pictures of {options.calibration}")
+            quantise(file, _calibrating(calibrating, predictor, options.size), metadata)
+        tell(f"Running it beside the model, on {options.picture or 'the photograph that Matplotlib has'}")
         proof = []
-        for comparison in compare(model, task, find_runners(path, logits), views, order):
+        for comparison in compare(model, task, find_runners(file, logits), views, order):
             tell(str(comparison))
             comparison.check(LIMITS[precision], precision)
             proof.append(comparison)
-    megabytes = output.stat().st_size / 1e6
-    tell(f"Written: {output} ({megabytes:.1f} MB) and {json_file}")
-    return Exported(output, json_file, tuple(proof))
+    tell(f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), {output.with_suffix('.json')}")
+    return Exported(output, output.with_suffix(".json"), tuple(proof))
 
 
 def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarray:
@@ -233,10 +223,6 @@ def _forget_places(program: torch.export.ExportedProgram) -> None:
     """Take out of a program in which file and line of this machine each operation stands."""
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
-
-
-def _version() -> str:
-    return importlib.import_module("maskformer").__version__
 
 
 def _with_half_network(model: nn.Module) -> nn.Module:

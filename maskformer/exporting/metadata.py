@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -43,7 +44,6 @@ def describe_export(
     precision: str,
     opset: int | None,
     licence: str,
-    version: str,
 ) -> dict[str, Any]:
     """All that the file's users are told, as plain numbers, text, lists and dicts.
 
@@ -55,11 +55,10 @@ def describe_export(
         precision: "float32", "float16" or "int8".
         opset: of ONNX; None: it is a program of PyTorch's.
         licence: of the weights; "": not stated.
-        version: this package's.
     """
     return {
         "format_version": 1,
-        "maskformer_version": version,
+        "maskformer_version": getattr(sys.modules["maskformer"], "__version__", ""),
         "model": name_model(cfg) if cfg.MODEL.META_ARCHITECTURE != "SemanticSegmentor" else "per-pixel baseline",
         "task": task,
         "precision": precision,

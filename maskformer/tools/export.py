@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskformer.exporting.commands import PRECISIONS, check_options, export_predictor
+from maskformer.exporting.commands import PRECISIONS, ExportOptions, write_export
 from maskformer.exporting.graph import OUTPUTS
 from maskformer.predictor import load
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
@@ -59,20 +59,11 @@ def export(args: argparse.Namespace) -> None:
     size = None if args.size is None else _read_size(args.size)
     if len(args.opts) % 2:
         raise InputError(f"{' '.join(args.opts)} is no list of KEY VALUE pairs: a value is missing.")
-    check_options(output, size=size, precision=args.precision, calibration=args.calibration)
+    options = ExportOptions(args.task, size, args.precision, args.calibration, args.picture, args.licence)
+    options.check(output)
     keys = {**dict(zip(args.opts[::2], args.opts[1::2])), "MODEL.DEVICE": "cpu"}
     predictor = load(args.config_file, args.weights, **keys)
-    export_predictor(
-        predictor,
-        output,
-        task=args.task,
-        size=size,
-        precision=args.precision,
-        calibration=args.calibration,
-        picture=args.picture,
-        licence=args.licence,
-        tell=lambda line: print(printable(line), flush=True),
-    )
+    write_export(predictor, output, options, lambda line: print(printable(line), flush=True))
 
 
 def _read_size(text: str) -> tuple[int, int]:

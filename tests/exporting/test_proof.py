@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny_model import SHAPES_CONFIG, TINY
 
+import maskformer
 from maskformer.config import load_config
 from maskformer.exporting.graph import OUTPUTS, SegmentationGraph
 from maskformer.exporting.metadata import describe_export
@@ -118,9 +119,7 @@ def test_what_differs_too_much_is_refused_with_figures(logits: float, labels: fl
 
 def describe(task: str = "semantic", classes: Classes | None = None, size=None, options: tuple = ()):
     cfg = load_config(SHAPES_CONFIG, ["MODEL.DEVICE", "cpu", *options])
-    return describe_export(
-        cfg, classes, task=task, size=size, precision="float32", opset=20, licence="", version="1.2.3"
-    )
+    return describe_export(cfg, classes, task=task, size=size, precision="float32", opset=20, licence="")
 
 
 def test_description_says_what_a_program_needs():
@@ -135,7 +134,11 @@ def test_description_says_what_a_program_needs():
     assert found["input"]["padding_colour"] == [104, 116, 124]  # the means, which are of blue, green and red
     assert (found["input"]["min_size_test"], found["input"]["max_size_test"]) == (128, 1333)
     assert [each["name"] for each in found["outputs"]] == list(OUTPUTS["panoptic"])
-    assert (found["licence_of_weights"], found["maskformer_version"], found["opset"]) == ("not stated", "1.2.3", 20)
+    assert (found["licence_of_weights"], found["maskformer_version"], found["opset"]) == (
+        "not stated",
+        maskformer.__version__,
+        20,
+    )
 
 
 @pytest.mark.parametrize("task", OUTPUTS)
