@@ -255,7 +255,7 @@ def panoptic_batch(
 
 
 def _number_segments(stays: Tensor, classes: Tensor, is_thing: Tensor) -> Tensor:
-    """(B,Q) each -> (B,Q) int64: 1, 2, ... in order of queries, stuff of one class alike; 0: the query does not stay."""
+    """(B,Q) each -> (B,Q) int64: 1, 2, ... in order of queries, one number for a stuff class; 0: it does not stay."""
     num_queries = stays.shape[1]
     queries = torch.arange(num_queries, device=classes.device)
     alike = (classes[:, None] == classes[..., None]) & stays[:, None] & ~is_thing[..., None]

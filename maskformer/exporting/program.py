@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskformer.files import unfinished
 from maskformer.structures import InputError
@@ -42,7 +43,7 @@ def export_program(
         channel_order: see ``SegmentationGraph``.
 
     Returns:
-        A program that takes (B,3,height,width) uint8 RGB and gives a dict of tensors: see ``SegmentationGraph.forward``.
+        It takes (B,3,height,width) uint8 RGB and gives a dict of tensors: see ``SegmentationGraph.forward``.
 
     Raises:
         InputError: the model cannot do the task, the size is none, or this PyTorch cannot export for all sizes.
@@ -54,7 +55,7 @@ def export_program(
     graph = SegmentationGraph(model, task, channel_order=channel_order).eval()
     example = torch.zeros(2, 3, *(size or _EXAMPLE_SIZE), dtype=torch.uint8, device=graph.pixel_mean.device)
     shapes: Any = _any_size() if size is None else {INPUT_NAME: {0: torch.export.Dim("batch")}}
-    with torch.no_grad():
+    with torch.no_grad(), _tracing():
         program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
     for name, value in program.state_dict.items():  # else results want gradients
         program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
@@ -108,10 +109,10 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: Map
     num_bytes = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     if num_bytes > _MOST_BYTES:
         raise InputError(
-            f"{name} would hold {num_bytes / 2**30:.1f} GiB of weights; expected at most 2 GiB in a .onnx file: write a "
-            ".pt2, or weights of 16 bits."
+            f"{name} would hold {num_bytes / 2**30:.1f} GiB of weights; expected at most 2 GiB in a .onnx file: write "
+            "a .pt2, or weights of 16 bits."
         )
-    with _quiet():
+    with _tracing():
         written = torch.onnx.export(
             program,
             dynamo=True,
@@ -139,11 +140,11 @@ def _free_axes(program: torch.export.ExportedProgram) -> dict[int, str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters' hints are for those who write exporters."""
+def _tracing() -> Iterator[None]:
+    """Attention chooses no kernel, for which it would need sizes; hints for writers of exporters are not shown."""
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:
