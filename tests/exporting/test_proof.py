@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 from tiny_model import SHAPES_CONFIG, TINY
 
@@ -12,7 +16,15 @@ import maskformer
 from maskformer.config import load_config
 from maskformer.exporting.graph import OUTPUTS, SegmentationGraph
 from maskformer.exporting.metadata import describe_export
-from maskformer.exporting.proof import LIMITS, Comparison, Limits, compare, share_of_other_labels, views_of
+from maskformer.exporting.proof import (
+    LIMITS,
+    Comparison,
+    Limits,
+    compare,
+    find_runners,
+    share_of_other_labels,
+    views_of,
+)
 from maskformer.predictor import Predictor, load
 from maskformer.structures import Classes, InputError
 
@@ -106,6 +118,46 @@ def test_another_weight_is_found(predictor: Predictor, tiny_weights: str):
     with pytest.raises(InputError, match="eager"):
         for each in found:
             each.check(LIMITS["float32"], "float32")
+
+
+@pytest.fixture
+def brightest(tmp_path: Path) -> Path:
+    """An ONNX file made by hand: the label of a pixel is its brightest channel."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["scores"], to=TensorProto.FLOAT),
+        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.INT32),
+    ]
+    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, "height", "width"])
+    labels = helper.make_tensor_value_info("labels", TensorProto.INT32, ["batch", "height", "width"])
+    graph = helper.make_graph(nodes, "brightest", [images], [labels])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "brightest.onnx")
+    return tmp_path / "brightest.onnx"
+
+
+def test_programs_give_outputs_by_name_and_logits_that_the_file_does_not_give(brightest: Path):
+    runners = find_runners(brightest, ["scores"])
+    assert list(runners) == ["onnxruntime", "OpenVINO"]
+    pictures = views_of(PICTURE, 16, None)[2]
+    for run in runners.values():
+        outputs, (scores,) = run(pictures)
+        assert list(outputs) == ["labels"] and (outputs["labels"] == pictures.argmax(1)).all()
+        assert (scores == pictures).all()
+
+
+def test_a_file_that_a_program_cannot_run(brightest: Path, caplog: pytest.LogCaptureFixture):
+    runners = find_runners(brightest, [])
+    wrong = np.zeros((1, 4, 5, 6), np.uint8)
+    model = torch.nn.Module()
+    model.forward = lambda batch: [{"sem_seg": torch.zeros(3, 5, 6)} for _ in batch]
+    with pytest.raises(InputError, match="onnxruntime"):
+        list(compare(model, "semantic", {"onnxruntime": runners["onnxruntime"]}, [wrong], RGB))
+    assert not list(compare(model, "semantic", {"OpenVINO": runners["OpenVINO"]}, [wrong], RGB))
+    assert "OpenVINO" in caplog.text
+    brightest.write_bytes(b"no model")
+    with pytest.raises(InputError, match="onnxruntime"):
+        find_runners(brightest, [])
 
 
 @pytest.mark.parametrize(("logits", "labels"), [(0.2, 0.0), (0.0, 0.2), (float("nan"), 0.0), (0.0, float("nan"))])

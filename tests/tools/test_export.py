@@ -17,10 +17,7 @@ import torch
 from PIL import Image
 from tiny_model import EOMT_CONFIG, REPOSITORY, TINY_EOMT
 
-import maskformer
-from maskformer.exporting import proof
 from maskformer.predictor import load
-from maskformer.structures import InputError
 from maskformer.tools.export import main
 
 Run = Callable[..., int]
