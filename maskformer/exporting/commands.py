@@ -151,7 +151,7 @@ def write_export(
     task = choose_task(model, options.task)
     shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
     views = views_of(_read_picture(options.picture, predictor), shorter, options.size)
-    calibrating = [] if options.calibration is None else _find_pictures(options.calibration)
+    calibrating = [] if options.calibration is None else _find_pictures(options.calibration, predictor)
     description = describe_export(
         cfg,
         predictor.classes,
@@ -196,15 +196,18 @@ def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarra
     return as_rgb(path)
 
 
-def _find_pictures(folder: str | Path) -> list[str]:
-    """At most so many of a folder's pictures, evenly from first to last."""
+def _find_pictures(folder: str | Path, predictor: Predictor) -> list[str]:
+    """At most so many of a folder's pictures, evenly from first to last; each can be read."""
     if not os.path.isdir(os.path.expanduser(folder)):
         raise InputError(f"calibration is {folder}; expected a folder with pictures.")
     names = [source.name for source in media.find_sources([os.fspath(folder)]) if not source.is_video]
     if not names:
         raise InputError(f"calibration is {folder}, a folder without a picture ({' '.join(media.IMAGE_SUFFIXES)}).")
     count = min(len(names), _MOST_CALIBRATING)
-    return [names[index * len(names) // count] for index in range(count)]
+    chosen = [names[index * len(names) // count] for index in range(count)]
+    for name in chosen:
+        as_rgb(name, predictor.bands)
+    return chosen
 
 
 def _calibrating(names: list[str], predictor: Predictor, size: Size | None) -> Iterator[np.ndarray]:
