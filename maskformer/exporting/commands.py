@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def export(
         calibration: likewise.
         picture: likewise.
         licence: likewise.
-        **keys: as for ``load``; the model is exported from the CPU.
+        **keys: as for ``load``, but for the device: the model is exported on the CPU.
 
     Raises:
         InputError: a mistake in the arguments, the file cannot be written, or it does not give what the model gives:
@@ -131,7 +131,13 @@ def export(
     output = Path(output).expanduser()
     options = ExportOptions(task, size, precision, calibration, picture, licence)
     options.check(output)
-    return write_export(load(source, weights, device="cpu", **keys), output, options)
+    return write_export(load_plainly(source, weights, keys), output, options)
+
+
+def load_plainly(source: str | Path, weights: str | Path | None, keys: Mapping[str, Any]) -> Predictor:
+    """``load``, but on the CPU, and with a network that is not compiled, which could not be traced."""
+    plain = {"MODEL.DEVICE": "cpu", "MODEL.COMPILE": "none", "MODEL.PRECISION": "float32"}
+    return load(source, weights, **{**keys, **plain})
 
 
 def write_export(

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskformer.exporting.commands import PRECISIONS, ExportOptions, write_export
+from maskformer.exporting.commands import PRECISIONS, ExportOptions, load_plainly, write_export
 from maskformer.exporting.graph import OUTPUTS
-from maskformer.predictor import load
 from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED
 from maskformer.runs.screen import keep_warnings_off_screen
 from maskformer.structures import InputError, printable
@@ -61,8 +60,7 @@ def export(args: argparse.Namespace) -> None:
         raise InputError(f"{' '.join(args.opts)} is no list of KEY VALUE pairs: a value is missing.")
     options = ExportOptions(args.task, size, args.precision, args.calibration, args.picture, args.licence)
     options.check(output)
-    keys = {**dict(zip(args.opts[::2], args.opts[1::2])), "MODEL.DEVICE": "cpu"}
-    predictor = load(args.config_file, args.weights, **keys)
+    predictor = load_plainly(args.config_file, args.weights, dict(zip(args.opts[::2], args.opts[1::2])))
     write_export(predictor, output, options, lambda line: print(printable(line), flush=True))
 
 
