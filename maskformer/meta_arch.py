@@ -70,7 +70,7 @@ class InferenceOptions:
 class MaskClassifier(nn.Module, ABC):
     """Segments images semantically, panoptically and by instance, with one set of masks and classes.
 
-    A subclass gives its network: ``predict_layers`` and ``_predict_final``.
+    A subclass gives its network: ``predict_layers``, ``encode`` and ``compose``.
 
     Args:
         criterion: predictions and targets -> losses.
@@ -109,8 +109,14 @@ class MaskClassifier(nn.Module, ABC):
         """(B,3,H,W) normalised images -> what losses are taken of."""
 
     @abstractmethod
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
-        """The last layer's class and mask logits, image by image; see ``MaskFormerHead.predict``."""
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,3,H,W) normalised images -> what the last layer's masks are made of: see ``MaskFormerHead.encode``."""
+
+    @abstractmethod
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What ``encode`` gave -> class and mask logits, image by image: see ``MaskFormerHead.compose``."""
 
     @property
     def thing_class_ids(self) -> frozenset[int]:
@@ -171,7 +177,7 @@ class MaskClassifier(nn.Module, ABC):
 
         Args:
             batched_inputs: as for inference.
-            select: see ``MaskFormerHead.predict``.
+            select: see ``MaskFormerHead.compose``.
 
         Returns:
             One triple an image: (Q,K+1) class logits, (Q,h,w) mask logits, and its sizes; only of selected queries.
@@ -189,7 +195,7 @@ class MaskClassifier(nn.Module, ABC):
         ]
         batch = [images.tensor]
         del images  # the network may free its input
-        predictions = self._predict_final(batch.pop(), select)
+        predictions = self.compose(self.encode(batch.pop()), select)
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -313,10 +319,17 @@ class MaskFormer(MaskClassifier):
         """See ``MaskClassifier``."""
         return self.sem_seg_head(self.backbone(images))
 
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``MaskClassifier``."""
         features = self.backbone(images)
         del images  # the head needs the memory
-        return self.sem_seg_head.predict(features, select)
+        return self.sem_seg_head.encode(features)
+
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See ``MaskClassifier``."""
+        return self.sem_seg_head.compose(encoded, select)
 
 
 @META_ARCH_REGISTRY.register()
@@ -363,8 +376,15 @@ class EoMT(MaskClassifier):
         """See ``MaskClassifier``."""
         return self.network.predict_layers(images)
 
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
-        return self.network.predict(images, select)
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``MaskClassifier``."""
+        return self.network.encode(images)
+
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See ``MaskClassifier``."""
+        return self.network.compose(encoded, select)
 
 
 def _memory_format(device: torch.device, training: bool) -> torch.memory_format:
