@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from tiny_model import EOMT_CONFIG, SHAPES_CONFIG, TINY, TINY_EOMT
 
 from maskformer.config import load_config
-from maskformer.export.graph import SegmentationGraph, instance_batch, panoptic_batch, semantic_batch
+from maskformer.exporting.graph import SegmentationGraph, instance_batch, panoptic_batch, semantic_batch
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_labels
 from maskformer.structures import InputError
 

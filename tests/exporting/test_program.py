@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toy_dataset import draw
 
 from maskformer.config import load_config
-from maskformer.export.program import export_program, write
+from maskformer.exporting.program import export_program, write
 from maskformer.structures import Classes, InputError
 
 SHARED = {
