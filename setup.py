@@ -62,6 +62,7 @@ setup(
         "datasets": ["cityscapesscripts", "h5py"],  # measuring Cityscapes, preparing COCO-Stuff 10k
         "import": ["datasets>=3", "defusedxml"],  # import_dataset from hf-datasets and cvat-xml
         "app": ["gradio>=6"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],  # files for other programs: docs/export.md
         "timm": ["timm>=1.0"],  # MODEL.BACKBONE.NAME build_timm_backbone
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny>=2.10"],
@@ -83,6 +84,10 @@ setup(
             "mlflow-skinny>=2.10",
             "nbclient",
             "ninja",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "openvino",
             "pyarrow",
             "pytest>=8",
             "pytest-xdist>=3.6",

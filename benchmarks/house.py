@@ -20,7 +20,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "maskformer"
-BESIDE_THE_PRODUCT = ("tools", "demo", "sdaa", "reports", "export")
+BESIDE_THE_PRODUCT = ("tools", "demo", "sdaa", "reports", "exporting")
 LONGEST_FUNCTION = 60
 _PUBLIC = {"_exit", "_replace"}  # os._exit and namedtuple's, which are documented
 
@@ -58,7 +58,7 @@ def count_lines(*, product_only: bool) -> int:
     """Lines of the package's sources, comments and empty ones too.
 
     Args:
-        product_only: leave out tools, demo, sdaa, reports and export.
+        product_only: leave out tools, demo, sdaa, reports and exporting.
     """
     beside = {PACKAGE / name for name in BESIDE_THE_PRODUCT} if product_only else set()
     paths = [path for path in PACKAGE.rglob("*.py") if not beside & set(path.parents)]

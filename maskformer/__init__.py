@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maskformer.engine.commands import evaluate, train
+    from maskformer.exporting.commands import export
     from maskformer.predictor import Predictor, load
 
 try:
@@ -47,6 +48,7 @@ __all__ = [
     "Trainer",
     "add_maskformer_config",
     "evaluate",
+    "export",
     "load",
     "train",
 ]
@@ -57,6 +59,7 @@ __version__ = "0.2.0"
 _DOOR = {
     "Predictor": "maskformer.predictor",
     "evaluate": "maskformer.engine.commands",
+    "export": "maskformer.exporting.commands",
     "load": "maskformer.predictor",
     "train": "maskformer.engine.commands",
 }

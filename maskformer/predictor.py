@@ -25,7 +25,7 @@ from maskformer.engine.accelerator import with_device
 from maskformer.engine.network import run_as_configured
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
-from maskformer.export.folder import described_bands, described_classes, find_model, write_folder
+from maskformer.exporting.folder import described_bands, described_classes, find_model, write_folder
 from maskformer.meta_arch import MaskClassifier, know_classes
 from maskformer.model_inputs import MOST_OF_ONE
 from maskformer.model_inputs import output_size as checked_size

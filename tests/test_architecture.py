@@ -47,13 +47,14 @@ ALLOWED = {
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": {"reports", *BELOW_ENGINE},
-    "export": {"structures", "files", "config", "checkpoint", "meta_arch"},
+    # its command loads a model as the Python door does, which writes folders of models
+    "exporting": {"engine", "predictor", "reports", *BELOW_ENGINE},
     "reports": {"structures", "files", "data"},
     "results": {"structures", "reports"},
-    "predictor": {"engine", "reports", "results", "export", *BELOW_ENGINE},
+    "predictor": {"engine", "reports", "results", "exporting", *BELOW_ENGINE},
     "demo": {"engine", "predictor", "reports", *BELOW_ENGINE},
-    "tools": {"engine", "predictor", "results", "reports", "demo", "export", "__init__", *BELOW_ENGINE},
-    "__init__": {"engine", "predictor", *BELOW_ENGINE},
+    "tools": {"engine", "predictor", "results", "reports", "demo", "exporting", "__init__", *BELOW_ENGINE},
+    "__init__": {"engine", "predictor", "exporting", *BELOW_ENGINE},
 }
 
 # Keys with a reason to have more than one reader.
@@ -339,11 +340,11 @@ def match_keys(chain: str | None, keys: set[str]) -> set[str]:
 
 
 def find_readers() -> dict[str, list[str]]:
-    """Returns the modules that read each declared key, config, export and the tools left out."""
+    """Returns the modules that read each declared key, config, exporting and the tools left out."""
     keys = declared_keys()
     readers: dict[str, list[str]] = {key: [] for key in keys}
     for path, tree in PRODUCT.items():
-        if not {PACKAGE / name for name in ("config", "tools", "export")} & set(path.parents):
+        if not {PACKAGE / name for name in ("config", "tools", "exporting")} & set(path.parents):
             for key in find_reads(tree, keys):
                 readers[key].append(str(path.relative_to(REPOSITORY)))
     return readers

@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from benchmarks import definitions
-from maskformer.export.program import INPUT_NAME, export_program, write
+from maskformer.exporting.program import INPUT_NAME, export_program, write
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference, semantic_labels
 from maskformer.predictor import CHANNEL_ORDERS
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskformer.config import load_config
 from maskformer.engine.network import run_as_configured
-from maskformer.export.hugging_face_config import describe_model
+from maskformer.exporting.hugging_face_config import describe_model
 from maskformer.structures import InputError, SegmentMasks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

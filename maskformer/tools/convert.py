@@ -22,7 +22,7 @@ from detectron2.modeling import build_model
 from maskformer.checkpoint import Checkpointer, convert_weights, find_weights_file, fit_to_model, read_weights
 from maskformer.config import load_config
 from maskformer.data.datasets.own import bands_of
-from maskformer.export.folder import write_folder, write_weights
+from maskformer.exporting.folder import write_folder, write_weights
 from maskformer.meta_arch import know_classes
 from maskformer.runs.failures import EXIT_INPUT_ERROR
 from maskformer.runs.screen import keep_warnings_off_screen

@@ -34,7 +34,7 @@ from maskformer.data.datasets import register_all
 from maskformer.demo.shapes import generate_shapes
 from maskformer.engine.accelerator import resolve_device
 from maskformer.engine.trainer import Trainer
-from maskformer.export.folder import CONFIGURATION
+from maskformer.exporting.folder import CONFIGURATION
 from maskformer.files import unfinished
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery

@@ -16,7 +16,7 @@ from torch import Tensor
 from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
 from maskformer.config import load_config
-from maskformer.export.hugging_face_config import describe_preprocessing
+from maskformer.exporting.hugging_face_config import describe_preprocessing
 from maskformer.predictor import load
 from maskformer.tools.convert import main as convert
 

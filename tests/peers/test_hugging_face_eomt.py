@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from maskformer.checkpoint import convert_weights
 from maskformer.config import load_config
-from maskformer.export.folder import find_model, write_weights
-from maskformer.export.hugging_face_config import describe_model, describe_preprocessing
+from maskformer.exporting.folder import find_model, write_weights
+from maskformer.exporting.hugging_face_config import describe_model, describe_preprocessing
 from maskformer.predictor import load
 from maskformer.structures import InputError, Targets
 from maskformer.tools.convert import main as convert
@@ -184,7 +184,7 @@ def test_masked_attention_gives_their_predictions_at_every_block(
 
 def build_ours(peer: nn.Module, kind: str) -> nn.Module:
     from maskformer.config import load_config
-    from maskformer.export.hugging_face_eomt import read_eomt
+    from maskformer.exporting.hugging_face_eomt import read_eomt
 
     keys = read_eomt({**peer.config.to_dict(), "model_type": kind}, "memory")
     keys |= {"MODEL.SEM_SEG_HEAD.NUM_CLASSES": peer.config.num_labels, "MODEL.DEVICE": "cpu"}

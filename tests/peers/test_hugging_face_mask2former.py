@@ -17,7 +17,7 @@ from torch import nn
 
 from maskformer.checkpoint import Checkpointer, convert_weights
 from maskformer.checkpoint.layouts.hugging_face import to_hugging_face
-from maskformer.export.folder import find_model, write_weights
+from maskformer.exporting.folder import find_model, write_weights
 from maskformer.inference import Geometry, semantic_inference
 from maskformer.predictor import load
 from maskformer.structures import InputError, Targets
@@ -305,7 +305,7 @@ def test_timms_resnet_as_transformers_4_described_it(folder: Path, tmp_path: Pat
     ],
 )
 def test_model_that_they_have_not_is_refused(folder: Path, key: str, value: Any):
-    from maskformer.export.hugging_face_config import describe_model
+    from maskformer.exporting.hugging_face_config import describe_model
 
     cfg = find_model(folder)
     cfg.defrost()
