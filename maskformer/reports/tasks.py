@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
@@ -322,6 +323,29 @@ def read_instances(output: dict[str, Any], threshold: float = INSTANCE_THRESHOLD
     """The instances whose score exceeds a threshold."""
     instances = output["instances"].to("cpu")
     return instances[instances.scores > threshold]
+
+
+def pack(result: Any) -> Any:
+    """What ``Task.read`` gave, without tensors.
+
+    From one process to another, tensors would take shared memory, of which containers have little.
+    """
+    if isinstance(result, PanopticResult):
+        return {**vars(result), "segment_map": result.segment_map.numpy()}
+    if isinstance(result, Instances):
+        names = ("pred_masks", "pred_classes", "scores")
+        return result.image_size, {name: result.get(name).numpy() for name in names}
+    return result
+
+
+def unpack(packed: Any) -> Any:
+    """What ``Task.draw`` and ``Task.encode`` take, from what ``pack`` gave."""
+    if isinstance(packed, dict):
+        return PanopticResult(**{**packed, "segment_map": torch.from_numpy(packed["segment_map"])})
+    if isinstance(packed, tuple):
+        size, arrays = packed
+        return Instances(size, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    return packed
 
 
 # In order of preference: the first that is switched on is drawn.
