@@ -165,9 +165,12 @@ class Background:
         return self
 
     def __exit__(self, *details: object) -> None:
-        for wait in (False, True):  # a thread may wait for a process: first nothing new may begin
-            for pool in (self._taker, self._readers, self._fetcher, self._finishers, self._processes):
-                pool.shutdown(wait, cancel_futures=True)
+        threads = self._taker, self._readers, self._fetcher, self._finishers
+        for pool in threads:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._processes.shutdown(cancel_futures=True)  # for these some threads wait
+        for pool in threads:
+            pool.shutdown()
 
 
 def _by_bucket(pieces: list[_Piece], stages: Stages) -> list[list[_Piece]]:
