@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,11 @@ def test_results_come_in_order_and_batches_hold_one_bucket(workers: int, batch_s
         return [each + 1 for each in batch]
 
     with Background(workers, batch_size) as background:
-        results = [(item, future.result()) for item, future in background.run(iter(range(100)), stages(compute=compute))]
+        results = [
+            (item, future.result()) for item, future in background.run(iter(range(100)), stages(compute=compute))
+        ]
     assert [(item, value) for item, (value, _) in results] == [(item, 2 * (item + 1)) for item in range(100)]
-    assert sorted(sum(batches, [])) == list(range(100))
+    assert sorted(chain.from_iterable(batches)) == list(range(100))
     assert all(len({each % 3 for each in batch}) == 1 and len(batch) <= batch_size for batch in batches)
     assert batch_size == 1 or len(batches) < 100 / batch_size + 3 * (100 // (8 * batch_size) + 1)
     assert len({process for _, (_, process) in results} - {os.getpid()}) <= workers
