@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -70,7 +70,7 @@ class InferenceOptions:
 class MaskClassifier(nn.Module, ABC):
     """Segments images semantically, panoptically and by instance, with one set of masks and classes.
 
-    A subclass gives its network: ``predict_layers`` and ``_predict_final``.
+    A subclass gives its network: ``predict_layers``, ``encode`` and ``compose``.
 
     Args:
         criterion: predictions and targets -> losses.
@@ -83,6 +83,7 @@ class MaskClassifier(nn.Module, ABC):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    pads_with_black: ClassVar[bool] = False  # also for training; else images are padded with the mean
 
     def __init__(
         self,
@@ -108,8 +109,14 @@ class MaskClassifier(nn.Module, ABC):
         """(B,3,H,W) normalised images -> what losses are taken of."""
 
     @abstractmethod
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
-        """The last layer's class and mask logits, image by image; see ``MaskFormerHead.predict``."""
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,3,H,W) normalised images -> what the last layer's masks are made of: see ``MaskFormerHead.encode``."""
+
+    @abstractmethod
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What ``encode`` gave -> class and mask logits, image by image: see ``MaskFormerHead.compose``."""
 
     @property
     def thing_class_ids(self) -> frozenset[int]:
@@ -170,7 +177,7 @@ class MaskClassifier(nn.Module, ABC):
 
         Args:
             batched_inputs: as for inference.
-            select: see ``MaskFormerHead.predict``.
+            select: see ``MaskFormerHead.compose``.
 
         Returns:
             One triple an image: (Q,K+1) class logits, (Q,h,w) mask logits, and its sizes; only of selected queries.
@@ -188,7 +195,7 @@ class MaskClassifier(nn.Module, ABC):
         ]
         batch = [images.tensor]
         del images  # the network may free its input
-        predictions = self._predict_final(batch.pop(), select)
+        predictions = self.compose(self.encode(batch.pop()), select)
         return [(*pair, geometry) for pair, geometry in zip(predictions, geometries)]
 
     def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
@@ -196,6 +203,11 @@ class MaskClassifier(nn.Module, ABC):
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         normalised = [((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype) for image in raw]
         batch = ImageList.from_tensors(normalised, self.size_divisibility)
+        if self.pads_with_black:
+            black = -self.pixel_mean / self.pixel_std
+            for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
+                image[:, rows:] = black
+                image[:, :, columns:] = black
         batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch
 
@@ -307,10 +319,17 @@ class MaskFormer(MaskClassifier):
         """See ``MaskClassifier``."""
         return self.sem_seg_head(self.backbone(images))
 
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``MaskClassifier``."""
         features = self.backbone(images)
         del images  # the head needs the memory
-        return self.sem_seg_head.predict(features, select)
+        return self.sem_seg_head.encode(features)
+
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See ``MaskClassifier``."""
+        return self.sem_seg_head.compose(encoded, select)
 
 
 @META_ARCH_REGISTRY.register()
@@ -325,6 +344,8 @@ class EoMT(MaskClassifier):
 
     Source: arXiv 2503.19108; see ``modeling.eomt``.
     """
+
+    pads_with_black = True
 
     @configurable
     def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, delta_base: str = "", **options: Any):
@@ -355,16 +376,15 @@ class EoMT(MaskClassifier):
         """See ``MaskClassifier``."""
         return self.network.predict_layers(images)
 
-    def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        batch = super()._normalise(batched_inputs)
-        black = -self.pixel_mean / self.pixel_std  # what images are padded with, also for training; else it is the mean
-        for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
-            image[:, rows:] = black
-            image[:, :, columns:] = black
-        return batch
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``MaskClassifier``."""
+        return self.network.encode(images)
 
-    def _predict_final(self, images: Tensor, select: Callable[[Tensor], Tensor] | None) -> list[tuple[Tensor, Tensor]]:
-        return self.network.predict(images, select)
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """See ``MaskClassifier``."""
+        return self.network.compose(encoded, select)
 
 
 def _memory_format(device: torch.device, training: bool) -> torch.memory_format:

@@ -22,6 +22,7 @@ from maskformer.data.datasets.own import bands_of
 from maskformer.data.files import reading
 from maskformer.data.mappers.base import evaluation_resize
 from maskformer.engine.accelerator import with_device
+from maskformer.engine.network import run_as_configured
 from maskformer.engine.setup import register_datasets
 from maskformer.engine.test_time import apply_test_time_options, check_test_classes, inference_options, innermost
 from maskformer.export.folder import described_bands, described_classes, find_model, write_folder
@@ -114,6 +115,7 @@ class Predictor:
         cfg = with_device(cfg)
         model = build_model(cfg)
         know_classes(model, cfg)
+        run_as_configured(cfg, model)
         _load_all(model, cfg.MODEL.WEIGHTS)
         check_test_classes(cfg, model)
         cfg, model = apply_test_time_options(cfg, model)

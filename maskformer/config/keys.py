@@ -23,6 +23,12 @@ def add_maskformer_config(cfg: CfgNode) -> None:
     cfg.MODEL.SWIN = _swin_keys()
     cfg.MODEL.TIMM = _timm_keys()
     cfg.MODEL.EOMT = _eomt_keys()
+    # The network, in training, evaluation and prediction, compiled by torch.compile: "none"; "default"; "max-autotune",
+    # which takes longer to compile, for kernels that are tried out, and on CUDA for graphs of them. docs/predict.md.
+    cfg.MODEL.COMPILE = "none"
+    # In evaluation and prediction, what the network computes products in: "float32", "bfloat16", "float16", or "auto":
+    # bfloat16 where the device has it, else float16. Weights and results are float32; training has SOLVER.AMP.
+    cfg.MODEL.PRECISION = "float32"
     cfg.MODEL.MASK_ON = True  # Detectron2's own DatasetMapper, if somebody trains with it, shall read masks
     # An evaluation goes on after the last image of one that was interrupted, of the same weights, configuration, data
     # and code in the same OUTPUT_DIR; False: all images are measured.

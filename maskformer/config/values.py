@@ -90,6 +90,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("full_model", "value", "norm"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "SOLVER.AMP.PRECISION": ("auto", "float16", "bfloat16"),
+    "MODEL.COMPILE": ("none", "default", "max-autotune"),
+    "MODEL.PRECISION": ("float32", "bfloat16", "float16", "auto"),
     "MODEL.MASK_FORMER.MASK_LOSS": ("auto", "dense", "points"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.STEM_TYPE": ("basic", "deeplab"),

@@ -55,7 +55,7 @@ COMMON_VARIABLES = ("OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "MALLOC_")  # begin
 
 PROCESSES_PER_CORE = 4  # more would only wait for each other, and each takes memory
 
-# SOLVER.AMP.PRECISION; "auto" is the device's own choice.
+# SOLVER.AMP.PRECISION and MODEL.PRECISION; "auto" is the device's own choice.
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -200,12 +200,16 @@ class Accelerator:
         if states["device"] is not None:
             self._call("set_rng_state", states["device"])
 
-    def half_precision(self, name: str = "auto") -> torch.dtype:
+    def half_precision(
+        self, name: str = "auto", *, key: str = "SOLVER.AMP.PRECISION", off: str = "SOLVER.AMP.ENABLED to False"
+    ) -> torch.dtype:
         """The type that ``autocast`` computes products in.
 
         Args:
             name: "float16", "bfloat16", or "auto": bfloat16 where the device has it, for it needs no loss scaling;
                 else float16.
+            key: of the configuration that says so, for the message.
+            off: how products stay as they are, likewise.
 
         Raises:
             InputError: the device does not compute in that type.
@@ -214,8 +218,8 @@ class Accelerator:
             name = "bfloat16" if self._computes_in(torch.bfloat16) else "float16"
         if not self._computes_in(PRECISIONS[name]):
             others = [other for other, dtype in PRECISIONS.items() if self._computes_in(dtype)]
-            change = f"it to {' or '.join([*others, 'auto'])}" if others else "SOLVER.AMP.ENABLED to False"
-            raise InputError(f"SOLVER.AMP.PRECISION is {name!r}, which {self.type} does not compute in; set {change}.")
+            change = f"it to {' or '.join([*others, 'auto'])}" if others else off
+            raise InputError(f"{key} is {name!r}, which {self.type} does not compute in; set {change}.")
         return PRECISIONS[name]
 
     def autocast(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

@@ -40,6 +40,7 @@ from .hooks.reports import AcceleratorHook, BadImageReport, HistoryHook, LossWat
 from .hooks.saving import BestCheckpoint, SavingHook
 from .hooks.trackers import TRACKERS, Tracker, check_installed
 from .hooks.writers import EventFileWriter, MetricsWriter, PictureWriter, TcappdllWriter
+from .network import run_as_configured
 from .optimizer import build_optimizer
 from .pictures import ValidationPictures
 from .processes import check_for_several_processes
@@ -97,9 +98,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Detectron2's; the model knows its classes."""
+        """Detectron2's; the model knows its classes, and its network runs as ``MODEL.COMPILE`` says."""
         model = super().build_model(cfg)
         know_classes(model, cfg)
+        run_as_configured(cfg, model)
         return model
 
     @classmethod

@@ -116,17 +116,27 @@ class EoMTNetwork(nn.Module):
             pixel_embeddings=pixel_embeddings,
         )
 
-    def predict(self, images: Tensor, select: Callable[[Tensor], Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
-        """What ``forward`` gives, by image, and of the masks only those that are wanted: ``MaskFormerHead.predict``."""
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What ``forward``'s masks are made of: (B,Q,K+1) class logits, (B,Q,D) and (B,D,h,w) embeddings."""
         tokens, rotation = self._encode(images)
         for block in self.backbone.blocks[-self.num_blocks :]:
             tokens = block(tokens, rotation)
+        return self._predict(tokens, images)
+
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What ``forward`` gives, by image, and of the masks only those that are wanted: ``MaskFormerHead.compose``."""
         pairs = []
-        for class_logits, mask_embeddings, pixel_embeddings in zip(*self._predict(tokens, images)):
+        for class_logits, mask_embeddings, pixel_embeddings in zip(*encoded):
             queries = slice(None) if select is None else select(class_logits)
             masks = mask_embeddings[queries] @ pixel_embeddings.flatten(1)
             pairs.append((class_logits[queries], masks.unflatten(1, pixel_embeddings.shape[1:])))
         return pairs
+
+    def predict(self, images: Tensor, select: Callable[[Tensor], Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
+        """``compose`` what ``encode`` makes of images."""
+        return self.compose(self.encode(images), select)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens before the last blocks, queries in front, and the rotation that the blocks take."""
@@ -167,10 +177,10 @@ class _Prediction(NamedTuple):
     mask_embeddings: Tensor
     pixel_embeddings: Tensor
 
-    @torch.no_grad()
     def mask_logits(self) -> Tensor:
-        """(B,Q,h,w): their products."""
-        products = self.mask_embeddings @ self.pixel_embeddings.flatten(2)
+        """(B,Q,h,w): their products, without a gradient."""
+        with torch.no_grad():  # torch.compile knows no decorator of a method of what was made inside
+            products = self.mask_embeddings @ self.pixel_embeddings.flatten(2)
         return products.unflatten(2, self.pixel_embeddings.shape[2:])
 
 

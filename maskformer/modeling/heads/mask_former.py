@@ -64,31 +64,48 @@ class MaskFormerHead(nn.Module):
         class_logits, mask_embeddings = self.predictor(feature, decoded)
         return MaskPredictions.from_embeddings(class_logits, mask_embeddings, decoded.mask_features)
 
-    def predict(
-        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What ``forward`` predicts in the last layer, in less time and memory: only the masks that are wanted.
+    def encode(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the masks of the last layer are made of: the part of a prediction that does not depend on the answer.
 
         Args:
             features: as for ``forward``; each is taken out when it is used, to free its memory.
-            select: (Q,K+1) class logits of an image -> (N,) int64, the queries to give; None: all.
 
         Returns:
-            One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
+            (B,Q,K+1) class logits, (B,Q,C) mask embeddings, and (B,channels,h,w), ``DecodedFeatures.finest``.
         """
         attended = {name: features[name] for name in features if name == self.transformer_in_feature}
         decoded = self.pixel_decoder.decode(features)
         feature = pick_attended_feature(self.transformer_in_feature, attended, decoded)
         del attended
         class_logits, mask_embeddings = self.predictor(feature, decoded)
+        return class_logits[-1], mask_embeddings[-1], decoded.finest
+
+    def compose(
+        self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What ``forward`` predicts in the last layer, in less time and memory: only the masks that are wanted.
+
+        Args:
+            encoded: what ``encode`` gave.
+            select: (Q,K+1) class logits of an image -> (N,) int64, the queries to give; None: all.
+
+        Returns:
+            One pair an image: (N,K+1) class logits, (N,h,w) mask logits.
+        """
         predictions = []
-        for image, (image_classes, image_embeddings) in enumerate(zip(class_logits[-1], mask_embeddings[-1])):
+        for image_classes, image_embeddings, finest in zip(*encoded):
             if select is not None:
                 queries = select(image_classes)
                 image_classes, image_embeddings = image_classes[queries], image_embeddings[queries]
-            finest = decoded.finest[image : image + 1]
-            predictions.append((image_classes, compose_masks(finest, decoded.projection, image_embeddings)))
+            masks = compose_masks(finest[None], self.pixel_decoder.mask_features, image_embeddings)
+            predictions.append((image_classes, masks))
         return predictions
+
+    def predict(
+        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """``compose`` what ``encode`` makes of features."""
+        return self.compose(self.encode(features), select)
 
 
 class MaskFormerNetwork(nn.Module):

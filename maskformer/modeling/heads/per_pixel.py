@@ -79,7 +79,7 @@ class PerPixelBaselineHead(nn.Module):
         Raises:
             InputError: in training, targets are missing, or labels of another image or model.
         """
-        class_logits = self._class_logits(features)
+        class_logits = self.class_logits(features)
         if self.training:
             return None, self._losses(class_logits, self._checked(targets, class_logits.shape))
         return self._upsample(class_logits[-1]), {}
@@ -105,7 +105,7 @@ class PerPixelBaselineHead(nn.Module):
                 )
         return targets
 
-    def _class_logits(self, features: dict[str, Tensor]) -> Tensor:
+    def class_logits(self, features: dict[str, Tensor]) -> Tensor:
         """(L,B,K,h,w), L supervised layers: one here."""
         return self.predictor(self.pixel_decoder(features).mask_features)[None]
 
@@ -162,7 +162,8 @@ class PerPixelBaselinePlusHead(PerPixelBaselineHead):
             "transformer_in_feature": name,
         }
 
-    def _class_logits(self, features: dict[str, Tensor]) -> Tensor:
+    def class_logits(self, features: dict[str, Tensor]) -> Tensor:
+        """See ``PerPixelBaselineHead``."""
         decoded = self.pixel_decoder(features)
         feature = pick_attended_feature(self.transformer_in_feature, features, decoded)
         return self.predictor.predict_masks(feature, decoded)

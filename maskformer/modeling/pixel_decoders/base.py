@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,23 +37,26 @@ class DecodedFeatures:
     projection: Conv2d
     levels: list[Tensor] = field(default_factory=list)
     encoded: Tensor | None = None
+    _mask_features: Tensor | None = field(default=None, init=False, repr=False)
 
-    @cached_property
+    @property
     def mask_features(self) -> Tensor:
-        """(B,C,h,w): the pixel embeddings."""
-        return self.projection(self.finest)
+        """(B,C,h,w): the pixel embeddings, computed when they are asked for, once."""
+        if self._mask_features is None:  # torch.compile knows no functools.cached_property
+            self._mask_features = self.projection(self.finest)
+        return self._mask_features
 
-    @torch.no_grad()
     def resized_mask_features(self, size: Sequence[int]) -> Tensor:
         """(B,C,*size): the pixel embeddings on another grid, bilinear, without a gradient.
 
         A 1x1 projection may come after the resize, for both are linear: then none of the whole grid is needed.
         """
         commutes = self.projection.kernel_size == (1, 1)
-        resized = F.interpolate(
-            self.finest if commutes else self.mask_features, tuple(size), mode="bilinear", align_corners=False
-        )
-        return self.projection(resized) if commutes else resized
+        with torch.no_grad():
+            resized = F.interpolate(
+                self.finest if commutes else self.mask_features, tuple(size), mode="bilinear", align_corners=False
+            )
+            return self.projection(resized) if commutes else resized
 
 
 class PixelDecoder(nn.Module, ABC):
