@@ -134,7 +134,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run(
     (tmp_path / "file").write_text("")
     assert predict.main(command(tmp_path / "file" / "out", "--workers", 2)) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("cannot be written") == 1
+    assert error.splitlines()[-1].startswith("error: ") and error.count("cannot be written") == 1
 
 
 @pytest.mark.parametrize(("option", "value"), [("--workers", "-1"), ("--batch-size", "0"), ("--workers", "many")])
