@@ -305,7 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="KEY VALUE pairs, which change the configuration, come last.\n"
-        "Exit code: 0 all drawn, 1 some inputs could not be read, 2 a mistake in the arguments.",
+        "Exit code: 0 all drawn, 1 some inputs could not be read, 2 a mistake in the arguments, 3 a process was lost.",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's configuration")
     parser.add_argument("--weights", metavar="FILE", help="the trained model; else the configuration's MODEL.WEIGHTS")
