@@ -253,7 +253,7 @@ class Predictor:
         for place, picture in pictures:
             try:
                 rgb = as_rgb(picture, self.bands)
-                example = self._example(rgb, output_size)
+                example = self.example(rgb, output_size)
             except BadImageError as error:
                 raise BadImageError(f"{place}{error}") from error
             if batch and (len(batch) == batch_size or batch[0][2]["image"].shape != example["image"].shape):
@@ -266,11 +266,7 @@ class Predictor:
     def _segment_batch(
         self, batch: list[tuple[Any, np.ndarray, dict[str, Any]]], task: Task, options: dict[str, Any]
     ) -> Iterator[Result]:
-        with self._lock, torch.inference_mode(), inference_options(self.model, **options):
-            check = getattr(innermost(self.model), "check_classes", None)
-            if check is not None:
-                check()
-            outputs = self.model([example for _, _, example in batch])
+        outputs = self._outputs([example for _, _, example in batch], options)
         num_classes = len(self.classes) if self.classes is not None else self._num_classes
         for (picture, rgb, _), output in zip(batch, outputs, strict=True):
             name = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else getattr(picture, "filename", "")
@@ -278,12 +274,44 @@ class Predictor:
                 output, image=rgb, task=task, known=self.classes, num_classes=num_classes, name=str(name or "")
             )
 
+    def _outputs(self, examples: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
+        with self._lock, torch.inference_mode(), inference_options(self.model, **options):
+            check = getattr(innermost(self.model), "check_classes", None)
+            if check is not None:
+                check()
+            return self.model(examples)
+
+    def outputs(
+        self, examples: list[dict[str, Any]], *, task: str | None = None, threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The model's results of a batch that is ready: for whoever reads pictures and keeps results himself.
+
+        Args:
+            examples: what ``example`` gave, of one ``bucket``.
+            task: as for a call.
+            threshold: as for a call.
+        """
+        return self._outputs(examples, self._choose(task, threshold)[1])
+
+    def bucket(self, example: dict[str, Any]) -> tuple[int, ...]:
+        """The size that an example is padded to: a batch of one size gives what each example gives alone."""
+        divisor = max(getattr(innermost(self.model), "size_divisibility", 1), 1)  # of others, equal sizes are safe
+        return tuple(-(-length // divisor) * divisor for length in example["image"].shape[-2:])
+
     @property
     def _num_classes(self) -> int:
         return 0 if self.cfg is None else self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
 
-    def _example(self, rgb: np.ndarray, output_size: tuple[int, int] | None) -> dict[str, Any]:
-        """What the model is given of a picture."""
+    def example(self, rgb: np.ndarray, output_size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """What the model is given of a picture.
+
+        Args:
+            rgb: (height,width,3) uint8.
+            output_size: as for a call.
+
+        Raises:
+            BadImageError: nothing is left of it when it is resized.
+        """
         asked = {} if output_size is None else dict(zip(("height", "width"), output_size))
         height, width = checked_size({"file_name": "the picture", **asked}, rgb.shape[:2])
         transform = self._resize.get_transform(rgb)

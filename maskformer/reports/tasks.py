@@ -17,9 +17,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
+from matplotlib.patches import Polygon
 from pycocotools import mask as rle_codec
 
 from maskformer.structures import Classes, InputError, PanopticResult
@@ -167,12 +169,15 @@ def _paint(image: np.ndarray, layers: Sequence[Layer], scale: int, opacity: floa
     visualizer = Visualizer(picture)
     # Its figure is a hundredth of a pixel larger than the picture, which Matplotlib before 3.11 would stretch to it.
     figure, axes = visualizer.output.fig, visualizer.output.ax
+    line_width = max(np.sqrt(picture.shape[0] * picture.shape[1]) // 90 // 15, 1)
     axes.set_position((0, 0, picture.shape[1] / figure.bbox.width, picture.shape[0] / figure.bbox.height))
     for layer in layers:
         contours, _ = cv2.findContours(layer.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
         for contour in contours:  # (points,1,2) x and y of pixels along the edges, those of holes included
             if len(contour) > 2:
-                visualizer.draw_polygon(contour[:, 0] + 0.5, layer.color, edge_color=layer.edge_color, alpha=0)
+                # As draw_polygon draws, which finds limits of the axes too that are set: half of the time.
+                corners = contour[:, 0] + 0.5
+                axes.add_artist(Polygon(corners, fill=False, edgecolor=layer.edge_color, linewidth=line_width))
     for layer in layers:
         _write_label(visualizer, layer)
     return visualizer.output.get_image()
@@ -322,6 +327,29 @@ def read_instances(output: dict[str, Any], threshold: float = INSTANCE_THRESHOLD
     """The instances whose score exceeds a threshold."""
     instances = output["instances"].to("cpu")
     return instances[instances.scores > threshold]
+
+
+def pack(result: Any) -> Any:
+    """What ``Task.read`` gave, without tensors.
+
+    From one process to another, tensors would take shared memory, of which containers have little.
+    """
+    if isinstance(result, PanopticResult):
+        return {**vars(result), "segment_map": result.segment_map.numpy()}
+    if isinstance(result, Instances):
+        names = ("pred_masks", "pred_classes", "scores")
+        return result.image_size, {name: result.get(name).numpy() for name in names}
+    return result
+
+
+def unpack(packed: Any) -> Any:
+    """What ``Task.draw`` and ``Task.encode`` take, from what ``pack`` gave."""
+    if isinstance(packed, dict):
+        return PanopticResult(**{**packed, "segment_map": torch.from_numpy(packed["segment_map"])})
+    if isinstance(packed, tuple):
+        size, arrays = packed
+        return Instances(size, **{name: torch.from_numpy(array) for name, array in arrays.items()})
+    return packed
 
 
 # In order of preference: the first that is switched on is drawn.

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ from maskformer.evaluation.loop import fingerprint
 from maskformer.files import remove_folders_beside
 from maskformer.predictor import Predictor
 from maskformer.reports import gallery, media, tasks
+from maskformer.reports.annotator import Annotator, Prepared, Seen, add_labels, draw_frame, write_drawing
 from maskformer.reports.as_dataset import FOLDERS, ResultDataset
 from maskformer.reports.console import ProgressLine
 from maskformer.reports.media import Source, Video, VideoFile
-from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable, Task
-from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, is_out_of_memory
+from maskformer.reports.tasks import INSTANCE_THRESHOLD, TASKS, ClassTable
+from maskformer.runs.background import MOST_WORKERS, Background, Stages, default_workers
+from maskformer.runs.failures import EXIT_INPUT_ERROR, EXIT_INTERRUPTED, EXIT_RUN_ERROR, is_out_of_memory
 from maskformer.runs.launch import Place, find_place, find_shard, gather_from_ranks, is_restarted, take_device
 from maskformer.runs.screen import keep_warnings_off_screen
-from maskformer.structures import BadImageError, Bands, InputError, printable
+from maskformer.structures import BadImageError, InputError, RunError, printable
 
 WINDOW = "MaskFormer (Esc or q: close)"
 PAGE_NAME = "predictions.html"
@@ -51,39 +54,7 @@ CLOSING_KEYS = (27, ord("q"))  # 27: Esc
 MAPPERS = {name: f"mask_former_{name}" for name in TASKS}  # that read a dataset of a task's results
 PROGRESS_FROM = 4  # inputs; fewer are done before anybody wonders
 EXIT_SOME_LEFT_OUT = 1
-
-
-@dataclass(frozen=True)
-class Annotator:
-    """From an image to its picture and raw ids.
-
-    Attributes:
-        segment: RGB image -> the model's output.
-        task: how to read, draw and encode the output.
-        classes: K names and colours.
-        facts: what the JSON says about model and dataset.
-        things: numbers of the classes that are counted one by one.
-        bands: how images are read; None: as plain pictures.
-    """
-
-    segment: Callable[[np.ndarray], dict[str, Any]]
-    task: Task
-    classes: ClassTable
-    facts: dict[str, Any]
-    things: frozenset[int] = frozenset()
-    bands: Bands | None = None
-
-    def facts_of(self, source: Source) -> dict[str, Any]:
-        """What the JSON of one image says first, and by which another one in its place is told."""
-        return {"image": source.name, "image_digest": media.digest(source.name), "task": self.task.name, **self.facts}
-
-    def read(self, source: Source) -> np.ndarray:
-        """An image as (height,width,3) uint8 RGB."""
-        return media.read_picture(source.name, self.bands)
-
-    def picture(self, image: np.ndarray) -> np.ndarray:
-        """What the model sees, drawn: (height,width,3) uint8 RGB."""
-        return self.task.draw(image, self.task.read(self.segment(image)), self.classes)
+BATCH_SIZE = 4  # by default, but on a CPU
 
 
 @dataclass(frozen=True)
@@ -128,45 +99,38 @@ class Plan:
         print(f"{count - num_left_out} of {count} inputs{of_shard} drawn{before}: {printable(str(target))}")
 
 
-def _draw(source: Source, output: Path, annotator: Annotator, *, resume: bool, quiet: bool) -> bool:
-    """Write what is seen in an image or a video; False: an earlier run did."""
-    if source.is_video:
-        _annotate_video(source, output, annotator, quiet=quiet)
-    elif resume and media.has_ids(output, annotator.facts_of(source)):
-        return False
-    else:
-        _annotate_image(source, output, annotator)
-    return True
+def _stages(annotator: Annotator, read: Callable[[Any], Any], finish: Callable[[Any, Seen], Any]) -> Stages:
+    return Stages(read, annotator.bucket, annotator.segment, annotator.fetch, finish)
 
 
-def _label(source: Source, output: Path, annotator: Annotator, dataset: ResultDataset, *, resume: bool) -> bool:
-    """Add an image with its result to a dataset; False: an earlier run did."""
+def _read(work: tuple[Source, Path], annotator: Annotator, has: Callable[..., bool] | None) -> Prepared | None:
+    """Read an image; None: an earlier run did what is to be done with it."""
+    source, output = work
     facts = annotator.facts_of(source)
-    if resume and dataset.has(output, facts):
-        return False
-    result = annotator.task.read(annotator.segment(annotator.read(source)))
-    dataset.add(source.name, output, annotator.task.encode(result, annotator.classes), facts)
-    return True
+    if has is not None and has(output, facts):
+        return None
+    return annotator.prepare(annotator.read(source), facts)
 
 
-def _annotate_image(source: Source, output: Path, annotator: Annotator) -> None:
-    """Read one image, write its picture and ids, and last the JSON that says that they are complete."""
-    facts, image, task = annotator.facts_of(source), annotator.read(source), annotator.task
-    result = task.read(annotator.segment(image))
-    picture, ids = task.draw(image, result, annotator.classes), task.encode(result, annotator.classes)
-    media.write_result(output, picture, ids, facts, annotator.classes)
-
-
-def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet: bool = False) -> None:
+def _annotate_video(
+    source: Source, output: Path, annotator: Annotator, background: Background, *, quiet: bool = False
+) -> bool:
     """Write a video with every frame drawn; Ctrl-C ends the recording of a camera."""
     video, num_frames = Video(source), 0
+    pictures: Iterable[np.ndarray]
+    if source.camera is None:
+        draw = partial(draw_frame, task=annotator.task, classes=annotator.classes)
+        stages = _stages(annotator, annotator.prepare, draw)
+        pictures = (drawing.result() for _, drawing in background.run(video, stages))
+    else:
+        pictures = map(annotator.picture, video)  # a camera does not wait: what is drawn is what it sees now
     with (
         VideoFile(output, video.frame_rate) as file,
         ProgressLine(f"Drawing {source.name}", video.num_frames, unit="frames", quiet=quiet) as progress,
     ):
         try:
-            for frame in video:
-                file.write(annotator.picture(frame))
+            for picture in pictures:
+                file.write(picture)
                 num_frames += 1
                 progress.advance()
         except KeyboardInterrupt:
@@ -176,6 +140,7 @@ def _annotate_video(source: Source, output: Path, annotator: Annotator, *, quiet
         raise BadImageError(f"{source.name} holds no readable frame; expected a video with at least one.")
     if file.path != output:
         _warn(f"OpenCV cannot write {output.suffix} here; {source.name} is drawn in {file.path}")
+    return True
 
 
 def _warn(sentence: str) -> None:
@@ -183,19 +148,47 @@ def _warn(sentence: str) -> None:
     print(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
-def _annotate_all(plan: Plan, annotate: Callable[[Source, Path], bool]) -> int:
+def _annotate(
+    plan: Plan, annotator: Annotator, background: Background, stages: Stages
+) -> Iterator[tuple[Source, Callable[[], Any]]]:
+    """Yield each input of this process's share, in order, with a function that waits for it; None: it was done."""
+    for is_video, work in groupby(plan.own_work, lambda pair: pair[0].is_video):
+        if is_video:
+            for source, output in work:
+                draw = partial(_annotate_video, source, output, annotator, background, quiet=not plan.is_of_one)
+                yield source, draw
+        else:
+            for (source, _), result in background.run(work, stages):
+                yield source, result.result
+
+
+def _annotate_all(
+    plan: Plan,
+    annotator: Annotator,
+    background: Background,
+    has: Callable[..., bool],
+    finish: Callable[[Any, Seen], bool],
+) -> int:
     """Write the results of this process's share; of several, one that cannot be read is left out and named at the end.
+
+    Args:
+        plan: of all processes.
+        annotator: the model, and how its results are read.
+        background: where the work is done.
+        has: (output, facts) -> whether it is complete.
+        finish: writes an image's result.
 
     Returns:
         The exit code: that of all processes that share the work.
     """
-    left_out, num_before, work = [], 0, plan.own_work
-    quiet = len(work) < PROGRESS_FROM or plan.place.rank > 0
-    with ProgressLine("Drawing", len(work), unit="inputs", quiet=quiet) as progress:
-        for source, output in work:
+    left_out, num_before = [], 0
+    stages = _stages(annotator, partial(_read, annotator=annotator, has=has if plan.resume else None), finish)
+    quiet = len(plan.own_work) < PROGRESS_FROM or plan.place.rank > 0
+    with ProgressLine("Drawing", len(plan.own_work), unit="inputs", quiet=quiet) as progress:
+        for source, wait_for in _annotate(plan, annotator, background, stages):
             try:
                 with _named(source):
-                    num_before += not annotate(source, output)
+                    num_before += wait_for() is None
             except BadImageError as error:
                 if plan.is_of_one:
                     raise
@@ -209,14 +202,16 @@ def _annotate_all(plan: Plan, annotate: Callable[[Source, Path], bool]) -> int:
     return EXIT_SOME_LEFT_OUT if num_left_out else 0
 
 
-def _write_dataset(plan: Plan, args: argparse.Namespace) -> int:
+def _write_dataset(plan: Plan, args: argparse.Namespace, background: Background) -> int:
     """Write the results of all images as a dataset; a shard leaves what holds them together to a later call."""
     folder = Path(args.output)
-    cfg, annotator = _build_annotator(args, plan.place)
-    dataset = ResultDataset(folder, annotator.task, annotator.classes, annotator.things, annotator.bands)
+    cfg, annotator = _build_annotator(args, plan.place, background)
+    known, bands = annotator.predictor.classes, annotator.predictor.bands
+    things = (known and known.things) or frozenset()
+    dataset = ResultDataset(folder, annotator.task, annotator.classes, things, bands)
     if plan.resume:
         remove_folders_beside(file for _, picture in plan.own_work for file in dataset.files(picture))
-    exit_code = _annotate_all(plan, partial(_label, annotator=annotator, dataset=dataset, resume=plan.resume))
+    exit_code = _annotate_all(plan, annotator, background, dataset.has, partial(add_labels, dataset=dataset))
     if plan.place.rank > 0:
         return exit_code
     if plan.shard is not None:
@@ -296,6 +291,13 @@ def open_window() -> None:
         raise InputError(f"This OpenCV cannot open windows (a headless build): {remedy}") from error
 
 
+def positive(text: str, least: int = 1) -> int:
+    """A number of the command line."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected an integer from {least}")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -303,7 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="KEY VALUE pairs, which change the configuration, come last.\n"
-        "Exit code: 0 all drawn, 1 some inputs could not be read, 2 a mistake in the arguments.",
+        "Exit code: 0 all drawn, 1 some inputs could not be read, 2 a mistake in the arguments, 3 a process was lost.",
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the model's configuration")
     parser.add_argument("--weights", metavar="FILE", help="the trained model; else the configuration's MODEL.WEIGHTS")
@@ -338,18 +340,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="make --output a dataset instead of drawings: pictures, label maps or COCO JSON of what exceeds the "
         "threshold, and dataset.yaml for train_net.py",
     )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help=f"images of one padded size that the model sees together; by default 1 on a CPU, else {BATCH_SIZE}. More "
+        "than 1 changes results by rounding",
+    )
+    parser.add_argument(
+        "--workers",
+        type=partial(positive, least=0),
+        metavar="N",
+        help="threads that read ahead, and processes that draw and write; 0: one image after the other. By default the "
+        f"number of cores, at most {MOST_WORKERS}, and 0 for fewer than {PROGRESS_FROM} images",
+    )
     parser.add_argument("--device", default="auto", help='cpu, cuda, ...; "auto": an accelerator, else the CPU')
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="configuration keys to change")
     return parser
 
 
-def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, Annotator]:
+def _build_annotator(
+    args: argparse.Namespace, place: Place, background: Background | None = None
+) -> tuple[CfgNode, Annotator]:
     """Load the configuration, the model and what is known about its classes."""
     cfg = load_config(args.config_file, args.opts)
     if args.weights is not None:
         cfg.MODEL.WEIGHTS = args.weights
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE if args.device == "auto" else args.device)
-    take_device(Accelerator(cfg.MODEL.DEVICE), place)
+    accelerator = Accelerator(cfg.MODEL.DEVICE)
+    take_device(accelerator, place)
     task = tasks.choose_task(cfg, args.task)
     if args.confidence_threshold is not None:
         task, _ = task.above(args.confidence_threshold, "--confidence-threshold")  # the predictor is told it too
@@ -366,9 +385,10 @@ def _build_annotator(args: argparse.Namespace, place: Place) -> tuple[CfgNode, A
         "dataset": dataset,
         "fingerprint": fingerprint(cfg, predictor.model, [args.confidence_threshold, classes.names, predictor.bands]),
     }
-    segment = partial(predictor, task=task.name, threshold=args.confidence_threshold)
-    things = (predictor.classes and predictor.classes.things) or frozenset()
-    return cfg, Annotator(segment, task, classes, facts, things, predictor.bands)
+    if background is not None:
+        background.batch_size = args.batch_size or (1 if accelerator.type == "cpu" else BATCH_SIZE)
+    pins = accelerator.reads_pinned_memory
+    return cfg, Annotator(predictor, task, classes, facts, args.confidence_threshold, pins)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -401,14 +421,28 @@ def predict(args: argparse.Namespace) -> int:
     else:
         outputs = media.plan_outputs(sources, args.output)
     plan = Plan(sources, outputs, args.shard, place, resume=args.resume or is_restarted())
-    if args.as_dataset:
-        return _write_dataset(plan, args)
-    annotator = _build_annotator(args, place)[1]
+    with Background(_choose_workers(args, plan), args.batch_size or 1) as background:
+        return (_write_dataset if args.as_dataset else _write_drawings)(plan, args, background)
+
+
+def _choose_workers(args: argparse.Namespace, plan: Plan) -> int:
+    """Those asked for; else as many as there are cores, if there is enough to do."""
+    if args.workers is not None:
+        return args.workers
+    work = plan.own_work
+    pays = len(work) >= PROGRESS_FROM or any(source.is_video and source.camera is None for source, _ in work)
+    return default_workers(plan.place.local_world_size) if pays else 0
+
+
+def _write_drawings(plan: Plan, args: argparse.Namespace, background: Background) -> int:
+    """Draw all inputs; of several images, a page shows them."""
+    annotator = _build_annotator(args, plan.place, background)[1]
     if plan.resume:
         remove_folders_beside(file for _, picture in plan.own_work for file in media.files_of(picture))
-    exit_code = _annotate_all(plan, partial(_draw, annotator=annotator, resume=plan.resume, quiet=not plan.is_of_one))
-    if place.rank == 0:
-        _show_in_page(outputs)
+    draw = partial(write_drawing, task=annotator.task, classes=annotator.classes)
+    exit_code = _annotate_all(plan, annotator, background, media.has_ids, draw)
+    if plan.place.rank == 0:
+        _show_in_page(plan.outputs)
     return exit_code
 
 
@@ -437,6 +471,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_INPUT_ERROR
+    except RunError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return EXIT_RUN_ERROR
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
