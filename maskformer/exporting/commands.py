@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
-import io
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,7 +176,7 @@ def write_export(
         json_file.write_text(json_text(description, indent=1) + "\n", encoding="utf-8")
         tell(f"Tracing the model: {task}, {precision}")
         traced = _with_half_network(model) if precision == "float16" else model
-        program = _trace(traced, task, options.size, order)
+        program = programs.export_program(traced, task, size=options.size, channel_order=order)
         tell(f"Writing {output.suffix}")
         metadata = {KEY: json_text(description)}
         _forget_places(program)
@@ -201,19 +199,6 @@ def _refuse_foreign(json_name: Path) -> None:
     """Raise an ``InputError`` where the JSON would replace one that no export wrote."""
     if json_name.exists() and "maskformer_version" not in read_json(str(json_name)):
         raise InputError(f"{json_name} would be replaced, but no export wrote it: choose another name for the output.")
-
-
-def _trace(model: nn.Module, task: str, size: Size | None, order: Sequence[int]) -> torch.export.ExportedProgram:
-    said = io.StringIO()  # on an error, the whole graph
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return programs.export_program(model, task, size=size, channel_order=order)
-    except InputError:
-        raise
-    except Exception as error:  # of the compiler, of many kinds
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        sizes = "any size: fix one (--size 512x512)" if size is None else f"{size[0]} x {size[1]} pixels: try another"
-        raise InputError(f"torch.export cannot trace the model for pictures of {sizes}. It says: {reason}") from error
 
 
 def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarray:
