@@ -26,6 +26,7 @@ from maskformer.structures import SCREEN, InputError, check_choice
 from . import program as programs
 from .folder import whole
 from .graph import choose_task
+from .hugging_face_config import read_json
 from .metadata import KEY, describe_export
 from .onnx_files import quantise, tidy
 from .proof import LIMITS, Comparison, compare, find_runners, views_of
@@ -135,8 +136,8 @@ def export(
 
 
 def load_plainly(source: str | Path, weights: str | Path | None, keys: Mapping[str, Any]) -> Predictor:
-    """``load``, but on the CPU, and with a network that is not compiled, which could not be traced."""
-    plain = {"MODEL.DEVICE": "cpu", "MODEL.COMPILE": "none", "MODEL.PRECISION": "float32"}
+    """``load``, but on the CPU, and of what is done with the network no more than can be traced."""
+    plain = {"MODEL.DEVICE": "cpu", "MODEL.COMPILE": "none", "MODEL.PRECISION": "float32", "TEST.AUG.ENABLED": False}
     return load(source, weights, **{**keys, **plain})
 
 
@@ -168,8 +169,10 @@ def write_export(
         licence=options.licence,
     )
     if predictor.model is not model:
-        tell("Test-time augmentation and windows are not part of the file: it sees a picture once, whole")
-    with whole(output.with_suffix(".json")) as json_file, whole(output) as file:
+        tell("MODEL.MASK_FORMER.TEST.SLIDING_WINDOW is not part of the file, which sees a picture whole")
+    json_name = output.with_suffix(".json")
+    _refuse_foreign(json_name)
+    with whole(json_name) as json_file, whole(output) as file:
         json_file.write_text(json_text(description, indent=1) + "\n", encoding="utf-8")
         tell(f"Tracing the model: {task}, {precision}")
         traced = _with_half_network(model) if precision == "float16" else model
@@ -188,8 +191,14 @@ def write_export(
             tell(str(comparison))
             comparison.check(LIMITS[precision], precision)
             proof.append(comparison)
-    tell(f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), {output.with_suffix('.json')}")
-    return Exported(output, output.with_suffix(".json"), tuple(proof))
+    tell(f"Written: {output} ({output.stat().st_size / 1e6:.1f} MB), {json_name}")
+    return Exported(output, json_name, tuple(proof))
+
+
+def _refuse_foreign(json_name: Path) -> None:
+    """Raise an ``InputError`` where the JSON would replace one that no export wrote."""
+    if json_name.exists() and "maskformer_version" not in read_json(str(json_name)):
+        raise InputError(f"{json_name} would be replaced, but no export wrote it: choose another name for the output.")
 
 
 def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarray:

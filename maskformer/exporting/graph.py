@@ -67,6 +67,7 @@ class SegmentationGraph(nn.Module):
         InputError: the model cannot do the task.
     """
 
+    network: nn.Module
     pixel_mean: Tensor
     pixel_std: Tensor
     is_thing: Tensor
@@ -77,18 +78,15 @@ class SegmentationGraph(nn.Module):
         self._channel_order = list(channel_order)
         for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, model.get_buffer(name).float())
+        num_classes, things = 0, frozenset[int]()
         if isinstance(model, MaskClassifier):
-            self.network, self._options = model.network, model.inference
+            self.network, self._options = model.network, model.inference  # type: ignore[assignment]
             self._divisor, self._pads_with_black = model.size_divisibility, model.pads_with_black
-            num_classes = model.criterion.num_classes
-            things = model.thing_class_ids if self.task in ("panoptic", "instance") else ()
+            if self.task in ("panoptic", "instance"):
+                num_classes, things = model.criterion.num_classes, model.thing_class_ids
         else:
-            self.network, self._divisor, self._pads_with_black = (
-                _PerPixel(model),
-                model.backbone.size_divisibility,
-                False,
-            )
-            num_classes, things = 0, ()
+            self.network, self._pads_with_black = _PerPixel(model), False
+            self._divisor = int(model.backbone.size_divisibility)  # type: ignore[union-attr, arg-type]
         is_thing = torch.tensor([index in things for index in range(num_classes + 1)])  # the last is "no object"
         self.register_buffer("is_thing", is_thing.to(self.pixel_mean.device))
 
@@ -149,9 +147,9 @@ class SegmentationGraph(nn.Module):
 class _PerPixel(nn.Module):
     """What a ``SemanticSegmentor`` computes of normalised images: (B,K,H,W) logits."""
 
-    def __init__(self, model: SemanticSegmentor):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
+        self.backbone, self.sem_seg_head = (model.get_submodule(name) for name in ("backbone", "sem_seg_head"))
 
     def forward(self, images: Tensor) -> Tensor:
         logits, _ = self.sem_seg_head(self.backbone(images))

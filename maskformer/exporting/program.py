@@ -55,8 +55,15 @@ def export_program(
     graph = SegmentationGraph(model, task, channel_order=channel_order).eval()
     example = torch.zeros(2, 3, *(size or _EXAMPLE_SIZE), dtype=torch.uint8, device=graph.pixel_mean.device)
     shapes: Any = _any_size() if size is None else {INPUT_NAME: {0: torch.export.Dim("batch")}}
-    with torch.no_grad(), _tracing():
-        program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    try:
+        with torch.no_grad(), _tracing():
+            program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
+    except RuntimeError as error:  # also what the exporter raises of its own
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"This model cannot be exported for {'all sizes' if size is None else f'pictures of {size}'} ({reason})"
+            + ("; expected one size (--size 512x512)." if size is None else ".")
+        ) from error
     for name, value in program.state_dict.items():  # else results want gradients
         program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
     return program

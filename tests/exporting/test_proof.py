@@ -14,6 +14,7 @@ from tiny_model import SHAPES_CONFIG, TINY
 
 import maskformer
 from maskformer.config import load_config
+from maskformer.exporting import commands
 from maskformer.exporting.graph import OUTPUTS, SegmentationGraph
 from maskformer.exporting.metadata import describe_export
 from maskformer.exporting.proof import (
@@ -97,6 +98,13 @@ def test_instances_are_paired_by_class_and_pixels_whatever_their_order():
     nothing = {"labels": np.zeros(0, int), "masks": masks[:0]}
     assert share_of_other_labels("instance", nothing, nothing) == 0
     assert share_of_other_labels("instance", nothing, expected) == 1
+
+
+def test_half_a_network_is_a_copy_that_normalises_in_float32(predictor: Predictor):
+    half = commands._with_half_network(predictor.model)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
+    assert torch.equal(half.pixel_mean, predictor.model.pixel_mean)
+    assert {parameter.dtype for parameter in predictor.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("task", OUTPUTS)

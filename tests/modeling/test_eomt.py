@@ -222,6 +222,14 @@ def test_pictures_of_another_size_have_positions_resampled_from_the_table():
     assert (resized.diff(dim=0) > 0).all() and resized.diff(dim=1).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("new_size", [(3, 20), (12, 9), (1, 1), (25, 31)])
+def test_positions_are_resampled_as_torch_does_with_antialiasing(new_size):
+    table = torch.randn(1, 12 * 9, 5)
+    maps = table.unflatten(1, (12, 9)).permute(0, 3, 1, 2)
+    expected = F.interpolate(maps, new_size, mode="bicubic", antialias=True).flatten(2).mT
+    torch.testing.assert_close(resample_positions(table, (12, 9), new_size), expected, rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_rotations_are_rescaled_in_training_alone_and_turn_patches_alone():
     network = build(rotary=True, num_heads=1)
@@ -275,22 +283,3 @@ def test_masking_probabilities_are_seen_in_the_state_dict():
     assert network.state_dict()["attn_mask_probs"].tolist() == [1, 1]
     network.set_masking([0.25, 1.0])
     assert network.state_dict()["attn_mask_probs"].tolist() == [0.25, 1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", VARIANTS[:2], ids=str)
-@torch.no_grad()
-def test_exported_network_gives_the_same_at_sizes_that_it_was_not_exported_with(options: dict):
-    spec = pytest.importorskip("torch.fx.experimental.dynamic_spec", reason="PyTorch before 2.14 has no ShapesSpec")
-    network = build(**options, depth=2).float().eval()
-    sizes = [spec.ShapeVar(letter, min=1 if letter == "batch" else 32) for letter in ("batch", "height", "width")]
-    images = spec.TensorSpec([sizes[0], 3, *sizes[1:]])
-    exported = torch.export.export(
-        network,
-        (torch.randn(2, 3, 96, 128),),
-        dynamic_shapes=spec.ShapesSpec(params=spec.ParamsSpec({"images": images})),
-    ).module()
-    for size in [(1, 3, 32, 64), (3, 3, 160, 96), (2, 3, 64, 64)]:  # the last is that of the position table
-        images = torch.randn(size)
-        for actual, expected in zip(exported(images), network(images)):
-            torch.testing.assert_close(actual, expected)

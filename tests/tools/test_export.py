@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +140,7 @@ BAD = [
     (["m.onnx", "--precision=int8", "--calibration=broken"], "", ["a.png"]),
     (["m.onnx", "--picture=nowhere.png"], "", ["nowhere.png"]),
     (["m.onnx", "--picture=broken/a.png"], "", ["broken/a.png"]),
+    (["foreign.onnx"], "", ["foreign.json", "another name"]),
     (["broken/a.png/m.onnx"], "", ["broken/a.png/m", "cannot be written"]),
 ]
 
@@ -159,10 +159,17 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     for folder in ("folder.onnx", "empty", "broken"):
         (tmp_path / folder).mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "foreign.json").write_text('{"mine": 1}')
     assert run(*arguments, options=options.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and all(fact in line for fact in facts), line
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "broken", "empty", "folder.onnx"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "a.png",
+        "broken",
+        "empty",
+        "folder.onnx",
+        "foreign.json",
+    ]
 
 
 def test_what_is_not_installed_is_named_with_the_command(
@@ -176,8 +183,9 @@ def test_what_is_not_installed_is_named_with_the_command(
 def test_a_file_that_is_not_the_model_is_not_kept_and_the_earlier_one_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    for name in ("m.pt2", "m.json"):
-        (tmp_path / name).write_text("earlier")
+    earlier = {"m.pt2": "earlier", "m.json": '{"maskformer_version": "earlier"}'}
+    for name, text in earlier.items():
+        (tmp_path / name).write_text(text)
     write = program.write
 
     def write_another(traced: torch.export.ExportedProgram, *arguments: object) -> None:
@@ -192,10 +200,12 @@ def test_a_file_that_is_not_the_model_is_not_kept_and_the_earlier_one_is(
     assert run(tmp_path / "m.pt2", "--task=queries", "--size=32x40") == 2
     captured = capsys.readouterr()
     assert "PyTorch, a picture of 32 x 40" in captured.out and "PyTorch, a picture of 32 x 40" in captured.err
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.pt2": "earlier", "m.json": "earlier"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == earlier
 
 
-def test_the_function_has_a_name_of_its_own():
+def test_no_function_of_the_package_has_the_name_of_a_module():
+    """Which would take its place as soon as somebody imports it."""
     assert maskformer.export is commands.export
-    specs = {name: find_spec(f"maskformer.{name}") for name in maskformer.__all__}
-    assert not [name for name, spec in specs.items() if spec is not None and spec.origin]  # None: a folder without code
+    package = REPOSITORY / "maskformer"
+    places = [file for name in maskformer.__all__ for file in (package / f"{name}.py", package / name / "__init__.py")]
+    assert not [place for place in places if place.exists()]
