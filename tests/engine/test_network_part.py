@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import pickle
@@ -82,7 +83,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return graph.forward
 
     compile_graph = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *args, mode, **options: compile_graph(*args, backend=keep, **options))
+
+    @functools.wraps(compile_graph)
+    def capture(*args: Any, mode: str, **options: Any) -> Any:
+        return compile_graph(*args, backend=keep, **options)
+
+    monkeypatch.setattr(torch, "compile", capture)
     torch.compiler.reset()
     yield captured
     torch.compiler.reset()
@@ -144,7 +150,7 @@ def test_what_is_compiled_can_be_copied_pickled_and_saved(graphs: list[int]):
     assert list(model.state_dict()) == list(plain.state_dict())
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         with torch.no_grad():
-            next(iter(other.parameters())).add_(1)  # its own, not the first model's
+            other.network.class_head.bias.add_(1)  # its own, not the first model's
         assert not torch.equal(results(other, (64, 64))[0], expected[0])
         assert torch.equal(results(model, (64, 64))[0], expected[0])
     assert len(graphs) == 3
@@ -156,19 +162,23 @@ def test_more_forms_than_are_allowed_are_computed_step_by_step_and_that_is_said(
     monkeypatch.setitem(network.SIZES_OF_THEIR_OWN, "default", 0)
     monkeypatch.setattr(network, "MOST_FORMS", 1)
     plain, model = build("EoMT", MODEL__COMPILE="default")
-    part = model.encode
-    for batch in (1, 2, 3, 1, 16):
+    for batch in (1, 2, 16, 32, 1):
         images = torch.randn(batch, 3, 64, 96)
-        with torch.set_grad_enabled(batch == 3):
-            actual, expected = part(images), plain.encode(images)
+        with torch.set_grad_enabled(batch == 16):
+            actual, expected = model.eval().encode(images), plain.eval().encode(images)
         torch.testing.assert_close(tuple(actual), tuple(expected), rtol=1e-4, atol=1e-4)
     assert len(graphs) == 2
-    assert len([record for record in caplog.records if record.levelno == logging.WARNING]) <= 1
+    (warning,) = [
+        each.getMessage() for each in caplog.records if "network" in each.name and each.levelno > logging.INFO
+    ]
+    assert "16 x 3 x 64 x 96" in warning
 
 
 @pytest.mark.parametrize("name", ["MaskFormer", "EoMT"])
 def test_a_compiled_step_has_the_losses_and_gradients_of_any_other(name: str, graphs: list[int]):
-    options = {} if name == "EoMT" else {"MODEL__MASK_FORMER__DROPOUT": 0.0}
+    options: dict[str, Any] = {"MODEL__MASK_FORMER__DROPOUT": 0.0}
+    if name == "EoMT":  # no random numbers: whoever compiles draws others
+        options = {"MODEL__MASK_FORMER__MASK_LOSS": "dense", "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 12544}
     examples = [example((64, 96), targets=True)]
     norms, losses = [], []
     for model in build(name, MODEL__COMPILE="default", **options):
