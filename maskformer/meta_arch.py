@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -83,6 +83,7 @@ class MaskClassifier(nn.Module, ABC):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    pads_with_black: ClassVar[bool] = False  # also for training; else images are padded with the mean
 
     def __init__(
         self,
@@ -202,6 +203,11 @@ class MaskClassifier(nn.Module, ABC):
         raw = [example["image"].to(self.device, non_blocking=True) for example in batched_inputs]
         normalised = [((image - self.pixel_mean) / self.pixel_std).to(self.pixel_mean.dtype) for image in raw]
         batch = ImageList.from_tensors(normalised, self.size_divisibility)
+        if self.pads_with_black:
+            black = -self.pixel_mean / self.pixel_std
+            for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
+                image[:, rows:] = black
+                image[:, :, columns:] = black
         batch.tensor = batch.tensor.contiguous(memory_format=_memory_format(self.device, self.training))
         return batch
 
@@ -339,6 +345,8 @@ class EoMT(MaskClassifier):
     Source: arXiv 2503.19108; see ``modeling.eomt``.
     """
 
+    pads_with_black = True
+
     @configurable
     def __init__(self, *, network: EoMTNetwork, size_divisibility: int = -1, delta_base: str = "", **options: Any):
         patch_size = network.backbone.patch_size
@@ -367,14 +375,6 @@ class EoMT(MaskClassifier):
     def predict_layers(self, images: Tensor) -> MaskPredictions:
         """See ``MaskClassifier``."""
         return self.network.predict_layers(images)
-
-    def _normalise(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        batch = super()._normalise(batched_inputs)
-        black = -self.pixel_mean / self.pixel_std  # what images are padded with, also for training; else it is the mean
-        for image, (rows, columns) in zip(batch.tensor, batch.image_sizes):
-            image[:, rows:] = black
-            image[:, :, columns:] = black
-        return batch
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``MaskClassifier``."""

@@ -47,7 +47,7 @@ ALLOWED = {
     "runs": {"structures", "files"},
     "sdaa": {"structures"},
     "engine": {"reports", *BELOW_ENGINE},
-    "export": {"structures", "files", "config", "checkpoint"},
+    "export": {"structures", "files", "config", "checkpoint", "meta_arch"},
     "reports": {"structures", "files", "data"},
     "results": {"structures", "reports"},
     "predictor": {"engine", "reports", "results", "export", *BELOW_ENGINE},

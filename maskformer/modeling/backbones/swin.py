@@ -202,7 +202,7 @@ class D2SwinTransformer(Backbone):
             return patches
         position: Tensor = self.absolute_pos_embed
         grid = patches.shape[1:3]
-        if position.shape[-2:] != grid:
+        if torch.compiler.is_compiling() or position.shape[-2:] != grid:  # exported, it is for every size
             position = F.interpolate(position, size=grid, mode="bicubic")
         return patches + position.permute(0, 2, 3, 1)
 

@@ -287,6 +287,8 @@ class VisionTransformer(nn.Module):
 def resample_positions(table: Tensor, size: Sequence[int], new_size: Sequence[int]) -> Tensor:
     """A position table (1,rows*columns,D) for another grid: bicubic with antialiasing, as timm does.
 
+    Products of matrices, and not ``F.interpolate``: of that, runtimes of ONNX know the resampling without antialiasing.
+
     Args:
         table: row by row.
         size: (rows, columns) that it is for.
@@ -294,6 +296,22 @@ def resample_positions(table: Tensor, size: Sequence[int], new_size: Sequence[in
     """
     if not torch.compiler.is_compiling() and tuple(size) == tuple(new_size):  # exported, it is for every size
         return table
-    maps = table.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
-    resized = F.interpolate(maps.float(), tuple(new_size), mode="bicubic", antialias=True, align_corners=False)
-    return resized.to(table.dtype).flatten(2).mT
+    rows, columns = (_bicubic_weights(*lengths, table.device) for lengths in zip(size, new_size))
+    maps = table[0].unflatten(0, tuple(size)).permute(2, 0, 1).float()  # (D,rows,columns)
+    return (rows @ maps @ columns.T).to(table.dtype).flatten(1).T[None]
+
+
+def _bicubic_weights(length: int, new_length: int, device: torch.device) -> Tensor:
+    """(new_length,length) float32: how much of each old place is in each new one; a row's sum is 1.
+
+    Source: Keys, "Cubic convolution interpolation for digital image processing" (1981), equation 15, with a = -1/2; to
+    make a table smaller, the kernel is as much wider.
+    """
+    scale = torch.full((), length, dtype=torch.float32, device=device) / new_length
+    old = torch.arange(length, dtype=torch.float32, device=device) + 0.5
+    new = (torch.arange(new_length, dtype=torch.float32, device=device) + 0.5) * scale
+    distance = (old - new[:, None]).abs() / scale.clamp(min=1)
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
