@@ -104,7 +104,7 @@ class NetworkPart:
         looks = self.module.training and not torch.is_grad_enabled()
         if self._is_off or looks:
             return self._step_by_step(*args)
-        sizes = (torch.is_grad_enabled(), *(tuple(x.shape) for x in _tensors(args[0])))
+        sizes: tuple[Any, ...] = (torch.is_grad_enabled(), *(tuple(x.shape) for x in _tensors(args[0])))
         is_for_others = sizes not in self._sizes and len(self._sizes) >= SIZES_OF_THEIR_OWN[self.mode]
         if is_for_others not in self._compiled or not (is_for_others or sizes in self._sizes):
             self._announce(sizes[1], is_for_others)
@@ -133,7 +133,10 @@ class NetworkPart:
             return
         known = inspect.signature(torch.compile).parameters
         limit = MOST_FORMS if is_for_others else SIZES_OF_THEIR_OWN[self.mode]
-        limits = {"recompile_limit": 2 * limit, "isolate_recompiles": True}  # PyTorch 2.14; with and without gradients
+        limits: dict[str, Any] = {
+            "recompile_limit": 2 * limit,
+            "isolate_recompiles": True,
+        }  # PyTorch 2.14; with and without gradients
         self._compiled[is_for_others] = torch.compile(
             self._step_by_step,
             fullgraph=True,

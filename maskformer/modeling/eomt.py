@@ -99,7 +99,10 @@ class EoMTNetwork(nn.Module):
         """
         tokens, rotation = self._encode(images)
         predictions, mask_logits = [], []
-        for block, probability in zip(self.backbone.blocks[-self.num_blocks :], self._probabilities):
+        # Compiled, a number is part of the program, a tensor is not.
+        is_compiled = self.training and torch.compiler.is_compiling()
+        probabilities = self.attn_mask_probs if is_compiled else self._probabilities
+        for block, probability in zip(self.backbone.blocks[-self.num_blocks :], probabilities):
             allowed = None
             if self.training and self.masked_attention:
                 predictions.append(self._predict(tokens, images))
@@ -158,12 +161,12 @@ class EoMTNetwork(nn.Module):
         return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
 
     @torch.no_grad()
-    def _may_attend(self, mask_logits: Tensor, images: Tensor, probability: float) -> Tensor:
+    def _may_attend(self, mask_logits: Tensor, images: Tensor, probability: float | Tensor) -> Tensor:
         """(B,Q,T) bool: a query may attend to patches within its mask, if it is masked at all, and to all else."""
         patch_size = self.backbone.patch_size
         grid = images.shape[2] // patch_size, images.shape[3] // patch_size
         inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
-        if probability < 1:  # each query of each image is masked, or opened, by itself
+        if torch.compiler.is_compiling() or probability < 1:  # each query of each image is masked, or opened, by itself
             is_open = torch.rand(*inside.shape[:2], device=inside.device) > probability
             inside = inside | is_open[..., None]
         others = self.q.num_embeddings + self.backbone.num_prefix_tokens
