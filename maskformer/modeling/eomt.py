@@ -151,11 +151,10 @@ class EoMTNetwork(nn.Module):
 
     def _predict(self, tokens: Tensor, images: Tensor) -> _Prediction:
         """Read tokens, queries first."""
-        num_queries, patch_size = self.q.num_embeddings, self.backbone.patch_size
+        num_queries = self.q.num_embeddings
         queries = self.backbone.norm(tokens[:, :num_queries])
         patches = self.backbone.norm(tokens[:, num_queries + self.backbone.num_prefix_tokens :])
-        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-        patches = patches.unflatten(1, grid).permute(0, 3, 1, 2)
+        patches = patches.unflatten(1, self.backbone.grid(images)).permute(0, 3, 1, 2)
         # Upscaled, each output has sixteen times as much to keep for gradients as it is made of.
         pixel_embeddings = recompute(self.upscale, patches) if self.training else self.upscale(patches)
         return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
@@ -163,9 +162,8 @@ class EoMTNetwork(nn.Module):
     @torch.no_grad()
     def _may_attend(self, mask_logits: Tensor, images: Tensor, probability: float | Tensor) -> Tensor:
         """(B,Q,T) bool: a query may attend to patches within its mask, if it is masked at all, and to all else."""
-        patch_size = self.backbone.patch_size
-        grid = images.shape[2] // patch_size, images.shape[3] // patch_size
-        inside = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        on_grid = F.interpolate(mask_logits, self.backbone.grid(images), mode="bilinear", align_corners=False)
+        inside = on_grid.flatten(2) > 0
         if torch.compiler.is_compiling() or probability < 1:  # each query of each image is masked, or opened, by itself
             is_open = torch.rand(*inside.shape[:2], device=inside.device) > probability
             inside = inside | is_open[..., None]

@@ -258,6 +258,10 @@ class VisionTransformer(nn.Module):
         """The class token and the registers."""
         return 1 + self.reg_token.shape[1]
 
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in images (B,channels,H,W)."""
+        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Make tokens of images.
 
