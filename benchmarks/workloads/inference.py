@@ -254,11 +254,7 @@ def set_up_ours(
 def set_up_file(
     *, runtime: str, recipe: str, task: str, size: Sequence[int], kept: int = 20, tiny: bool = False
 ) -> Unit:
-    """The exported model, for images of one size; other arguments as above.
-
-    Args:
-        runtime: "onnxruntime" or "openvino".
-    """
+    """The exported model in a runtime, "onnxruntime" or "openvino", for images of one size; arguments as above."""
     cfg, model = _build("maskformer", recipe=recipe, task=task, kept=kept, device="cpu", tiny=tiny)
     height, width = size
     exported_task = "semantic" if task == "labels" else task
