@@ -37,18 +37,20 @@ def tidy(path: Path) -> list[str]:
 
 def _find_logits(model: Any) -> list[str]:
     """Floats that leave the module "network"."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    outside = [name for node in model.graph.node if not _is_in_network(node) for name in node.input]
-    used = dict.fromkeys([*outside, *(output.name for output in model.graph.output)])
-    leaving = {name for name in used if name in makers and _is_in_network(makers[name])}
+    is_inside: dict[str, bool] = {}  # of values that nodes make
+    used = [output.name for output in model.graph.output]
+    for node in model.graph.node:
+        scopes = {each.key: each.value for each in node.metadata_props}.get(_SCOPES)
+        if scopes is None:  # of what the exporter's optimiser made, which stays where its inputs are
+            inside = any(is_inside.get(name, False) for name in node.input)
+        else:
+            inside = ast.literal_eval(scopes)[1:2] == ["network"]
+        is_inside.update(dict.fromkeys(node.output, inside))
+        used += [] if inside else node.input
+    leaving = {name for name in used if is_inside.get(name, False)}
     values = [value for value in (*model.graph.value_info, *model.graph.output) if value.name in leaving]
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.elem_type in _FLOATS}
     return sorted((name for name, rank in ranks.items() if rank in (3, 4)), key=lambda name: ranks[name])
-
-
-def _is_in_network(node: Any) -> bool:
-    scopes = {each.key: each.value for each in node.metadata_props}.get(_SCOPES, "[]")
-    return ast.literal_eval(scopes)[1:2] == ["network"]
 
 
 def quantise(path: Path, pictures: Iterable[np.ndarray], metadata: Mapping[str, str]) -> None:

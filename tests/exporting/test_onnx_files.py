@@ -28,7 +28,8 @@ def path(tmp_path: Path) -> Path:
     nodes = [
         in_module(helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT)),
         in_module(helper.make_node("Conv", ["floats", "weight"], ["masks"]), "network", "network.head"),
-        in_module(helper.make_node("ReduceMean", ["masks", "axes"], ["classes"], keepdims=0), "network"),
+        helper.make_node("Identity", ["masks"], ["same"]),  # of an optimiser: nobody says where it was
+        in_module(helper.make_node("ReduceMean", ["same", "axes"], ["classes"], keepdims=0), "network"),
         in_module(helper.make_node("Shape", ["masks"], ["size"]), "network"),
         in_module(helper.make_node("Softmax", ["classes"], ["probs"], axis=1)),
         in_module(helper.make_node("ReduceMax", ["probs", "last"], ["best"], keepdims=1)),
@@ -49,6 +50,7 @@ def path(tmp_path: Path) -> Path:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
         value_info=[
             helper.make_tensor_value_info("masks", TensorProto.FLOAT, ["batch", 4, "height", "width"]),
+            helper.make_tensor_value_info("same", TensorProto.FLOAT, ["batch", 4, "height", "width"]),
             helper.make_tensor_value_info("classes", TensorProto.FLOAT, ["batch", 4, "height"]),
             helper.make_tensor_value_info("size", TensorProto.INT64, [4]),
         ],
