@@ -133,10 +133,8 @@ class NetworkPart:
             return
         known = inspect.signature(torch.compile).parameters
         limit = MOST_FORMS if is_for_others else SIZES_OF_THEIR_OWN[self.mode]
-        limits: dict[str, Any] = {
-            "recompile_limit": 2 * limit,
-            "isolate_recompiles": True,
-        }  # PyTorch 2.14; with and without gradients
+        # In PyTorch 2.14. Each form may be there for inference mode and without it.
+        limits: dict[str, Any] = {"recompile_limit": 2 * limit, "isolate_recompiles": True}
         self._compiled[is_for_others] = torch.compile(
             self._step_by_step,
             fullgraph=True,
