@@ -64,8 +64,9 @@ def export_program(
             f"This model cannot be exported for {'all sizes' if size is None else f'pictures of {size}'} ({reason})"
             + ("; expected one size (--size 512x512)." if size is None else ".")
         ) from error
-    for name, value in program.state_dict.items():  # else results want gradients
-        program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
+    for name, value in program.state_dict.items():
+        if isinstance(value, nn.Parameter):  # else results want gradients; the model's own parameter stays as it is
+            program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
     return program
 
 
