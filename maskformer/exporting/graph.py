@@ -132,7 +132,8 @@ class SegmentationGraph(nn.Module):
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Normalise and pad, as the models do."""
-        ordered = images[:, self._channel_order].float()
+        in_order = self._channel_order == sorted(self._channel_order)
+        ordered = (images if in_order else images[:, self._channel_order]).float()
         if self._pads_with_black:
             return (self._pad(ordered) - self.pixel_mean) / self.pixel_std
         return self._pad((ordered - self.pixel_mean) / self.pixel_std)

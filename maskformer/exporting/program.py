@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ OPSET = 20
 INPUT_NAME = "images"
 _AXES = {0: "batch", 2: "height", 3: "width"}
 _EXAMPLE_SIZE = 96, 128  # that a program for all sizes is traced with; no result depends on it
+_SHAPES = "torch.fx.experimental.symbolic_shapes"
 _MOST_BYTES = 2**31 - 1  # of a file in the format of ONNX
 
 
@@ -64,8 +66,9 @@ def export_program(
             f"This model cannot be exported for {'all sizes' if size is None else f'pictures of {size}'} ({reason})"
             + ("; expected one size (--size 512x512)." if size is None else ".")
         ) from error
-    for name, value in program.state_dict.items():  # else results want gradients
-        program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
+    for name, value in program.state_dict.items():
+        if isinstance(value, nn.Parameter):  # else results want gradients; the model's own parameter stays as it is
+            program.state_dict[name] = nn.Parameter(value.detach(), requires_grad=False)
     return program
 
 
@@ -149,9 +152,10 @@ def _free_axes(program: torch.export.ExportedProgram) -> dict[int, str]:
 @contextmanager
 def _tracing() -> Iterator[None]:
     """Attention chooses no kernel, for which it would need sizes; hints for writers of exporters are not shown."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx", _SHAPES)]
     levels = [logger.level for logger in loggers]
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    # Before an error, PyTorch prints the whole graph.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             for logger in loggers:

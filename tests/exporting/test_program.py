@@ -65,14 +65,15 @@ PER_PIXEL = {
     "MODEL.SEM_SEG_HEAD.NAME": "PerPixelBaselinePlusHead",
 }
 SWIN_CONFIG = str(REPOSITORY / "configs" / "ade20k-150" / "swin" / "maskformer_swin_tiny_bs16_160k.yaml")
+# Task, configuration and size of pictures; None: all sizes, for which exporting takes twice as long.
 ARCHITECTURES = {
-    "MaskFormer": ("semantic", SHAPES_CONFIG, PADDED),
-    "Swin, base pixel decoder": ("instance", SWIN_CONFIG, {**SMALL, **SWIN}),
-    "Mask2Former": ("panoptic", MASK2FORMER_CONFIG, {**PADDED, **MASK2FORMER}),
-    "EoMT": ("panoptic", EOMT_CONFIG, EOMT),
-    "EoMT of DINOv3": ("queries", EOMT_CONFIG, {**EOMT, "MODEL.EOMT.ROTARY": True}),
-    "per-pixel baseline": ("semantic", SHAPES_CONFIG, PER_PIXEL),
-}  # fmt: skip
+    "MaskFormer": ("semantic", None, SHAPES_CONFIG, PADDED),
+    "Swin, base pixel decoder": ("instance", (70, 101), SWIN_CONFIG, {**SMALL, **SWIN}),
+    "Mask2Former": ("panoptic", (70, 101), MASK2FORMER_CONFIG, {**PADDED, **MASK2FORMER}),
+    "EoMT": ("panoptic", None, EOMT_CONFIG, EOMT),
+    "EoMT of DINOv3": ("queries", (70, 101), EOMT_CONFIG, {**EOMT, "MODEL.EOMT.ROTARY": True}),
+    "per-pixel baseline": ("semantic", (70, 101), SHAPES_CONFIG, PER_PIXEL),
+}
 
 
 def build(config: str, options: dict[str, object]) -> nn.Module:
@@ -91,7 +92,7 @@ def draw_example(rng: np.random.Generator, height: int = 64, width: int = 80) ->
     return {"image": image, "instances": instances, "sem_seg": semantic}
 
 
-def fit(model: nn.Module, steps: int = 25) -> None:
+def fit(model: nn.Module, steps: int = 20) -> None:
     """Until it knows the colours: with random weights, classes are all but tied."""
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -126,15 +127,30 @@ def predict(model: nn.Module, image: Tensor, task: str) -> dict[str, np.ndarray]
     return {"scores": found.scores.numpy(), "labels": found.pred_classes.numpy(), "masks": found.pred_masks.numpy()}
 
 
-def compare(actual: np.ndarray, expected: np.ndarray, name: str) -> None:
+def compare(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Maps may differ in one of a thousand pixels, numbers by 1e-3; rows that are over mark themselves."""
-    if name in ("segment_classes", "scores") or (name == "labels" and expected.ndim == 1):
-        assert np.all(actual[len(expected) :] == (0 if name == "scores" else -1))
-    actual = actual[: len(expected)]
-    if actual.dtype.kind == "f":
-        np.testing.assert_allclose(actual, expected, atol=1e-3)
-    else:
-        assert np.mean(actual == expected) >= 0.999
+    if "masks" in expected:
+        compare_instances(outputs, expected)
+        return
+    for name, values in expected.items():
+        actual = outputs[name]
+        if name == "segment_classes":
+            assert (actual[len(values) :] == -1).all()
+            actual = actual[: len(values)]
+        if actual.dtype.kind == "f":
+            np.testing.assert_allclose(actual, values, atol=1e-3)
+        else:
+            assert np.mean(actual == values) >= 0.999
+
+
+def compare_instances(outputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Scores in order; each instance that counts is there, maybe beside another of nearly its score."""
+    count = len(expected["scores"])
+    np.testing.assert_allclose(outputs["scores"][:count], expected["scores"], atol=1e-3)
+    assert (outputs["scores"][count:] == 0).all() and (outputs["labels"][count:] == -1).all()
+    for score, label, mask in zip(*expected.values()):
+        alike = (np.abs(outputs["scores"] - score) < 1e-3) & (outputs["labels"] == label)
+        assert score < 0.05 or any(np.mean(outputs["masks"][row] == mask) >= 0.999 for row in np.flatnonzero(alike))
 
 
 SIZES = [(1, 64, 80), (2, 70, 101), (1, 101, 70), (1, 33, 130)]
@@ -142,21 +158,21 @@ SIZES = [(1, 64, 80), (2, 70, 101), (1, 101, 70), (1, 33, 130)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_trained_model_gives_the_same_as_a_file_at_sizes_that_it_was_not_exported_with(name, tmp_path):
+def test_trained_model_and_its_files_give_the_same(name, tmp_path):
     pytest.importorskip("torch.fx.experimental.dynamic_spec", reason="PyTorch before 2.14 has no ShapesSpec")
     onnxruntime = pytest.importorskip("onnxruntime")
-    task, *recipe = ARCHITECTURES[name]
+    task, size, *recipe = ARCHITECTURES[name]
     model = build(*recipe)
     fit(model)
-    program = export_program(model, task)
+    program = export_program(model, task, size=size)
     for suffix in (".pt2", ".onnx"):
         write(program, tmp_path / f"model{suffix}")
     exported = torch.export.load(tmp_path / "model.pt2").module()
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_inputs()[0].shape == ["batch", 3, *(size or ("height", "width"))]
     rng = np.random.default_rng(1)
-    for batch, height, width in SIZES:
+    for batch, height, width in SIZES if size is None else [(1, *size), (2, *size)]:
         images = torch.stack([draw_example(rng, height, width)["image"] for _ in range(batch)])
         with torch.no_grad():
             expected = [predict(model, image, task) for image in images]
@@ -164,8 +180,7 @@ def test_trained_model_gives_the_same_as_a_file_at_sizes_that_it_was_not_exporte
         in_onnx = dict(zip(names, session.run(None, {"images": images.numpy()})))
         for outputs in (in_torch, in_onnx):
             for image, of_image in enumerate(expected):
-                for name, values in of_image.items():
-                    compare(outputs[name][image], values, name)
+                compare({name: values[image] for name, values in outputs.items()}, of_image)
         assert task == "queries" or len(np.unique(next(iter(expected[0].values())))) > 1  # something was learned
 
 
@@ -190,7 +205,7 @@ def test_program_of_one_size_takes_any_number_of_pictures(model, program, tmp_pa
         labels = exported(images)["labels"]
         assert labels.dtype == torch.int32 and not labels.requires_grad
         for image, actual in zip(images, labels):
-            compare(actual.numpy(), predict(model, image.flip(0), "semantic")["labels"], "labels")
+            compare({"labels": actual.numpy()}, predict(model, image.flip(0), "semantic"))
     with pytest.raises((RuntimeError, AssertionError)):
         exported(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -180,6 +180,7 @@ def test_what_is_not_installed_is_named_with_the_command(
     assert "onnxscript: pip install 'maskformer[export]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_the_model_is_not_kept_and_the_earlier_one_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

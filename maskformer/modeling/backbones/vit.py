@@ -301,8 +301,9 @@ def resample_positions(table: Tensor, size: Sequence[int], new_size: Sequence[in
     if not torch.compiler.is_compiling() and tuple(size) == tuple(new_size):  # exported, it is for every size
         return table
     rows, columns = (_bicubic_weights(*lengths, table.device) for lengths in zip(size, new_size))
-    maps = table[0].unflatten(0, tuple(size)).permute(2, 0, 1).float()  # (D,rows,columns)
-    return (rows @ maps @ columns.T).to(table.dtype).flatten(1).T[None]
+    maps = table[0].float().unflatten(0, tuple(size))  # (rows,columns,D)
+    in_rows = (rows @ maps.flatten(1)).unflatten(1, maps.shape[1:])
+    return (columns[None] @ in_rows).flatten(0, 1)[None].to(table.dtype)  # factors of one rank: OpenVINO wants it
 
 
 def _bicubic_weights(length: int, new_length: int, device: torch.device) -> Tensor:
