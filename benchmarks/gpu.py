@@ -94,7 +94,7 @@ def plan(device: str, *, quick: bool) -> Iterator[Measurement]:
 
 def _plan_model(name: str, device: str, *, quick: bool) -> Iterator[Measurement]:
     recipe, task, size = MODELS[name]
-    options = {
+    options: dict[str, Any] = {
         "recipe": recipe,
         "task": task,
         "size": (64, 64) if quick else size,
@@ -132,7 +132,8 @@ def _time_step(mode: str, device: str, *, quick: bool) -> str:
 
 def _median(unit: Callable[[], Any], device: str) -> float:
     """Seconds of a unit, the first ones left out, in which a compiler works."""
-    accelerator, times = Accelerator(device), []
+    accelerator = Accelerator(device)
+    times: list[float] = []
     for _ in range(3):
         unit()
     accelerator.synchronize()
