@@ -198,7 +198,7 @@ def run(device: str, *, seconds: float, quick: bool) -> int:
         except Exception as error:  # the next ones are worth having
             failed += 1
             result = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        target = TARGETS.get(measurement.what, "")
+        target = "" if "Hugging Face" in measurement.way else TARGETS.get(measurement.what, "")
         print(f"| {measurement.what} | {measurement.way} | {result} | {target} |", flush=True)
         torch.compiler.reset()
         gc.collect()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from benchmarks import definitions
+from maskformer.engine.accelerator import Accelerator
 from maskformer.exporting.program import INPUT_NAME, export_program, write
 from maskformer.inference import Geometry, instance_inference, panoptic_inference, semantic_inference, semantic_labels
 from maskformer.predictor import CHANNEL_ORDERS
@@ -264,12 +266,17 @@ def set_up_file(
         path = Path(folder, "model.onnx")
         write(program, path)
         if runtime == "openvino":
-            compiled = importlib.import_module("openvino").Core().compile_model(path, "CPU")
-            return lambda: compiled(pixels)
-        options = importlib.import_module("onnxruntime").SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = importlib.import_module("onnxruntime").InferenceSession(path, options)
-    return lambda: session.run(None, {INPUT_NAME: pixels})
+            run: Callable[[], Any] = partial(importlib.import_module(runtime).compile_model(path, "CPU"), pixels)
+        else:
+            options = importlib.import_module(runtime).SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = importlib.import_module(runtime).InferenceSession(path, options)
+            run = partial(session.run, None, {INPUT_NAME: pixels})
+
+    def unit() -> None:
+        run()
+
+    return unit
 
 
 def set_up_definition(
@@ -348,9 +355,9 @@ def set_up_hugging_face(
     half: bool = False,
 ) -> Unit:
     """Hugging Face's network and post-processing, the latter at its own, lower resolution; arguments as above."""
-    cfg, model = _build("hugging face", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny, half=half)
+    cfg, model = _build("hugging face", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny)
     inputs = _peer_inputs(cfg, size, device)
-    inputs["pixel_values"] = inputs["pixel_values"].to(next(model.parameters()).dtype)
+    accelerator, dtype = Accelerator(device), torch.bfloat16 if half else None  # with weights of BF16 its model fails
     processor = import_transformers().MaskFormerImageProcessor()
     options: dict[str, Any] = {}
     if task == "panoptic":
@@ -363,6 +370,8 @@ def set_up_hugging_face(
 
     @torch.inference_mode()
     def unit() -> None:
-        process(model(**inputs), **options)
+        with accelerator.autocast(dtype):
+            outputs = model(**inputs)
+        process(outputs, **options)
 
     return unit
