@@ -70,7 +70,7 @@ def test_segments_are_those_of_detectron2s_dictionary(predictor: Predictor):
 
 def test_panoptic_scores_are_the_probabilities_of_the_queries(predictor: Predictor):
     result = predictor(PICTURES[0], task="panoptic")
-    example = predictor._example(PICTURES[0], None)
+    example = predictor.example(PICTURES[0])
     with torch.no_grad():
         class_logits, _, _ = predictor.model.predict([example])[0]
     probs, classes = class_logits.softmax(-1)[:, :-1].max(-1)
