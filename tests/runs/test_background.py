@@ -199,7 +199,7 @@ def test_a_process_that_is_killed_is_told():
 
 
 def test_nothing_runs_after_the_block_that_an_error_ends():
-    begun = []
+    begun, before = [], set(threading.enumerate())
 
     def read(item: int) -> int:
         begun.append(item)
@@ -210,7 +210,7 @@ def test_nothing_runs_after_the_block_that_an_error_ends():
             future.result()
     assert len(begun) < 30
     assert not multiprocessing.active_children()
-    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+    assert not [each for each in threading.enumerate() if "ThreadPool" in each.name and each not in before]
 
 
 def test_no_process_outlives_a_parent_that_is_killed():
