@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,11 +148,16 @@ def test_numbers_that_are_none_are_refused(
 
 
 @pytest.mark.slow
-def test_interrupted_run_leaves_whole_files_and_goes_on(command: Command, tmp_path: Path) -> None:
+def test_interrupted_run_leaves_whole_files_and_goes_on(command: Command, images: Path, tmp_path: Path) -> None:
     """Ctrl-C reaches all processes of a terminal."""
-    assert predict.main(command(tmp_path / "whole")) == 1
+    many = tmp_path / "many"  # so that work is left when the first result is seen
+    many.mkdir()
+    for index in range(40):
+        shutil.copy(images / "0.png", many / f"{index}.png")
+    assert predict.main(command(tmp_path / "whole", inputs=many)) == 0
     output = tmp_path / "out"
-    words = [sys.executable, "-W", "ignore", "-m", "maskformer.tools.predict", *command(output, "--workers", 2)]
+    arguments = command(output, "--workers", 2, inputs=many)
+    words = [sys.executable, "-W", "ignore", "-m", "maskformer.tools.predict", *arguments]
     with subprocess.Popen(words, cwd=REPOSITORY, stderr=subprocess.PIPE, start_new_session=True) as process:
         while not list(output.glob("*_ids.json")) and process.poll() is None:
             time.sleep(0.01)
@@ -162,5 +168,6 @@ def test_interrupted_run_leaves_whole_files_and_goes_on(command: Command, tmp_pa
     assert process.returncode == 130 and b"Traceback" not in error
     whole, begun = files_of(tmp_path / "whole"), files_of(output)
     assert {name: whole[name] for name in begun} == begun
-    assert predict.main(command(output, "--resume")) == 1
+    assert len(begun) < len(whole)
+    assert predict.main(command(output, "--resume", inputs=many)) == 0
     assert files_of(output) == whole
