@@ -357,7 +357,7 @@ def set_up_hugging_face(
     """Hugging Face's network and post-processing, the latter at its own, lower resolution; arguments as above."""
     cfg, model = _build("hugging face", recipe=recipe, task=task, kept=kept, device=device, tiny=tiny)
     inputs = _peer_inputs(cfg, size, device)
-    accelerator, dtype = Accelerator(device), torch.bfloat16 if half else None  # with weights of BF16 its model fails
+    accelerator, dtype = Accelerator(device), torch.bfloat16 if half else None  # with weights of BF16 it fails
     processor = import_transformers().MaskFormerImageProcessor()
     options: dict[str, Any] = {}
     if task == "panoptic":
@@ -371,7 +371,6 @@ def set_up_hugging_face(
     @torch.inference_mode()
     def unit() -> None:
         with accelerator.autocast(dtype):
-            outputs = model(**inputs)
-        process(outputs, **options)
+            process(model(**inputs), **options)
 
     return unit
