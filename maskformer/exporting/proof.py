@@ -266,10 +266,8 @@ def share_of_other_labels(task: str, actual: Outputs, expected: Outputs) -> floa
     maps = [result["segment_map"].ravel().astype(np.int64) for result in (actual, expected)]
     classes = [np.append(-1, result["segment_classes"]) for result in (actual, expected)]
     pairs, counts = np.unique(np.stack(maps), axis=1, return_counts=True)
-    best: list[dict[int, int]] = [
-        {},
-        {},
-    ]  # of each segment of one result, the one of the other that it shares most pixels with
+    # Of each segment of one result, the one of the other that it shares most pixels with.
+    best: tuple[dict[int, int], dict[int, int]] = ({}, {})
     for column in np.argsort(counts):
         for side in (0, 1):
             best[side][pairs[side, column]] = pairs[1 - side, column]

@@ -137,10 +137,6 @@ class EoMTNetwork(nn.Module):
             pairs.append((class_logits[queries], masks.unflatten(1, pixel_embeddings.shape[1:])))
         return pairs
 
-    def predict(self, images: Tensor, select: Callable[[Tensor], Tensor] | None = None) -> list[tuple[Tensor, Tensor]]:
-        """``compose`` what ``encode`` makes of images."""
-        return self.compose(self.encode(images), select)
-
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens before the last blocks, queries in front, and the rotation that the blocks take."""
         tokens, rotation = self.backbone.embed(images)

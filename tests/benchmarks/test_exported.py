@@ -5,24 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, helper
+from brightest_file import write_brightest
 
 from benchmarks.exported import ExportedModel
-
-
-def write_brightest(path: Path) -> None:
-    """A file made by hand: the label of a pixel is its brightest channel."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["scores"], to=TensorProto.FLOAT),
-        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.INT32),
-    ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, "height", "width"])
-    labels = helper.make_tensor_value_info("labels", TensorProto.INT32, ["batch", "height", "width"])
-    graph = helper.make_graph(nodes, "brightest", [images], [labels])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 def test_labels_are_of_rgb_and_of_the_size_that_is_asked_for(tmp_path: Path):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from brightest_file import write_brightest
 from PIL import Image
 from tiny_model import SHAPES_CONFIG, TINY
 
@@ -130,17 +129,7 @@ def test_another_weight_is_found(predictor: Predictor, tiny_weights: str):
 
 @pytest.fixture
 def brightest(tmp_path: Path) -> Path:
-    """An ONNX file made by hand: the label of a pixel is its brightest channel."""
-    nodes = [
-        helper.make_node("Cast", ["images"], ["scores"], to=TensorProto.FLOAT),
-        helper.make_node("ArgMax", ["scores"], ["best"], axis=1, keepdims=0),
-        helper.make_node("Cast", ["best"], ["labels"], to=TensorProto.INT32),
-    ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, "height", "width"])
-    labels = helper.make_tensor_value_info("labels", TensorProto.INT32, ["batch", "height", "width"])
-    graph = helper.make_graph(nodes, "brightest", [images], [labels])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, tmp_path / "brightest.onnx")
+    write_brightest(tmp_path / "brightest.onnx")
     return tmp_path / "brightest.onnx"
 
 

@@ -150,11 +150,11 @@ def test_masks_of_selected_queries_are_those_of_all():
     network = build().eval()
     class_logits, mask_logits = network(pictures())
     chosen = [torch.tensor([4, 1]), torch.tensor([], dtype=torch.int64)]
-    waiting = iter(chosen)
-    for index, (classes, masks) in enumerate(network.predict(pictures(), lambda _: next(waiting))):
+    waiting, encoded = iter(chosen), network.encode(pictures())
+    for index, (classes, masks) in enumerate(network.compose(encoded, lambda _: next(waiting))):
         torch.testing.assert_close(classes, class_logits[index, chosen[index]])
         torch.testing.assert_close(masks, mask_logits[index, chosen[index]])
-    for index, (classes, masks) in enumerate(network.predict(pictures())):
+    for index, (classes, masks) in enumerate(network.compose(encoded)):
         torch.testing.assert_close(classes, class_logits[index])
         torch.testing.assert_close(masks, mask_logits[index])
 

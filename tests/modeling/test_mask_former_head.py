@@ -29,18 +29,18 @@ def test_selected_queries_are_those_of_all(case):
     head, features = model.sem_seg_head, model.backbone(images)
     class_logits, mask_logits = head(features).final
     chosen = iter([torch.tensor([2, 0]), torch.tensor([], dtype=torch.int64)])
-    first, second = head.predict(dict(features), lambda logits: next(chosen))
+    first, second = head.compose(head.encode(dict(features)), lambda logits: next(chosen))
     torch.testing.assert_close(first[0], class_logits[0, [2, 0]], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(first[1], mask_logits[0, [2, 0]], rtol=1e-9, atol=1e-9)
     assert second[0].shape == (0, class_logits.shape[-1]) and second[1].shape == (0, *mask_logits.shape[-2:])
 
 
 @torch.no_grad()
-def test_predict_takes_features_out_and_forward_leaves_them():
+def test_encode_takes_features_out_and_forward_leaves_them():
     model = build_case("base", torch.float32).model.eval()
     features = model.backbone(torch.randn(1, 3, 64, 64))
     names = set(features)
     model.sem_seg_head(features)
     assert set(features) == names
-    model.sem_seg_head.predict(features)
+    model.sem_seg_head.encode(features)
     assert not features

@@ -101,12 +101,6 @@ class MaskFormerHead(nn.Module):
             predictions.append((image_classes, masks))
         return predictions
 
-    def predict(
-        self, features: dict[str, Tensor], select: Callable[[Tensor], Tensor] | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """``compose`` what ``encode`` makes of features."""
-        return self.compose(self.encode(features), select)
-
 
 class MaskFormerNetwork(nn.Module):
     """The network alone, tensors in and out: what other programs run; ``torch.export`` takes it with any sizes.
