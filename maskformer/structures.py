@@ -55,7 +55,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional as F
 
 
@@ -348,14 +350,14 @@ class MaskPredictions:
         class_logits: (L,B,Q,K+1) logits; index K is "no object".
         mask_logits: (L,B,Q,h,w) logits.
         mask_embeddings: (L,B,Q,C); None where masks are no products.
-        pixel_embeddings: (B,C,h,w), which they are multiplied with to give ``mask_logits``, or L of these, where each
-            layer has its own; None likewise.
+        pixel_embeddings: (B,C,h,w), which they are multiplied with to give ``mask_logits``, or what makes such of each
+            layer; None likewise.
     """
 
     class_logits: Tensor
     mask_logits: Tensor
     mask_embeddings: Tensor | None = None
-    pixel_embeddings: Tensor | Sequence[Tensor] | None = None
+    pixel_embeddings: Tensor | PixelsOfLayers | None = None
 
     @classmethod
     def from_embeddings(
@@ -373,9 +375,9 @@ class MaskPredictions:
     def masks_of_pairs(self, layers: Tensor, images: Tensor, queries: Tensor, of_image: Sequence[int]) -> Tensor:
         """Some masks, as part of a loss: what their gradients cost is the cost of these masks alone.
 
-        Where embeddings are known, the masks are computed anew, so that no gradient as large as ``mask_logits``, nearly
-        all zeros, goes back through its product; and pixels are taken apart by image once, as each single image's
-        gradient would be padded with zeros to the whole batch.
+        Where embeddings are known, the masks are products of their own, so that no gradient as large as
+        ``mask_logits``, nearly all zeros, goes back through its product; and pixels are taken apart by image once, as
+        each single image's gradient would be padded with zeros to the whole batch.
 
         Args:
             layers: (N,L) integers, along the first axis those of an image together; in each row all layers in turn, if
@@ -392,10 +394,72 @@ class MaskPredictions:
         embeddings = self.mask_embeddings[layers, images, queries]
         if isinstance(self.pixel_embeddings, Tensor):
             masks = _multiply_by_image(embeddings, self.pixel_embeddings, of_image)
-        else:
-            of_layers = zip(embeddings.unbind(1), self.pixel_embeddings, strict=True)
-            masks = torch.stack([_multiply_by_image(*layer, of_image) for layer in of_layers], dim=1)
-        return masks.unflatten(-1, self.pixel_embeddings[0].shape[-2:])
+            return masks.unflatten(-1, self.pixel_embeddings.shape[-2:])
+        with torch.no_grad():
+            masks = self.mask_logits[layers, images, queries]
+        return self.pixel_embeddings.lead_gradients(masks, embeddings, of_image)
+
+
+@dataclass(frozen=True)
+class PixelsOfLayers:
+    """Pixel embeddings of which each layer has its own: none are kept, for gradients they are computed again.
+
+    Attributes:
+        module: makes (B,C,h,w) of (B,D,rows,columns), drawing nothing.
+        features: L times what it makes them of.
+    """
+
+    module: nn.Module
+    features: Sequence[Tensor]
+
+    def lead_gradients(self, masks: Tensor, embeddings: Tensor, of_image: Sequence[int]) -> Tensor:
+        """``masks`` (N,L,h,w), whose gradients go to the (N,L,C) mask embeddings that made them, and to the pixels'."""
+        names, parameters = zip(*self.module.named_parameters())
+        of_layers = []
+        for layer, features in enumerate(self.features):
+            parts = (x[:, layer].split(list(of_image)) for x in (masks, embeddings))
+            of_images = [
+                _KnownProduct.apply(*part, of_one, self.module, names, *parameters)
+                for *part, of_one in zip(*parts, features.split(1))
+            ]
+            of_layers.append(torch.cat(of_images))
+        return torch.stack(of_layers, dim=1)
+
+
+class _KnownProduct(torch.autograd.Function):
+    """Masks (n,h,w) that are known, as products of (n,C) with what ``module`` makes of one image's features."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        masks: Tensor,
+        embeddings: Tensor,
+        features: Tensor,
+        module: nn.Module,
+        names: Sequence[str],
+        *parameters: Tensor,
+    ) -> Tensor:
+        device = masks.device.type
+        ctx.autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        ctx.module, ctx.names = module, names
+        ctx.save_for_backward(embeddings, features, *parameters)
+        return masks.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        embeddings, *inputs = ctx.saved_tensors
+        features, *parameters = inputs = [x.detach().requires_grad_() for x in inputs]
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            pixels = functional_call(ctx.module, dict(zip(ctx.names, parameters)), (features,))
+        rows = pixels.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (h w, C), as they lie in memory on a CPU
+        of_masks = gradient.flatten(1)
+        of_embeddings = of_masks @ rows.to(of_masks.dtype)
+        of_rows = (of_masks.mT @ embeddings.to(of_masks.dtype)).to(pixels.dtype)
+        of_pixels = of_rows.view(1, *pixels.shape[2:], -1).permute(0, 3, 1, 2)
+        of_inputs = torch.autograd.grad(pixels, inputs, of_pixels)
+        of_features, *of_parameters = of_inputs
+        return None, of_embeddings.to(embeddings.dtype), of_features, None, None, *of_parameters
 
 
 def _multiply_by_image(embeddings: Tensor, pixel_embeddings: Tensor, of_image: Sequence[int]) -> Tensor:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from maskformer.structures import Classes, InputError, MaskPredictions, SegmentMasks
+from maskformer.structures import Classes, InputError, MaskPredictions, PixelsOfLayers, SegmentMasks
 
 ID_MAP = torch.tensor([[0, 1], [3, 3]], dtype=torch.uint8)  # segment 1 (id 2) has no pixel
 
@@ -79,19 +80,34 @@ def test_masks_of_pairs_are_those_of_all_with_their_gradients():
     assert torch.equal(results[0][0], masks[layers, images, queries])
 
 
-def test_masks_of_pairs_where_each_layer_has_its_own_pixels():
+def test_masks_of_pairs_have_the_gradients_of_pixels_that_each_layer_has_of_its_own_and_that_are_not_kept():
+    module = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.GELU()).double()
     embeddings = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True)
-    pixels = [torch.randn(3, 4, 6, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    masks = torch.einsum("lbqc,lbchw->lbqhw", embeddings, torch.stack(pixels))
+    features = [torch.randn(3, 2, 6, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    masks = torch.einsum("lbqc,lbchw->lbqhw", embeddings, torch.stack([module(x) for x in features]))
     layers, queries = torch.tensor([[0, 1]]).expand(3, -1), torch.tensor([[4, 2], [0, 2], [1, 1]])
     images, of_image = torch.tensor([[0, 0], [2, 2], [2, 2]]), [1, 0, 2]
     weights = torch.randn(3, 2, 6, 7, dtype=torch.float64)
-    predictions = MaskPredictions(torch.zeros(2, 3, 5, 3), masks.detach(), embeddings, pixels)
+    predictions = MaskPredictions(torch.zeros(2, 3, 5, 3), masks.detach(), embeddings, PixelsOfLayers(module, features))
     results = []
     for picked in (masks[layers, images, queries], predictions.masks_of_pairs(layers, images, queries, of_image)):
-        gradients = torch.autograd.grad((picked * weights).sum(), (embeddings, *pixels), retain_graph=True)
+        gradients = torch.autograd.grad((picked * weights).sum(), (embeddings, *features, *module.parameters()))
         results.append((picked, *gradients))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_pixels_that_are_not_kept_are_computed_again_in_the_precision_of_autocast():
+    module, seen = nn.Conv2d(2, 4, 1), []
+    module.register_forward_hook(lambda _module, _inputs, result: seen.append(result.dtype))
+    embeddings, features = torch.randn(1, 1, 5, 4, requires_grad=True), torch.randn(1, 2, 6, 7, requires_grad=True)
+    masks = torch.randn(1, 1, 5, 6, 7, dtype=torch.bfloat16)
+    predictions = MaskPredictions(torch.zeros(1, 1, 5, 3), masks, embeddings, PixelsOfLayers(module, [features]))
+    pair = torch.zeros(1, 1, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        picked = predictions.masks_of_pairs(pair, pair, pair, [1])
+    picked.float().sum().backward()
+    assert seen == [torch.bfloat16]
+    assert {x.grad.dtype for x in (embeddings, features, module.weight)} == {torch.float32}
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

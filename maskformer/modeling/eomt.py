@@ -21,9 +21,9 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskformer.structures import MaskPredictions
+from maskformer.structures import MaskPredictions, PixelsOfLayers
 
-from .backbones.vit import VisionTransformer, recompute
+from .backbones.vit import VisionTransformer
 
 
 class EoMTNetwork(nn.Module):
@@ -98,33 +98,42 @@ class EoMTNetwork(nn.Module):
             that alone. A gradient goes through ``MaskPredictions.masks_of_pairs``, not through ``mask_logits``.
         """
         tokens, rotation = self._encode(images)
-        predictions, mask_logits = [], []
         # Compiled, a number is part of the program, a tensor is not.
         is_compiled = self.training and torch.compiler.is_compiling()
         probabilities = self.attn_mask_probs if is_compiled else self._probabilities
+        is_masked = self.training and self.masked_attention
+        predictions: list[_Prediction] = []
+        mask_logits: list[Tensor] = []
         for block, probability in zip(self.backbone.blocks[-self.num_blocks :], probabilities):
             allowed = None
-            if self.training and self.masked_attention:
+            if is_masked:
                 predictions.append(self._predict(tokens, images))
-                mask_logits.append(predictions[-1].mask_logits())
+                mask_logits.append(self._mask_logits(predictions[-1]))
                 allowed = self._may_attend(mask_logits[-1], images, probability)
             tokens = block(tokens, rotation, allowed)
         predictions.append(self._predict(tokens, images))
-        mask_logits.append(predictions[-1].mask_logits())
-        class_logits, mask_embeddings, pixel_embeddings = zip(*predictions)
+        mask_logits.append(self._mask_logits(predictions[-1]))
+        class_logits, mask_embeddings, patches = zip(*predictions)
         return MaskPredictions(
             class_logits=torch.stack(class_logits),
             mask_logits=torch.stack(mask_logits),
             mask_embeddings=torch.stack(mask_embeddings),
-            pixel_embeddings=pixel_embeddings,
+            pixel_embeddings=PixelsOfLayers(self.upscale, patches),
         )
+
+    @torch.no_grad()
+    def _mask_logits(self, prediction: _Prediction) -> Tensor:
+        pixel_embeddings = self.upscale(prediction.patches)
+        products = prediction.mask_embeddings @ pixel_embeddings.flatten(2)
+        return products.unflatten(2, pixel_embeddings.shape[2:])
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What ``forward``'s masks are made of: (B,Q,K+1) class logits, (B,Q,D) and (B,D,h,w) embeddings."""
         tokens, rotation = self._encode(images)
         for block in self.backbone.blocks[-self.num_blocks :]:
             tokens = block(tokens, rotation)
-        return self._predict(tokens, images)
+        class_logits, mask_embeddings, patches = self._predict(tokens, images)
+        return class_logits, mask_embeddings, self.upscale(patches)
 
     def compose(
         self, encoded: tuple[Tensor, Tensor, Tensor], select: Callable[[Tensor], Tensor] | None = None
@@ -151,9 +160,7 @@ class EoMTNetwork(nn.Module):
         queries = self.backbone.norm(tokens[:, :num_queries])
         patches = self.backbone.norm(tokens[:, num_queries + self.backbone.num_prefix_tokens :])
         patches = patches.unflatten(1, self.backbone.grid(images)).permute(0, 3, 1, 2)
-        # Upscaled, each output has sixteen times as much to keep for gradients as it is made of.
-        pixel_embeddings = recompute(self.upscale, patches) if self.training else self.upscale(patches)
-        return _Prediction(self.class_head(queries), self.mask_head(queries), pixel_embeddings)
+        return _Prediction(self.class_head(queries), self.mask_head(queries), patches)
 
     @torch.no_grad()
     def _may_attend(self, mask_logits: Tensor, images: Tensor, probability: float | Tensor) -> Tensor:
@@ -168,17 +175,11 @@ class EoMTNetwork(nn.Module):
 
 
 class _Prediction(NamedTuple):
-    """(B,Q,K+1) class logits, (B,Q,D) mask embeddings and (B,D,h,w) pixel embeddings."""
+    """(B,Q,K+1) class logits, (B,Q,D) mask embeddings, and (B,D,rows,columns) that pixel embeddings are made of."""
 
     class_logits: Tensor
     mask_embeddings: Tensor
-    pixel_embeddings: Tensor
-
-    def mask_logits(self) -> Tensor:
-        """(B,Q,h,w): their products, without a gradient."""
-        with torch.no_grad():  # torch.compile knows no decorator of a method of what was made inside
-            products = self.mask_embeddings @ self.pixel_embeddings.flatten(2)
-        return products.unflatten(2, self.pixel_embeddings.shape[2:])
+    patches: Tensor
 
 
 class ScaleBlock(nn.Module):

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from reference_cases import handed_out
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from maskformer.config import load_config
 from maskformer.modeling import EoMTNetwork
-from maskformer.modeling.backbones.vit import VisionTransformer, resample_positions
+from maskformer.modeling.backbones.vit import LayerScale, VisionTransformer, resample_positions
 from maskformer.modeling.eomt import build_eomt_network
 
 RECIPE = str(Path(__file__).resolve().parents[2] / "configs/eomt/coco_panoptic_small_640.yaml")
@@ -63,7 +63,8 @@ def test_attention_is_the_softmax_of_products_over_what_is_allowed(options: dict
         scores = query[..., head] @ key[..., head].mT / 12**0.5
         heads.append(scores.masked_fill(~everything, -torch.inf).softmax(-1) @ value[..., head])
     expected = torch.cat(heads, dim=-1) @ attention.proj.weight.T + attention.proj.bias
-    torch.testing.assert_close(attention(tokens, None, allowed), expected)
+    scale = LayerScale(24, 0.7).double()
+    torch.testing.assert_close(attention(tokens, scale, None, allowed), 0.7 * expected)
 
 
 @torch.no_grad()
@@ -172,6 +173,37 @@ def test_masks_of_pairs_are_those_predicted_and_have_the_gradients_that_these_ha
     assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
     unmasked = build(masked=False)
     assert len(unmasked.predict_layers(pictures()).class_logits) == 1
+
+
+def test_what_is_kept_for_gradients_is_smaller_than_pixel_embeddings():
+    network, images, sizes = build(patch_size=16), pictures(2, 256, 256), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        predictions = network.predict_layers(images)
+        pair = torch.zeros(2, 3, dtype=torch.int64)
+        masks = predictions.masks_of_pairs(torch.arange(3).expand(2, -1), pair, pair, [2, 0])
+    assert masks.requires_grad
+    assert 2 * 64 * 64 * 24 / 2 > max(set(sizes) - {images.numel()}) > 0
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_scaled_weights_give_what_scaled_tokens_give_with_their_gradients(gated: bool):
+    block = build(gated=gated, initial_scale=0.3).backbone.blocks[0]
+    tokens = torch.randn(2, 9, 24, dtype=torch.float64, requires_grad=True)
+    results = []
+    for training in (False, True):
+        output = block.train(training)(tokens)
+        gradients = torch.autograd.grad((output * torch.linspace(-1, 1, 24)).sum(), (tokens, *block.parameters()))
+        results.append((output, *gradients))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_small_scales_are_kept_in_float16():
+    """Scaled by DINOv2's first 1e-5, a weight of 0.02 would be three of float16's smallest steps."""
+    scale, linear, tokens = LayerScale(4, 1e-5).train(), nn.Linear(4, 4), torch.ones(1, 4, dtype=torch.float16)
+    scale, linear = scale.requires_grad_(False), linear.requires_grad_(False)
+    with torch.autocast("cpu", torch.float16):
+        result = scale.after(linear, tokens)
+    torch.testing.assert_close(result, 1e-5 * linear(tokens.float()), rtol=2e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize(("patch_size", "stride"), [(4, 2), (8, 4), (16, 4), (32, 4)])

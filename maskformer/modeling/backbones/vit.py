@@ -7,7 +7,7 @@ Names of sub-modules are timm's for DINOv2, which the released weights have.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,14 @@ class SelfAttention(nn.Module):
             self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, rotation: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, scale: LayerScale, rotation: Tensor | None = None, allowed: Tensor | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
             tokens: (B,T,D).
+            scale: of results.
             rotation: (2,patches,D/heads), cosines and sines that turn queries and keys of the last tokens; None: no.
             allowed: (B,Q,T) bool, what each of the first Q tokens may attend to; None: everything. The others attend to
                 everything in any case.
@@ -59,7 +62,7 @@ class SelfAttention(nn.Module):
             first = query[:, :, : allowed.shape[1]], query[:, :, allowed.shape[1] :]
             masked = F.scaled_dot_product_attention(first[0], key, value, attn_mask=allowed[:, None])
             attended = torch.cat([masked, F.scaled_dot_product_attention(first[1], key, value)], dim=2)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return scale.after(self.proj, attended.transpose(1, 2).flatten(2))
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -116,21 +119,19 @@ class FeedForward(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim // 2 if gated else hidden_dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map (...,D) to the same."""
+    def forward(self, tokens: Tensor, scale: LayerScale) -> Tensor:
+        """Map (...,D) to the same, scaled."""
         hidden = self.fc1(tokens)
-        return recompute(self._activate, hidden) if self.training else self._activate(hidden)
+        if not self.training:
+            return self._finish(hidden, scale)
+        # Activations are computed again for gradients: they are not kept.
+        return checkpoint(self._finish, hidden, scale, use_reentrant=False, preserve_rng_state=False)
 
-    def _activate(self, hidden: Tensor) -> Tensor:
+    def _finish(self, hidden: Tensor, scale: LayerScale) -> Tensor:
         if not self.gated:
-            return self.fc2(F.gelu(hidden))
+            return scale.after(self.fc2, F.gelu(hidden))
         gate, passed = hidden.chunk(2, dim=-1)
-        return self.fc2(F.silu(gate) * passed)
-
-
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, of which a backward pass keeps ``x`` alone and computes the rest again; it may draw nothing."""
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+        return scale.after(self.fc2, F.silu(gate) * passed)
 
 
 class LayerScale(nn.Module):
@@ -147,9 +148,15 @@ class LayerScale(nn.Module):
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale (...,D)."""
-        return x * self.gamma
+    def after(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """What ``linear`` makes of (...,channels), scaled: (...,D).
+
+        While training, weights are scaled, as what they make would be kept for gradients otherwise. In float16 they
+        could be too small for it.
+        """
+        if not self.training or x.dtype == torch.float16:
+            return linear(x) * self.gamma
+        return F.linear(x, self.gamma[:, None] * linear.weight, self.gamma * linear.bias)
 
 
 class Block(nn.Module):
@@ -186,8 +193,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """Refine tokens (B,T,D); the other arguments are those of ``SelfAttention``."""
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotation, allowed))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.attn(self.norm1(tokens), self.ls1, rotation, allowed)
+        return tokens + self.mlp(self.norm2(tokens), self.ls2)
 
 
 class VisionTransformer(nn.Module):
