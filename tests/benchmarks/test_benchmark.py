@@ -173,7 +173,6 @@ def test_a_quick_run_measures_every_kind_of_case(tmp_path: Path, capsys: pytest.
         "matcher and losses 512 x 512, 10 masks",
         "optimizer and clipping, 41 M parameters",
         "instance inference R50 800 x 1216",
-        "panoptic inference Swin-T 800 x 1216, 20 segments",
         "losses by masks: 10",
     ]
     words = ["--quick", "--rounds", "1", "--output-dir", str(tmp_path), "--device", "cpu", "--only", *names]
