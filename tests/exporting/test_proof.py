@@ -127,6 +127,22 @@ def test_another_weight_is_found(predictor: Predictor, tiny_weights: str):
             each.check(LIMITS["float32"], "float32")
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_logits_that_are_no_numbers_are_found_where_labels_do_not_tell(predictor: Predictor, place: int):
+    """As of a network of float16 whose products exceed its range."""
+    run = run_eagerly(SegmentationGraph(predictor.model, "semantic").eval())
+
+    def overflow(pictures: np.ndarray):
+        outputs, logits = run(pictures)
+        logits[place][0, 0] = np.nan
+        return outputs, logits
+
+    (found,) = compare(predictor.model, "semantic", {"eager": overflow}, views_of(PICTURE, 64, None)[:1], RGB)
+    assert found.labels == 0
+    with pytest.raises(InputError, match="nan"):
+        found.check(LIMITS["float16"], "float16")
+
+
 @pytest.fixture
 def brightest(tmp_path: Path) -> Path:
     write_brightest(tmp_path / "brightest.onnx")
