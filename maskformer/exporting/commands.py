@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from matplotlib import cbook
 from PIL import Image
 from torch import nn
 
-from maskformer.data.mappers.base import evaluation_resize
 from maskformer.engine.test_time import innermost
 from maskformer.files import json_text
 from maskformer.predictor import CHANNEL_ORDERS, Predictor, as_rgb, load
 from maskformer.reports import media
-from maskformer.structures import SCREEN, InputError, check_choice
+from maskformer.structures import SCREEN, BadImageError, InputError, check_choice
 
 from . import program as programs
 from .folder import whole
@@ -156,9 +156,9 @@ def write_export(
     assert cfg is not None
     order, precision = CHANNEL_ORDERS[cfg.INPUT.FORMAT], options.precision
     task = choose_task(model, options.task)
-    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
-    views = views_of(_read_picture(options.picture, predictor), shorter, options.size)
-    calibrating = [] if options.calibration is None else _find_pictures(options.calibration, predictor)
+    picture = _read_picture(options.picture, predictor)
+    views = views_of(picture, _shorter_side(picture.shape[:2], cfg), options.size)
+    calibrating = [] if options.calibration is None else _find_pictures(options.calibration, predictor, options.size)
     description = describe_export(
         cfg,
         predictor.classes,
@@ -211,8 +211,14 @@ def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarra
     return as_rgb(path)
 
 
-def _find_pictures(folder: str | Path, predictor: Predictor) -> list[str]:
-    """At most so many of a folder's pictures, evenly from first to last; each can be read."""
+def _shorter_side(size: Size, cfg: CfgNode) -> int:
+    """That a picture is proven with: the one that the model was tested with, if it is not too long."""
+    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
+    return max(min(shorter, cfg.INPUT.MAX_SIZE_TEST * min(size) // max(size)), 1)
+
+
+def _find_pictures(folder: str | Path, predictor: Predictor, size: Size | None) -> list[str]:
+    """At most so many of a folder's pictures, evenly from first to last; each can be read and resized."""
     if not os.path.isdir(os.path.expanduser(folder)):
         raise InputError(f"calibration is {folder}; expected a folder with pictures.")
     names = [source.name for source in media.find_sources([os.fspath(folder)]) if not source.is_video]
@@ -220,21 +226,26 @@ def _find_pictures(folder: str | Path, predictor: Predictor) -> list[str]:
         raise InputError(f"calibration is {folder}, a folder without a picture ({' '.join(media.IMAGE_SUFFIXES)}).")
     count = min(len(names), _MOST_CALIBRATING)
     chosen = [names[index * len(names) // count] for index in range(count)]
-    for name in chosen:
-        as_rgb(name, predictor.bands)
+    for _ in _calibrating(chosen, predictor, size):
+        pass
     return chosen
 
 
 def _calibrating(names: list[str], predictor: Predictor, size: Size | None) -> Iterator[np.ndarray]:
     """(1,3,height,width) uint8 RGB each, resized as the model was tested, or to the size that the file asks for."""
-    resize = evaluation_resize(predictor.cfg)
+    assert predictor.cfg is not None
+    order = list(CHANNEL_ORDERS[predictor.cfg.INPUT.FORMAT])
     for name in names:
         rgb = as_rgb(name, predictor.bands)
         if size is None:
-            rgb = resize.get_transform(rgb).apply_image(rgb)
+            try:
+                pixels = predictor.example(rgb)["image"].numpy()[order]  # in RGB again
+            except BadImageError as error:
+                raise BadImageError(f"{name}: {error}") from error
         else:
-            rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BILINEAR))
-        yield np.ascontiguousarray(rgb.transpose(2, 0, 1)[None])
+            resized = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized).transpose(2, 0, 1)
+        yield np.ascontiguousarray(pixels[None])
 
 
 def _forget_places(program: torch.export.ExportedProgram) -> None:

@@ -99,6 +99,15 @@ def test_instances_are_paired_by_class_and_pixels_whatever_their_order():
     assert share_of_other_labels("instance", nothing, expected) == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "proven"), [((1, 3000), (1, 3000)), ((100, 2000), (10, 200)), ((600, 512), (150, 128))]
+)
+def test_picture_is_proven_no_longer_than_the_model_was_tested(size: tuple[int, int], proven: tuple[int, int]):
+    cfg = load_config(SHAPES_CONFIG, ["INPUT.MIN_SIZE_TEST", "128", "INPUT.MAX_SIZE_TEST", "200"])
+    views = views_of(np.zeros((*size, 3), np.uint8), commands._shorter_side(size, cfg), None)
+    assert views[0].shape[2:] == proven
+
+
 def test_half_a_network_is_a_copy_that_normalises_in_float32(predictor: Predictor):
     half = commands._with_half_network(predictor.model)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}

@@ -138,6 +138,7 @@ BAD = [
     (["m.onnx", "--precision=int8", "--calibration=nowhere"], "", ["nowhere"]),
     (["m.onnx", "--precision=int8", "--calibration=empty"], "", ["empty"]),
     (["m.onnx", "--precision=int8", "--calibration=broken"], "", ["a.png"]),
+    (["m.onnx", "--precision=int8", "--calibration=thin"], "INPUT.MAX_SIZE_TEST 100", ["thin", "b.png", "0 x 100"]),
     (["m.onnx", "--picture=nowhere.png"], "", ["nowhere.png"]),
     (["m.onnx", "--picture=broken/a.png"], "", ["broken/a.png"]),
     (["foreign.onnx"], "", ["foreign.json", "another name"]),
@@ -156,8 +157,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     facts: list[str],
 ):
     monkeypatch.chdir(tmp_path)
-    for folder in ("folder.onnx", "empty", "broken"):
+    for folder in ("folder.onnx", "empty", "broken", "thin"):
         (tmp_path / folder).mkdir()
+    Image.new("RGB", (900, 1)).save(tmp_path / "thin" / "b.png")
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     (tmp_path / "foreign.json").write_text('{"mine": 1}')
     assert run(*arguments, options=options.split()) == 2
@@ -165,10 +167,12 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert line.startswith("error: ") and all(fact in line for fact in facts), line
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "a.png",
+        "b.png",
         "broken",
         "empty",
         "folder.onnx",
         "foreign.json",
+        "thin",
     ]
 
 
