@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from maskformer.engine.test_time import innermost
 from maskformer.files import json_text
 from maskformer.predictor import CHANNEL_ORDERS, Predictor, as_rgb, load
 from maskformer.reports import media
+from maskformer.runs.failures import is_out_of_memory
 from maskformer.structures import SCREEN, BadImageError, InputError, check_choice
 
 from . import program as programs
@@ -138,9 +140,24 @@ def export(
 def load_plainly(source: str | Path, weights: str | Path | None, keys: Mapping[str, Any]) -> Predictor:
     """``load``, but on the CPU, and of what is done with the network no more than can be traced."""
     plain = {"MODEL.DEVICE": "cpu", "MODEL.COMPILE": "none", "MODEL.PRECISION": "float32", "TEST.AUG.ENABLED": False}
-    return load(source, weights, **{**keys, **plain})
+    return load(source, weights, **{**{key.replace("__", "."): value for key, value in keys.items()}, **plain})
 
 
+@contextmanager
+def _in_memory() -> Iterator[None]:
+    """Turn a lack of memory into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            "The model needs more memory than there is for pictures of this size: give a smaller size, or with sizes "
+            "that are free a lower INPUT.MIN_SIZE_TEST or smaller calibration pictures."
+        ) from error
+
+
+@_in_memory()
 def write_export(
     predictor: Predictor, output: Path, options: ExportOptions, tell: Callable[[str], None] = SCREEN.info
 ) -> Exported:

@@ -176,6 +176,27 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     ]
 
 
+def test_a_lack_of_memory_is_one_sentence(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(commands, "views_of", lack)
+    assert run(tmp_path / "m.pt2", "--size=99999x99999") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "memory" in line and "size" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_a_key_names_is_passed_over(weights: str, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(commands, "load", lambda *_, **keys: seen.append(keys))
+    for key in ("MODEL__DEVICE", "MODEL.DEVICE"):
+        commands.load_plainly(EOMT_CONFIG, weights, {key: "cuda"})
+    assert seen[0] == seen[1] and seen[0]["MODEL.DEVICE"] == "cpu"
+
+
 def test_what_is_not_installed_is_named_with_the_command(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
