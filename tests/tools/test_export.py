@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from brightest_file import write_brightest
 from PIL import Image
 from tiny_model import EOMT_CONFIG, REPOSITORY, TINY_EOMT
 
@@ -120,6 +121,22 @@ def test_the_example_draws_without_pytorch(exported: Path, picture: Path, tmp_pa
     assert (drawn != np.asarray(Image.open(picture))).any()
     names = [each["name"] for each in json.loads(exported.with_suffix(".json").read_text())["classes"]]
     assert printed and all(line.startswith(tuple(names)) for line in printed.splitlines())
+
+
+def test_the_example_reads_grey_of_sixteen_bits_as_the_model_does(tmp_path: Path):
+    write_brightest(tmp_path / "brightest.onnx")
+    about = {
+        "task": "semantic",
+        "input": {"name": "images", "size": [8, 8], "rounding_test": "up", "padding_colour": [0, 0, 0]},
+        "outputs": [{"name": "labels"}],
+        "classes": [{"name": name, "colour": [0, 0, 0]} for name in ("red", "green", "blue")],
+    }
+    model = onnx.load(tmp_path / "brightest.onnx")
+    onnx.helper.set_model_props(model, {"maskformer": json.dumps(about)})
+    onnx.save(model, tmp_path / "brightest.onnx")
+    Image.fromarray(np.full((8, 8), 100 * 256, np.uint16)).save(tmp_path / "grey.png")
+    run_example(tmp_path / "brightest.onnx", tmp_path / "grey.png", tmp_path / "drawn.png")
+    assert (np.asarray(Image.open(tmp_path / "drawn.png")) == 40).all()  # 0.4 of the picture, and a black class
 
 
 BAD = [
