@@ -9,7 +9,7 @@ import pytest
 import torch
 from brightest_file import write_brightest
 from PIL import Image
-from tiny_model import SHAPES_CONFIG, TINY
+from tiny_model import EOMT_CONFIG, SHAPES_CONFIG, TINY
 
 import maskformer
 from maskformer.config import load_config
@@ -213,6 +213,13 @@ def test_description_says_what_a_program_needs():
         maskformer.__version__,
         20,
     )
+
+
+def test_smaller_pictures_are_filled_as_the_model_pads_them():
+    assert describe()["input"]["padding_colour"] == [124, 116, 104]
+    cfg = load_config(EOMT_CONFIG, ["MODEL.DEVICE", "cpu"])  # which pads before it normalises
+    found = describe_export(cfg, None, task="queries", size=None, precision="float32", opset=20, licence="")
+    assert found["input"]["padding_colour"] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("task", OUTPUTS)
