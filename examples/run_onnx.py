@@ -15,7 +15,10 @@ from PIL import Image, ImageOps
 model, picture, out = sys.argv[1:]
 session = onnxruntime.InferenceSession(model)
 about = json.loads(session.get_modelmeta().custom_metadata_map["maskformer"])
-image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
+image = ImageOps.exif_transpose(Image.open(picture))
+if image.mode.startswith("I"):  # grey of 16 bits, of which Pillow would make white
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+image = image.convert("RGB")
 
 # Resize as the model was tested: the shorter side to one length, the longer to at most another; or into a fixed size.
 need, size = about["input"], np.array(image.size[::-1])

@@ -6,22 +6,24 @@ import copy
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from matplotlib import cbook
 from PIL import Image
 from torch import nn
 
-from maskformer.data.mappers.base import evaluation_resize
 from maskformer.engine.test_time import innermost
 from maskformer.files import json_text
 from maskformer.predictor import CHANNEL_ORDERS, Predictor, as_rgb, load
 from maskformer.reports import media
-from maskformer.structures import SCREEN, InputError, check_choice
+from maskformer.runs.failures import is_out_of_memory
+from maskformer.structures import SCREEN, BadImageError, InputError, check_choice
 
 from . import program as programs
 from .folder import whole
@@ -138,9 +140,24 @@ def export(
 def load_plainly(source: str | Path, weights: str | Path | None, keys: Mapping[str, Any]) -> Predictor:
     """``load``, but on the CPU, and of what is done with the network no more than can be traced."""
     plain = {"MODEL.DEVICE": "cpu", "MODEL.COMPILE": "none", "MODEL.PRECISION": "float32", "TEST.AUG.ENABLED": False}
-    return load(source, weights, **{**keys, **plain})
+    return load(source, weights, **{**{key.replace("__", "."): value for key, value in keys.items()}, **plain})
 
 
+@contextmanager
+def _in_memory() -> Iterator[None]:
+    """Turn a lack of memory into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            "The model needs more memory than there is for pictures of this size: give a smaller size, or with sizes "
+            "that are free a lower INPUT.MIN_SIZE_TEST or smaller calibration pictures."
+        ) from error
+
+
+@_in_memory()
 def write_export(
     predictor: Predictor, output: Path, options: ExportOptions, tell: Callable[[str], None] = SCREEN.info
 ) -> Exported:
@@ -156,9 +173,9 @@ def write_export(
     assert cfg is not None
     order, precision = CHANNEL_ORDERS[cfg.INPUT.FORMAT], options.precision
     task = choose_task(model, options.task)
-    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
-    views = views_of(_read_picture(options.picture, predictor), shorter, options.size)
-    calibrating = [] if options.calibration is None else _find_pictures(options.calibration, predictor)
+    picture = _read_picture(options.picture, predictor)
+    views = views_of(picture, _shorter_side(picture.shape[:2], cfg), options.size)
+    calibrating = [] if options.calibration is None else _find_pictures(options.calibration, predictor, options.size)
     description = describe_export(
         cfg,
         predictor.classes,
@@ -211,8 +228,14 @@ def _read_picture(picture: str | Path | None, predictor: Predictor) -> np.ndarra
     return as_rgb(path)
 
 
-def _find_pictures(folder: str | Path, predictor: Predictor) -> list[str]:
-    """At most so many of a folder's pictures, evenly from first to last; each can be read."""
+def _shorter_side(size: Size, cfg: CfgNode) -> int:
+    """That a picture is proven with: the one that the model was tested with, if it is not too long."""
+    shorter = min(cfg.INPUT.MIN_SIZE_TEST or _LONGEST_PROVEN, _LONGEST_PROVEN)
+    return max(min(shorter, cfg.INPUT.MAX_SIZE_TEST * min(size) // max(size)), 1)
+
+
+def _find_pictures(folder: str | Path, predictor: Predictor, size: Size | None) -> list[str]:
+    """At most so many of a folder's pictures, evenly from first to last; each can be read and resized."""
     if not os.path.isdir(os.path.expanduser(folder)):
         raise InputError(f"calibration is {folder}; expected a folder with pictures.")
     names = [source.name for source in media.find_sources([os.fspath(folder)]) if not source.is_video]
@@ -220,21 +243,26 @@ def _find_pictures(folder: str | Path, predictor: Predictor) -> list[str]:
         raise InputError(f"calibration is {folder}, a folder without a picture ({' '.join(media.IMAGE_SUFFIXES)}).")
     count = min(len(names), _MOST_CALIBRATING)
     chosen = [names[index * len(names) // count] for index in range(count)]
-    for name in chosen:
-        as_rgb(name, predictor.bands)
+    for _ in _calibrating(chosen, predictor, size):
+        pass
     return chosen
 
 
 def _calibrating(names: list[str], predictor: Predictor, size: Size | None) -> Iterator[np.ndarray]:
     """(1,3,height,width) uint8 RGB each, resized as the model was tested, or to the size that the file asks for."""
-    resize = evaluation_resize(predictor.cfg)
+    assert predictor.cfg is not None
+    order = list(CHANNEL_ORDERS[predictor.cfg.INPUT.FORMAT])
     for name in names:
         rgb = as_rgb(name, predictor.bands)
         if size is None:
-            rgb = resize.get_transform(rgb).apply_image(rgb)
+            try:
+                pixels = predictor.example(rgb)["image"].numpy()[order]  # in RGB again
+            except BadImageError as error:
+                raise BadImageError(f"{name}: {error}") from error
         else:
-            rgb = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BILINEAR))
-        yield np.ascontiguousarray(rgb.transpose(2, 0, 1)[None])
+            resized = Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            pixels = np.asarray(resized).transpose(2, 0, 1)
+        yield np.ascontiguousarray(pixels[None])
 
 
 def _forget_places(program: torch.export.ExportedProgram) -> None:

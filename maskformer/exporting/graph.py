@@ -78,6 +78,8 @@ class SegmentationGraph(nn.Module):
         self._channel_order = list(channel_order)
         for name in ("pixel_mean", "pixel_std"):
             self.register_buffer(name, model.get_buffer(name).float())
+        if (channels := len(self.pixel_mean)) != 3:
+            raise InputError(f"MODEL.PIXEL_MEAN has {channels} numbers, but exported files take RGB: expected three.")
         num_classes, things = 0, frozenset[int]()
         if isinstance(model, MaskClassifier):
             self.network, self._options = model.network, model.inference  # type: ignore[assignment]

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 
 from maskformer.reports.tasks import INSTANCE_THRESHOLD, ClassTable
 from maskformer.structures import Classes
@@ -79,7 +80,9 @@ def _describe_outputs(task: str) -> list[dict[str, str]]:
 
 
 def _describe_input(cfg: CfgNode, size: tuple[int, int] | None) -> dict[str, Any]:
-    test, mean = cfg.MODEL.MASK_FORMER.TEST, [round(value) for value in cfg.MODEL.PIXEL_MEAN]
+    test, padding = cfg.MODEL.MASK_FORMER.TEST, [round(value) for value in cfg.MODEL.PIXEL_MEAN]
+    if getattr(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), "pads_with_black", False):
+        padding = [0, 0, 0]
     return {
         "name": "images",
         "shape": ["B", 3, *(size or ("height", "width"))],
@@ -93,7 +96,7 @@ def _describe_input(cfg: CfgNode, size: tuple[int, int] | None) -> dict[str, Any
         "max_size_test": cfg.INPUT.MAX_SIZE_TEST,
         "rounding_test": cfg.INPUT.ROUNDING_TEST,
         # RGB; what to fill with where a picture is smaller than a fixed size.
-        "padding_colour": mean if cfg.INPUT.FORMAT == "RGB" else mean[::-1],
+        "padding_colour": padding if cfg.INPUT.FORMAT == "RGB" else padding[::-1],
         "sliding_window": list(test.SLIDING_WINDOW),  # that the model was tested with; the graph sees pictures whole
     }
 

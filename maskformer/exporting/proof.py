@@ -196,7 +196,8 @@ def compare(
                     result = {"labels": _labels_of(result)}
                 of_logits += [_difference(each[index], own) for each, own in zip(logits, own_logits, strict=True)]
                 of_labels.append(share_of_other_labels(task, result, own_result))
-            yield Comparison(program, pictures.shape, max(of_logits), float(np.mean(of_labels)))
+            # NumPy's, for which NaN is the largest: to Python's max it is so only in the first place.
+            yield Comparison(program, pictures.shape, float(np.max(of_logits)), float(np.mean(of_labels)))
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -6,6 +6,7 @@ processes finish, for drawing holds the lock. Each stage is ahead of the next by
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -218,6 +219,7 @@ def _start_processes(count: int) -> ProcessPoolExecutor:
 
 def _work_for_parent() -> None:
     """Leave Ctrl-C to the parent, and end when it ends, of which a waiting process would not notice."""
+    gc.freeze()  # the parent frees its garbage itself: a video waits for its decoder, whose threads are there alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -142,5 +142,8 @@ def test_what_a_model_cannot_do_is_refused():
     assert SegmentationGraph(per_pixel).task == "semantic"
     with pytest.raises(InputError, match="semantic"):
         SegmentationGraph(per_pixel, "queries")
+    grey = build(SHAPES_CONFIG, {**TINY, "MODEL.PIXEL_MEAN": [100.0], "MODEL.PIXEL_STD": [50.0]})
+    with pytest.raises(InputError, match=r"PIXEL_MEAN.*1.*RGB"):
+        SegmentationGraph(grey, "semantic")
     with pytest.raises(InputError, match=r"Linear.*MaskFormer"):
         SegmentationGraph(torch.nn.Linear(1, 1))

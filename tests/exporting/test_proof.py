@@ -9,7 +9,7 @@ import pytest
 import torch
 from brightest_file import write_brightest
 from PIL import Image
-from tiny_model import SHAPES_CONFIG, TINY
+from tiny_model import EOMT_CONFIG, SHAPES_CONFIG, TINY
 
 import maskformer
 from maskformer.config import load_config
@@ -99,6 +99,15 @@ def test_instances_are_paired_by_class_and_pixels_whatever_their_order():
     assert share_of_other_labels("instance", nothing, expected) == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "proven"), [((1, 3000), (1, 3000)), ((100, 2000), (10, 200)), ((600, 512), (150, 128))]
+)
+def test_picture_is_proven_no_longer_than_the_model_was_tested(size: tuple[int, int], proven: tuple[int, int]):
+    cfg = load_config(SHAPES_CONFIG, ["INPUT.MIN_SIZE_TEST", "128", "INPUT.MAX_SIZE_TEST", "200"])
+    views = views_of(np.zeros((*size, 3), np.uint8), commands._shorter_side(size, cfg), None)
+    assert views[0].shape[2:] == proven
+
+
 def test_half_a_network_is_a_copy_that_normalises_in_float32(predictor: Predictor):
     half = commands._with_half_network(predictor.model)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
@@ -125,6 +134,22 @@ def test_another_weight_is_found(predictor: Predictor, tiny_weights: str):
     with pytest.raises(InputError, match="eager"):
         for each in found:
             each.check(LIMITS["float32"], "float32")
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_logits_that_are_no_numbers_are_found_where_labels_do_not_tell(predictor: Predictor, place: int):
+    """As of a network of float16 whose products exceed its range."""
+    run = run_eagerly(SegmentationGraph(predictor.model, "semantic").eval())
+
+    def overflow(pictures: np.ndarray):
+        outputs, logits = run(pictures)
+        logits[place][0, 0] = np.nan
+        return outputs, logits
+
+    (found,) = compare(predictor.model, "semantic", {"eager": overflow}, views_of(PICTURE, 64, None)[:1], RGB)
+    assert found.labels == 0
+    with pytest.raises(InputError, match="nan"):
+        found.check(LIMITS["float16"], "float16")
 
 
 @pytest.fixture
@@ -188,6 +213,13 @@ def test_description_says_what_a_program_needs():
         maskformer.__version__,
         20,
     )
+
+
+def test_smaller_pictures_are_filled_as_the_model_pads_them():
+    assert describe()["input"]["padding_colour"] == [124, 116, 104]
+    cfg = load_config(EOMT_CONFIG, ["MODEL.DEVICE", "cpu"])  # which pads before it normalises
+    found = describe_export(cfg, None, task="queries", size=None, precision="float32", opset=20, licence="")
+    assert found["input"]["padding_colour"] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("task", OUTPUTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -36,6 +37,23 @@ def refuse_three(item: int, fetched: int) -> int:
 
 def end(item: int, fetched: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Garbage:
+    """Of the parent; refers to itself, so that it is there until somebody collects it."""
+
+    freed_in: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.freed_in.append(os.getpid())
+
+
+def collect(item: int, fetched: int) -> list[int]:
+    gc.collect()
+    return Garbage.freed_in
 
 
 def stages(finish: Callable = double, **changed: Any) -> Stages:
@@ -67,6 +85,18 @@ def test_results_come_in_order_and_batches_hold_one_bucket(workers: int, batch_s
     assert batch_size == 1 or len(batches) < 100 / batch_size + 3 * (100 // (8 * batch_size) + 1)
     assert len({process for _, (_, process) in results} - {os.getpid()}) <= workers
     assert (os.getpid() in {process for _, (_, process) in results}) == (workers == 0)
+
+
+def test_processes_do_not_free_what_the_parent_has_left():
+    """An open video of an earlier run, for whose decoder's threads a process waited for ever."""
+    gc.disable()
+    try:
+        Garbage()
+        with Background(1) as background:
+            (result,) = [future.result() for _, future in background.run([0], stages(collect))]
+    finally:
+        gc.enable()
+    assert not result
 
 
 def test_batches_do_not_depend_on_time():

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from brightest_file import write_brightest
 from PIL import Image
 from tiny_model import EOMT_CONFIG, REPOSITORY, TINY_EOMT
 
@@ -122,6 +123,22 @@ def test_the_example_draws_without_pytorch(exported: Path, picture: Path, tmp_pa
     assert printed and all(line.startswith(tuple(names)) for line in printed.splitlines())
 
 
+def test_the_example_reads_grey_of_sixteen_bits_as_the_model_does(tmp_path: Path):
+    write_brightest(tmp_path / "brightest.onnx")
+    about = {
+        "task": "semantic",
+        "input": {"name": "images", "size": [8, 8], "rounding_test": "up", "padding_colour": [0, 0, 0]},
+        "outputs": [{"name": "labels"}],
+        "classes": [{"name": name, "colour": [0, 0, 0]} for name in ("red", "green", "blue")],
+    }
+    model = onnx.load(tmp_path / "brightest.onnx")
+    onnx.helper.set_model_props(model, {"maskformer": json.dumps(about)})
+    onnx.save(model, tmp_path / "brightest.onnx")
+    Image.fromarray(np.full((8, 8), 100 * 256, np.uint16)).save(tmp_path / "grey.png")
+    run_example(tmp_path / "brightest.onnx", tmp_path / "grey.png", tmp_path / "drawn.png")
+    assert (np.asarray(Image.open(tmp_path / "drawn.png")) == 40).all()  # 0.4 of the picture, and a black class
+
+
 BAD = [
     (["model.pth"], "", ["model.pth", ".pt2 or .onnx"]),
     (["model"], "", ["model", ".pt2 or .onnx"]),
@@ -138,6 +155,7 @@ BAD = [
     (["m.onnx", "--precision=int8", "--calibration=nowhere"], "", ["nowhere"]),
     (["m.onnx", "--precision=int8", "--calibration=empty"], "", ["empty"]),
     (["m.onnx", "--precision=int8", "--calibration=broken"], "", ["a.png"]),
+    (["m.onnx", "--precision=int8", "--calibration=thin"], "INPUT.MAX_SIZE_TEST 100", ["thin", "b.png", "0 x 100"]),
     (["m.onnx", "--picture=nowhere.png"], "", ["nowhere.png"]),
     (["m.onnx", "--picture=broken/a.png"], "", ["broken/a.png"]),
     (["foreign.onnx"], "", ["foreign.json", "another name"]),
@@ -156,8 +174,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     facts: list[str],
 ):
     monkeypatch.chdir(tmp_path)
-    for folder in ("folder.onnx", "empty", "broken"):
+    for folder in ("folder.onnx", "empty", "broken", "thin"):
         (tmp_path / folder).mkdir()
+    Image.new("RGB", (900, 1)).save(tmp_path / "thin" / "b.png")
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
     (tmp_path / "foreign.json").write_text('{"mine": 1}')
     assert run(*arguments, options=options.split()) == 2
@@ -165,11 +184,34 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert line.startswith("error: ") and all(fact in line for fact in facts), line
     assert sorted(path.name for path in tmp_path.rglob("*")) == [
         "a.png",
+        "b.png",
         "broken",
         "empty",
         "folder.onnx",
         "foreign.json",
+        "thin",
     ]
+
+
+def test_a_lack_of_memory_is_one_sentence(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def lack(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(commands, "views_of", lack)
+    assert run(tmp_path / "m.pt2", "--size=99999x99999") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "memory" in line and "size" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_a_key_names_is_passed_over(weights: str, monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(commands, "load", lambda *_, **keys: seen.append(keys))
+    for key in ("MODEL__DEVICE", "MODEL.DEVICE"):
+        commands.load_plainly(EOMT_CONFIG, weights, {key: "cuda"})
+    assert seen[0] == seen[1] and seen[0]["MODEL.DEVICE"] == "cpu"
 
 
 def test_what_is_not_installed_is_named_with_the_command(
