@@ -13,6 +13,7 @@ from detectron2.modeling import SemanticSegmentor
 from torch import Tensor, nn
 
 from maskformer.meta_arch import MaskClassifier
+from maskformer.modeling.backbones.swin import D2SwinTransformer
 from maskformer.runs.failures import is_out_of_memory
 from maskformer.structures import InputError
 
@@ -53,9 +54,11 @@ def run_as_configured(cfg: CfgNode, model: nn.Module) -> None:
             f"MODEL.COMPILE is {mode!r} and MODEL.PRECISION {name!r}, which MaskFormer, EoMT and SemanticSegmentor "
             f"heed, but MODEL.META_ARCHITECTURE {type(model).__name__} does not: set them to 'none' and 'float32'."
         )
+    # With sizes that are variables, PyTorch 2.14's compiler works on the indices of shifted windows for over 8 minutes.
+    any_size = not any(isinstance(module, D2SwinTransformer) for module in model.modules())
     for module, method in parts:
         if hasattr(module, method):
-            setattr(module, method, NetworkPart(module, method, mode, accelerator, precision))
+            setattr(module, method, NetworkPart(module, method, mode, accelerator, precision, any_size=any_size))
 
 
 class NetworkPart:
@@ -69,12 +72,20 @@ class NetworkPart:
         mode: ``MODEL.COMPILE``.
         accelerator: where the module is.
         precision: of products where the module is in evaluation mode; None: as they are.
+        any_size: it may be compiled with sizes that are variables; else some sizes are compiled, all others are not.
     """
 
     def __init__(
-        self, module: nn.Module, method: str, mode: str, accelerator: Accelerator, precision: torch.dtype | None
+        self,
+        module: nn.Module,
+        method: str,
+        mode: str,
+        accelerator: Accelerator,
+        precision: torch.dtype | None,
+        *,
+        any_size: bool = True,
     ):
-        self.module, self.method, self.mode = module, method, mode
+        self.module, self.method, self.mode, self.any_size = module, method, mode, any_size
         self.accelerator, self.precision = accelerator, precision
         self._forget()
 
@@ -105,7 +116,10 @@ class NetworkPart:
         if self._is_off or looks:
             return self._step_by_step(*args)
         sizes: tuple[Any, ...] = (torch.is_grad_enabled(), *(tuple(x.shape) for x in _tensors(args[0])))
-        is_for_others = sizes not in self._sizes and len(self._sizes) >= SIZES_OF_THEIR_OWN[self.mode]
+        is_for_others = sizes not in self._sizes and len(self._sizes) >= self._most_sizes
+        if is_for_others and not self.any_size:
+            self._tell_limit(f"for {self._most_sizes} sizes", args)
+            return self._step_by_step(*args)
         if is_for_others not in self._compiled or not (is_for_others or sizes in self._sizes):
             self._announce(sizes[1], is_for_others)
         if not is_for_others:
@@ -120,6 +134,11 @@ class NetworkPart:
         keeps = self.mode == "max-autotune" and self.accelerator.type != "cpu" and not torch.is_grad_enabled()
         return _each(results, Tensor.clone) if keeps else results
 
+    @property
+    def _most_sizes(self) -> int:
+        """How many get a network of their own."""
+        return SIZES_OF_THEIR_OWN[self.mode if self.any_size else "max-autotune"]
+
     def _announce(self, size: tuple[int, ...], is_for_others: bool) -> None:
         """Say what is compiled now, and have it compiled with the first call."""
         if is_for_others:
@@ -127,12 +146,12 @@ class NetworkPart:
                 "Compiling the network for all other sizes, in at most %d forms; the first: %s", MOST_FORMS, _text(size)
             )
         else:
-            most = SIZES_OF_THEIR_OWN[self.mode]
-            logger.info("Compiling the network for %s (size %d of at most %d)", _text(size), len(self._sizes) + 1, most)
+            number = len(self._sizes) + 1, self._most_sizes
+            logger.info("Compiling the network for %s (size %d of at most %d)", _text(size), *number)
         if is_for_others in self._compiled:
             return
         known = inspect.signature(torch.compile).parameters
-        limit = MOST_FORMS if is_for_others else SIZES_OF_THEIR_OWN[self.mode]
+        limit = MOST_FORMS if is_for_others else self._most_sizes
         # In PyTorch 2.14. Each form may be there for inference mode and without it.
         limits: dict[str, Any] = {"recompile_limit": 2 * limit, "isolate_recompiles": True}
         self._compiled[is_for_others] = torch.compile(
@@ -146,12 +165,7 @@ class NetworkPart:
     def _give_up(self, error: Exception, args: tuple[Any, ...]) -> Any:
         results = self._step_by_step(*args)  # an error that has nothing to do with the compiler is raised here
         if "RecompileLimit" in type(error).__name__:
-            if not self._has_reached_limit:
-                logger.warning(
-                    "The network has been compiled in %d forms: a batch of %s, and what fits none of them, is computed "
-                    "step by step", MOST_FORMS, _text(_tensors(args[0])[0].shape),
-                )  # fmt: skip
-            self._has_reached_limit = True
+            self._tell_limit(f"in {MOST_FORMS} forms", args)
             return results
         self._is_off = True
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -160,6 +174,14 @@ class NetworkPart:
             self.mode, self.accelerator.type, reason,
         )  # fmt: skip
         return results
+
+    def _tell_limit(self, forms: str, args: tuple[Any, ...]) -> None:
+        if not self._has_reached_limit:
+            logger.warning(
+                "The network has been compiled %s: a batch of %s, and what fits none of them, is computed step by step",
+                forms, _text(_tensors(args[0])[0].shape),
+            )  # fmt: skip
+        self._has_reached_limit = True
 
     def _step_by_step(self, *args: Any) -> Any:
         return getattr(type(self.module), self.method)(self.module, *args)

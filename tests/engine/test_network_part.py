@@ -41,12 +41,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "EoMT": (EOMT_CONFIG, TINY_EOMT),
     "per pixel": (str(REPOSITORY / "configs/ade20k-150/per_pixel_baseline_plus_R50_bs16_160k.yaml"), PER_PIXEL),
 }
+SWIN = {
+    **{key: value for key, value in TINY.items() if "RESNETS" not in key and "TEST" not in key},
+    "MODEL.SWIN.EMBED_DIM": 12,
+    "MODEL.SWIN.DEPTHS": "(2, 1, 1, 1)",
+    "MODEL.SWIN.NUM_HEADS": "(1, 2, 2, 2)",
+}
+SWIN_CONFIG = str(REPOSITORY / "configs/ade20k-150/swin/maskformer_swin_tiny_bs16_160k.yaml")
 SIZES = [(64, 96), (96, 64), (64, 96), (128, 160)]
 
 
 def build(name: str, **options: Any) -> tuple[nn.Module, nn.Module]:
     """A model as it comes, and a copy of it that runs as the keys say."""
-    file, tiny = MODELS[name]
+    file, tiny = {**MODELS, "Swin": (SWIN_CONFIG, SWIN)}[name]
     keys = {**tiny, **{key.replace("__", "."): value for key, value in options.items()}}
     cfg = load_config(file, [str(word) for pair in keys.items() for word in pair])
     torch.manual_seed(0)
@@ -142,6 +149,21 @@ def test_other_sizes_share_a_graph_once_there_are_many(
                 torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     assert len(graphs) == network.SIZES_OF_THEIR_OWN[mode] + 1 == len(caplog.records)
     assert "1 x 3 x 64 x 96" in caplog.messages[0]
+
+
+def test_sizes_of_shifted_windows_are_compiled_one_by_one_and_the_rest_is_said(
+    graphs: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setitem(network.SIZES_OF_THEIR_OWN, "max-autotune", 2)
+    plain, model = build("Swin", MODEL__COMPILE="default")
+    for size in [*SIZES, (32, 160)]:
+        for actual, expected in zip(results(model, size), results(plain, size)):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 2
+    (warning,) = [
+        each.getMessage() for each in caplog.records if "network" in each.name and each.levelno > logging.INFO
+    ]
+    assert "for 2 sizes" in warning and "1 x 3 x 128 x 160" in warning
 
 
 def test_what_is_compiled_can_be_copied_pickled_and_saved(graphs: list[int]):
