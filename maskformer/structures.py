@@ -457,8 +457,7 @@ class _KnownProduct(torch.autograd.Function):
         of_embeddings = of_masks @ rows.to(of_masks.dtype)
         of_rows = (of_masks.mT @ embeddings.to(of_masks.dtype)).to(pixels.dtype)
         of_pixels = of_rows.view(1, *pixels.shape[2:], -1).permute(0, 3, 1, 2)
-        of_inputs = torch.autograd.grad(pixels, inputs, of_pixels)
-        of_features, *of_parameters = of_inputs
+        of_features, *of_parameters = torch.autograd.grad(pixels, inputs, of_pixels)
         return None, of_embeddings.to(embeddings.dtype), of_features, None, None, *of_parameters
 
 

@@ -123,6 +123,7 @@ class EoMTNetwork(nn.Module):
 
     @torch.no_grad()
     def _mask_logits(self, prediction: _Prediction) -> Tensor:
+        """(B,Q,h,w), without a gradient, for which pixel embeddings would be kept: they are many times the patches."""
         pixel_embeddings = self.upscale(prediction.patches)
         products = prediction.mask_embeddings @ pixel_embeddings.flatten(2)
         return products.unflatten(2, pixel_embeddings.shape[2:])
